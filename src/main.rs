@@ -1,0 +1,2 @@
+//! The `pflex` binary: the daemons, a whole cluster on one host, and the command line.
+fn main() {}
