@@ -1,1 +1,4 @@
-//! Being built.
+//! The storage data server.
+
+pub mod device;
+pub mod replication;
