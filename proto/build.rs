@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["pflex/mdm.proto", "pflex/control.proto"], ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("pflex.descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().skip_debug(["pflex.v1.SecretKey", "pflex.v1.KeysReply", "pflex.v1.IssuedToken", "pflex.v1.IssueTokensReply"]).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .skip_debug(["pflex.v1.SecretKey", "pflex.v1.KeysReply", "pflex.v1.IssuedToken", "pflex.v1.IssueTokensReply"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

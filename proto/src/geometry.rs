@@ -44,8 +44,7 @@ mod tests {
     fn placement_is_part_of_the_format() {
         // These values are on disks: a change here is a change of format.
         assert_eq!(pg_of(VtreeId(1), ChunkIndex(0), 1024), PgIndex(pg_of(VtreeId(1), ChunkIndex(0), 1 << 31).0 & 1023));
-        let spread: std::collections::BTreeSet<_> =
-            (0..1024).map(|c| pg_of(VtreeId(7), ChunkIndex(c), 64)).collect();
+        let spread: std::collections::BTreeSet<_> = (0..1024).map(|c| pg_of(VtreeId(7), ChunkIndex(c), 64)).collect();
         assert_eq!(spread.len(), 64, "1,024 neighbouring chunks reach all 64 groups");
     }
 
