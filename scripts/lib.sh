@@ -6,6 +6,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034  # read by the scripts that source this file
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 
+PATH=$PATH:/usr/sbin:/sbin # where mke2fs and e2fsck are for everybody but root
+
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 has() { command -v "$1" >/dev/null 2>&1; }

@@ -88,7 +88,7 @@ config=$root/.cargo/config.toml
 wanted="[env]
 ROCKSDB_LIB_DIR = \"$dir\"
 ROCKSDB_STATIC = \"1\""
-if [ "$(cat "$config" 2>/dev/null)" != "$wanted" ]; then
+if ! grep -qxF "ROCKSDB_LIB_DIR = \"$dir\"" "$config" 2>/dev/null; then
   if [ -e "$config" ] && grep -qvE '^(\[env\]|ROCKSDB_[A-Z_]+ = .*|)$' "$config"; then
     say "rocksdb: $config has settings of yours; put these three lines there to use the library:
 $wanted"
