@@ -19,10 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("pflex-sdc", &["pflex-proto", "pflex-common"]),
     ("pflex-mgmt", &["pflex-proto", "pflex-common"]),
     ("pflex", &["pflex-proto", "pflex-common", "pflex-mdm", "pflex-sds", "pflex-sdc", "pflex-mgmt"]),
-    (
-        "pflex-jepsen",
-        &["pflex-proto", "pflex-common", "pflex-mdm", "pflex-sds", "pflex-sdc", "pflex-mgmt", "pflex"],
-    ),
+    ("pflex-jepsen", &["pflex-proto", "pflex-common", "pflex-mdm", "pflex-sds", "pflex-sdc", "pflex-mgmt", "pflex"]),
 ];
 
 /// Crate name -> the names of everything in its three dependency sections.
