@@ -30,7 +30,7 @@ fail() { printf 'FAIL %-9s %s\n' "$check" "$*"; exit 1; }
 # verify_backlog makes fio verify while it writes; by itself it would only after a whole pass over the volume.
 load() {
   fio --name=load --ioengine=nbd --uri="$(nbd_uri "$1")" --rw=randwrite --bs=4k --iodepth=8 --size=512m \
-    --verify=crc32c --verify_backlog=4096 --verify_fatal=1 --runtime="$2" --time_based \
+    --verify=crc32c --verify_backlog=4096 --verify_fatal=1 --verify_state_save=0 --runtime="$2" --time_based \
     --output-format=json --output="$cluster_dir/fio.out" >/dev/null 2>"$cluster_dir/fio.err"
 }
 # Prints: writes, reads that verified, and the longest that one IO took in ms (nothing stalls longer than that).
