@@ -1,1 +1,14 @@
-//! Being built.
+//! What every process has alike, so that components stay apart and still behave the same.
+//!
+//! Reading order: [`clock`], [`durable`], [`shutdown`], [`telemetry`], [`net`] (every socket goes through it), [`frames`]
+//! (the data plane's envelope over a socket), [`mdm`] (the leader-following client), [`map`] (the cluster map and its
+//! watch).
+
+pub mod clock;
+pub mod durable;
+pub mod frames;
+pub mod map;
+pub mod mdm;
+pub mod net;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,196 @@
+//! The map itself.
+
+use std::{collections::HashMap, sync::Arc};
+
+use pflex_proto::{
+    geometry::pg_of,
+    ids::{ChunkIndex, ClusterGeneration, ClusterId, DeviceId, PgId, PoolId, Revision, SdcId, SdsId, VolumeId},
+    pb,
+    pg::{MalformedMessage, PgConfig},
+};
+
+use super::{DeviceInfo, PoolInfo, SdcInfo, SdsInfo, VolumeInfo};
+
+/// Everything an SDS or SDC must know, as of one revision. Tables are shared between versions of the map: an update
+/// copies only those that it changes.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterMap {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// As of which change.
+    pub revision: Revision,
+    /// Raised by a restore (S19).
+    pub generation: ClusterGeneration,
+    /// Pools by id.
+    pub pools: Arc<HashMap<PoolId, PoolInfo>>,
+    /// Storage servers by id.
+    pub sds: Arc<HashMap<SdsId, SdsInfo>>,
+    /// Devices by id.
+    pub devices: Arc<HashMap<DeviceId, DeviceInfo>>,
+    /// Configurations of placement groups.
+    pub pgs: Arc<HashMap<PgId, Arc<PgConfig>>>,
+    /// Client hosts by id.
+    pub sdcs: Arc<HashMap<SdcId, SdcInfo>>,
+    /// Volumes by id.
+    pub volumes: Arc<HashMap<VolumeId, VolumeInfo>>,
+}
+
+impl ClusterMap {
+    /// From the full map at the start of a watch.
+    ///
+    /// # Errors
+    /// [`MalformedMessage`].
+    pub fn from_full(full: pb::ClusterMap) -> Result<Self, MalformedMessage> {
+        let cluster = ClusterId::from_slice(&full.cluster_id)
+            .map_err(|source| MalformedMessage::Uuid { field: "cluster_id", source })?;
+        let generation = ClusterGeneration(full.cluster_generation);
+        let mut map = Self { cluster, generation, ..Self::default() };
+        map.apply(pb::MapUpdate {
+            revision: full.revision,
+            domains: full.domains,
+            pools: full.pools,
+            sds: full.sds,
+            devices: full.devices,
+            pgs: full.pgs,
+            sdcs: full.sdcs,
+            volumes: full.volumes,
+            removed: Vec::new(),
+        })?;
+        Ok(map)
+    }
+
+    /// Applies all changes of one revision. An update that is not newer changes nothing.
+    ///
+    /// # Errors
+    /// [`MalformedMessage`]; the map may have part of the update then and must be listed again.
+    pub fn apply(&mut self, update: pb::MapUpdate) -> Result<(), MalformedMessage> {
+        let revision = Revision(update.revision);
+        if revision <= self.revision && self.revision != Revision(0) {
+            return Ok(());
+        }
+        insert_all(&mut self.pools, update.pools, |pool: &PoolInfo| pool.id)?;
+        insert_all(&mut self.sds, update.sds, |sds: &SdsInfo| sds.id)?;
+        insert_all(&mut self.devices, update.devices, |device: &DeviceInfo| device.id)?;
+        insert_all(&mut self.sdcs, update.sdcs, |sdc: &SdcInfo| sdc.id)?;
+        insert_all(&mut self.volumes, update.volumes, |volume: &VolumeInfo| volume.id)?;
+        if !update.pgs.is_empty() {
+            let pgs = Arc::make_mut(&mut self.pgs);
+            for pg in &update.pgs {
+                let config = PgConfig::try_from(pg)?;
+                // Epochs only grow (I3): an older configuration can only be a server's mistake.
+                if pgs.get(&config.pg).is_none_or(|known| known.epoch <= config.epoch) {
+                    pgs.insert(config.pg, Arc::new(config));
+                }
+            }
+        }
+        for removed in &update.removed {
+            self.remove(removed);
+        }
+        self.revision = revision;
+        Ok(())
+    }
+
+    fn remove(&mut self, removed: &pb::Removed) {
+        let small = u32::try_from(removed.id).unwrap_or(u32::MAX);
+        match removed.kind() {
+            pb::ObjectKind::Pool => {
+                Arc::make_mut(&mut self.pools).remove(&PoolId(small));
+                Arc::make_mut(&mut self.pgs).retain(|pg, _| pg.pool != PoolId(small));
+            }
+            pb::ObjectKind::Sds => drop(Arc::make_mut(&mut self.sds).remove(&SdsId(small))),
+            pb::ObjectKind::Device => drop(Arc::make_mut(&mut self.devices).remove(&DeviceId(small))),
+            pb::ObjectKind::Sdc => drop(Arc::make_mut(&mut self.sdcs).remove(&SdcId(small))),
+            pb::ObjectKind::Volume => drop(Arc::make_mut(&mut self.volumes).remove(&VolumeId(removed.id))),
+            pb::ObjectKind::Domain | pb::ObjectKind::Unspecified => {}
+        }
+    }
+
+    /// The placement group of a volume's chunk; none if the pool is not known (yet).
+    pub fn pg_of(&self, volume: &VolumeInfo, chunk: ChunkIndex) -> Option<PgId> {
+        let pool = self.pools.get(&volume.pool)?;
+        Some(PgId { pool: pool.id, index: pg_of(volume.vtree, chunk, pool.pg_count) })
+    }
+
+    /// The volume of that name.
+    pub fn volume_named(&self, name: &str) -> Option<&VolumeInfo> {
+        self.volumes.values().find(|volume| volume.name == name)
+    }
+
+    /// Whether the copy on `device` is alive: its server is, as far as the MDM knows.
+    pub fn device_alive(&self, device: DeviceId) -> bool {
+        self.devices.get(&device).and_then(|device| self.sds.get(&device.sds)).is_some_and(|sds| sds.alive)
+    }
+}
+
+fn insert_all<K, M, V>(
+    table: &mut Arc<HashMap<K, V>>,
+    messages: Vec<M>,
+    key: fn(&V) -> K,
+) -> Result<(), MalformedMessage>
+where
+    K: Eq + std::hash::Hash + Clone,
+    V: TryFrom<M, Error = MalformedMessage> + Clone,
+{
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let table = Arc::make_mut(table);
+    for message in messages {
+        let value = V::try_from(message)?;
+        table.insert(key(&value), value);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(id: u64, name: &str) -> pb::Volume {
+        pb::Volume { id, name: name.into(), pool_id: 1, size_bytes: 1 << 30, vtree_id: id, ..Default::default() }
+    }
+
+    fn map() -> ClusterMap {
+        let pool = pb::Pool { id: 1, pg_count: 4, copies: 2, ..Default::default() };
+        let full = pb::ClusterMap {
+            cluster_id: vec![1; 16],
+            revision: 10,
+            pools: vec![pool],
+            volumes: vec![volume(1, "a")],
+            pgs: vec![pg(5)],
+            ..Default::default()
+        };
+        ClusterMap::from_full(full).unwrap()
+    }
+
+    fn pg(epoch: u64) -> pb::Pg {
+        pb::Pg { id: Some(pb::PgId { pool_id: 1, index: 0 }), epoch, ..Default::default() }
+    }
+
+    #[test]
+    fn an_update_is_applied_once_and_whole() {
+        let mut map = map();
+        let removed = vec![pb::Removed { kind: pb::ObjectKind::Volume.into(), id: 1 }];
+        let update = pb::MapUpdate { revision: 11, volumes: vec![volume(2, "b")], removed, ..Default::default() };
+        map.apply(update).unwrap();
+        assert!(map.volume_named("a").is_none());
+        assert_eq!(map.volume_named("b").unwrap().id, VolumeId(2));
+        map.apply(pb::MapUpdate { revision: 11, volumes: vec![volume(3, "c")], ..Default::default() }).unwrap();
+        assert!(map.volume_named("c").is_none(), "a revision that is already there changes nothing");
+    }
+
+    #[test]
+    fn epochs_only_grow() {
+        let mut map = map();
+        map.apply(pb::MapUpdate { revision: 12, pgs: vec![pg(4)], ..Default::default() }).unwrap();
+        assert_eq!(map.pgs.values().next().unwrap().epoch.get(), 5);
+    }
+
+    #[test]
+    fn a_malformed_map_is_refused() {
+        let bad = pb::Pool { id: 1, pg_count: 3, ..Default::default() };
+        let full = pb::ClusterMap { cluster_id: vec![1; 16], pools: vec![bad], ..Default::default() };
+        assert!(ClusterMap::from_full(full).is_err());
+        assert!(ClusterMap::from_full(pb::ClusterMap { cluster_id: vec![1; 3], ..Default::default() }).is_err());
+    }
+}

@@ -1,0 +1,9 @@
+//! The cluster map as SDSs, SDCs and tools know it: validated types, whole updates, and the task that keeps it fresh.
+
+mod cluster_map;
+mod objects;
+mod watcher;
+
+pub use cluster_map::ClusterMap;
+pub use objects::{Access, DeviceInfo, Mapping, PoolInfo, SdcInfo, SdsInfo, VolumeInfo};
+pub use watcher::{Watcher, watch};

@@ -1,0 +1,9 @@
+//! Every socket of every component is opened here, so that certificates, limits and fault injection have one place.
+//!
+//! Nothing is encrypted yet: the seam is [`Endpoint`] and [`listen`], which will take the process's identity.
+
+mod endpoint;
+mod listen;
+
+pub use endpoint::{ConnectError, Endpoint, ParseEndpointError, connect_data};
+pub use listen::{ListenError, incoming, listen};
