@@ -9,15 +9,34 @@
 //! **Invariant:** nothing here knows a socket, a file, a clock or randomness.
 //! **Invariant:** no chunk table here; per-group state is the in-flight window and the operation table.
 
+mod backup;
+mod base;
 pub mod effect;
 pub mod event;
+mod flight;
+mod gate;
+mod holds;
+mod join;
+mod joiner;
 pub mod lease;
 pub mod limits;
+mod membership;
 pub mod message;
+mod operations;
+mod pg;
+mod planted;
+mod primary;
+mod reads;
+mod reconcile;
+mod stream;
 pub mod types;
+
+#[cfg(test)]
+mod sim;
 
 pub use effect::Effect;
 pub use event::{ClientRead, ClientWrite, Event};
 pub use lease::{LeaseGrant, LeaseRequest, Leases};
 pub use message::{Body, Message};
+pub use pg::{Pg, PgStatus, RoleName};
 pub use types::*;

@@ -245,6 +245,12 @@ pub enum Refusal {
     /// The client promised never to send this operation again.
     #[error("the operation is below the client's low-water mark")]
     OldOperation,
+    /// The write was ordered, and then this copy lost its role: it may be executed or undone. Send it again.
+    #[error("the outcome is not known here; epoch {epoch} decides it")]
+    OutcomeUnknown {
+        /// The epoch this copy knows.
+        epoch: Epoch,
+    },
     /// The store could not read.
     #[error("the store cannot read this extent")]
     Unreadable,
@@ -260,12 +266,14 @@ pub enum Outcome<D> {
     Written {
         /// Of the present epoch (S14).
         volatility: VolatilityId,
+        /// The place the write was given when it was first executed.
+        version: Version,
     },
     /// The bytes asked for.
     Read {
         /// The payload.
         data: D,
     },
-    /// Nothing was executed in this attempt; an earlier attempt of the same operation may have been.
+    /// Not executed in this attempt (but see `OutcomeUnknown`); an earlier attempt of the same operation may have been.
     Refused(Refusal),
 }

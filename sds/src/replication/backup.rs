@@ -1,0 +1,189 @@
+//! A backup: an in-sync copy that applies what the primary ordered.
+//!
+//! In each epoch it first answers the primary's reconciliation (S1); writes are accepted once it was opened.
+
+use pflex_proto::ids::{Member, Sequence};
+
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::limits::LIST_PAGE;
+use super::message::Body;
+use super::planted::Bug;
+use super::types::{ChunkEntry, OrderedWrite, Round};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Backup {
+    primary: Member,
+    /// The primary's present attempt; what carries an older one was delayed in a broken connection.
+    round: Round,
+    opened: bool,
+    /// The sequence received last (S4).
+    received: Sequence,
+    gap_told: Option<Sequence>,
+    reserved: bool,
+}
+
+impl Backup {
+    pub(super) fn new(primary: Member) -> Self {
+        Self { primary, round: Round(0), opened: false, received: Sequence(0), gap_told: None, reserved: false }
+    }
+
+    pub(super) fn is_opened(&self) -> bool {
+        self.opened
+    }
+
+    pub(super) fn primary(&self) -> Member {
+        self.primary
+    }
+
+    /// Space was set aside that the end of this role should free.
+    pub(super) fn has_reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// A new connection starts with the primary's resends.
+    pub(super) fn reconnected(&mut self) {
+        self.gap_told = None;
+    }
+
+    pub(super) fn on_message<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, body: Body<D>) {
+        // S4: a copy that could not apply a write answers nothing but that, until it has left.
+        if base.failed {
+            return base.send(cx, self.primary, Body::CannotApply);
+        }
+        match body {
+            Body::Collect { round } if round > self.round => {
+                self.round = round;
+                self.opened = false;
+                base.gate.clear();
+                cx.emit(Effect::ListVersions { round, above: Some(base.committed) });
+            }
+            Body::SumsRequest { round, chunk } if round == self.round => {
+                cx.emit(Effect::ReadSums { round, chunk });
+            }
+            Body::Fix { round, chunk, image, operations } if round == self.round && !self.opened => {
+                if !base.planted.is(Bug::KeepUndoneOperations) {
+                    base.operations.replace_chunk(chunk, &operations);
+                }
+                let operations = if base.planted.is(Bug::KeepUndoneOperations) {
+                    base.operations.of_chunk(chunk)
+                } else {
+                    operations
+                };
+                let ticket = base.ticket();
+                cx.emit(Effect::FixChunk { ticket, chunk, image, operations });
+                base.send_when_durable(cx, self.primary, Body::Fixed { round, chunk });
+            }
+            Body::Open { round, last, operations } if round == self.round => {
+                // A second one is a resend: the table has moved on since.
+                if !self.opened {
+                    self.opened = true;
+                    self.received = last;
+                    self.gap_told = None;
+                    base.last = base.last.max(last);
+                    base.operations.replace(&operations);
+                    let (ticket, watermark) = (base.ticket(), base.committed);
+                    cx.emit(Effect::ReplaceOperations { ticket, operations, watermark });
+                }
+                base.send_when_durable(cx, self.primary, Body::Opened { round });
+            }
+            Body::Write { round, previous, committed, write } if round == self.round && self.opened => {
+                base.committed = base.committed.max(committed);
+                self.on_write(base, cx, previous, write);
+            }
+            Body::Committed { round, through } if round == self.round && self.opened => {
+                base.committed = base.committed.max(through);
+            }
+            Body::Reserve { round, chunk } if round == self.round && self.opened => {
+                self.reserved = true;
+                cx.emit(Effect::Reserve { chunk });
+            }
+            // Of another attempt, or what only a primary or joiner takes.
+            Body::Collect { .. }
+            | Body::SumsRequest { .. }
+            | Body::Fix { .. }
+            | Body::Open { .. }
+            | Body::Write { .. }
+            | Body::Committed { .. }
+            | Body::Reserve { .. }
+            | Body::JoinStart { .. }
+            | Body::SyncChunk { .. }
+            | Body::JoinEnd { .. }
+            | Body::WriteAck { .. }
+            | Body::Gap { .. }
+            | Body::CannotApply
+            | Body::VersionList { .. }
+            | Body::Sums { .. }
+            | Body::Fixed { .. }
+            | Body::Opened { .. }
+            | Body::ChunkSynced { .. }
+            | Body::JoinReady { .. }
+            | Body::Reserved { .. }
+            | Body::Refused => {}
+        }
+    }
+
+    fn on_write<D: Clone>(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        previous: Sequence,
+        write: OrderedWrite<D>,
+    ) {
+        let round = self.round;
+        let sequence = write.version.sequence;
+        if sequence <= self.received {
+            // A resend after a reconnect: what it wants is the acknowledgement.
+            return base.send_when_durable(cx, self.primary, Body::WriteAck { round, through: self.received });
+        }
+        // S4: a missing write is never skipped.
+        if previous != self.received && !base.planted.is(Bug::AcceptGap) {
+            if self.gap_told != Some(self.received) {
+                self.gap_told = Some(self.received);
+                base.send(cx, self.primary, Body::Gap { round, after: self.received });
+            }
+            return;
+        }
+        self.received = sequence;
+        base.apply(cx, write);
+        base.send_when_durable(cx, self.primary, Body::WriteAck { round, through: sequence });
+    }
+
+    pub(super) fn on_listed<D: Clone>(
+        &self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        round: Round,
+        entries: &[ChunkEntry],
+    ) {
+        if round == self.round && !self.opened {
+            send_list(base, cx, self.primary, round, entries);
+        }
+    }
+
+    pub(super) fn round(&self) -> Round {
+        self.round
+    }
+}
+
+/// Answers `Collect` or `JoinStart`. What is listed is made durable first: the primary will count on it.
+pub(super) fn send_list<D: Clone>(
+    base: &mut Base<D>,
+    cx: &mut Cx<'_, D>,
+    primary: Member,
+    round: Round,
+    entries: &[ChunkEntry],
+) {
+    let (highest, watermark) = (base.last.max(base.committed), base.committed);
+    let mut pages = entries.chunks(LIST_PAGE).peekable();
+    if pages.peek().is_none() {
+        let empty = Body::VersionList { round, highest, watermark, entries: Vec::new(), more: false };
+        return base.send_when_durable(cx, primary, empty);
+    }
+    while let Some(page) = pages.next() {
+        let more = pages.peek().is_some();
+        let list = Body::VersionList { round, highest, watermark, entries: page.to_vec(), more };
+        base.send_when_durable(cx, primary, list);
+    }
+}

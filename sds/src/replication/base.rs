@@ -1,0 +1,111 @@
+//! What every role of a replica has: identity, configuration, operation table, order, durability.
+
+use pflex_proto::ids::{Epoch, Member, PgId, Sequence};
+
+use super::effect::Effect;
+use super::gate::Gate;
+use super::lease::Leases;
+use super::message::{Body, Message};
+use super::operations::Operations;
+use super::planted::{Bug, Planted};
+use super::types::{OrderedWrite, PgConfig, RequestId, Round, Ticket, Time};
+use super::types::{Outcome, Refusal};
+
+/// One call's surroundings.
+pub(super) struct Cx<'a, D> {
+    pub(super) now: Time,
+    pub(super) leases: &'a Leases,
+    pub(super) out: &'a mut Vec<Effect<D>>,
+}
+
+impl<D> Cx<'_, D> {
+    pub(super) fn emit(&mut self, effect: Effect<D>) {
+        self.out.push(effect);
+    }
+
+    pub(super) fn refuse(&mut self, request: RequestId, refusal: Refusal) {
+        self.emit(Effect::Reply { request, outcome: Outcome::Refused(refusal) });
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Base<D> {
+    pub(super) id: PgId,
+    pub(super) own: Member,
+    pub(super) config: Option<PgConfig>,
+    pub(super) connected: Vec<Member>,
+    pub(super) operations: Operations,
+    /// The highest sequence this copy applied or heard of.
+    pub(super) last: Sequence,
+    /// The watermark: nothing at or below differs between in-sync copies (S1).
+    pub(super) committed: Sequence,
+    /// The last ticket given to a store effect.
+    pub(super) issued: Ticket,
+    /// Every store effect up to here is durable.
+    pub(super) durable: Ticket,
+    pub(super) gate: Gate<D>,
+    /// As primary, answer nothing before this (S6).
+    pub(super) serve_after: Time,
+    /// A store effect failed: this copy applies nothing more until it joins anew (S4).
+    pub(super) failed: bool,
+    pub(super) last_round: Round,
+    pub(super) planted: Planted,
+}
+
+impl<D: Clone> Base<D> {
+    pub(super) fn epoch(&self) -> Epoch {
+        self.config.as_ref().map_or(Epoch(0), |config| config.epoch)
+    }
+
+    /// S2: a membership names one life of a device.
+    pub(super) fn same(&self, a: Member, b: Member) -> bool {
+        a == b || (self.planted.is(Bug::AcceptOldIncarnation) && a.device == b.device)
+    }
+
+    pub(super) fn is_connected(&self, member: Member) -> bool {
+        self.connected.contains(&member)
+    }
+
+    pub(super) fn next_round(&mut self) -> Round {
+        self.last_round.0 += 1;
+        self.last_round
+    }
+
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.issued.0 += 1;
+        self.issued
+    }
+
+    pub(super) fn message(&self, to: Member, body: Body<D>) -> Message<D> {
+        Message { from: self.own, to, pg: self.id, epoch: self.epoch(), body }
+    }
+
+    /// Nothing is sent into a broken connection: what matters is sent again when it is back.
+    pub(super) fn send(&self, cx: &mut Cx<'_, D>, to: Member, body: Body<D>) {
+        if self.is_connected(to) {
+            cx.emit(Effect::Send(self.message(to, body)));
+        }
+    }
+
+    /// Sends once everything that was asked of the store so far is durable.
+    pub(super) fn send_when_durable(&mut self, cx: &mut Cx<'_, D>, to: Member, body: Body<D>) {
+        self.gate.push(self.issued, to, body);
+        self.open_gate(cx);
+    }
+
+    pub(super) fn open_gate(&mut self, cx: &mut Cx<'_, D>) {
+        while let Some((to, body)) = self.gate.pop(self.durable) {
+            self.send(cx, to, body);
+        }
+    }
+
+    /// Applies an ordered write here: to the operation table now, to the store by an effect.
+    pub(super) fn apply(&mut self, cx: &mut Cx<'_, D>, write: OrderedWrite<D>) -> Ticket {
+        self.operations.record(&write);
+        self.last = self.last.max(write.version.sequence);
+        let ticket = self.ticket();
+        cx.emit(Effect::Apply { ticket, write, watermark: self.committed });
+        ticket
+    }
+}

@@ -1,0 +1,113 @@
+//! Writes that wait, unordered, for their chunk: while it is copied to a joiner (S10), while the edges of an unaligned
+//! write are merged (S15), while the other copies reserve space for it (S4).
+//!
+//! One chunk has one hold at a time; what arrives meanwhile queues behind it and is admitted again, in order, after.
+
+use std::collections::{HashMap, VecDeque};
+
+use pflex_proto::ids::{ChunkId, Member};
+
+use super::event::ClientWrite;
+use super::limits::MAX_HELD;
+use super::types::RequestId;
+
+/// Why a chunk is held.
+#[derive(Debug)]
+pub(super) enum Reason<D> {
+    /// A joiner is being given it.
+    Syncing,
+    /// This write's edges are being merged.
+    Merging(ClientWrite<D>),
+    /// This write would create it, and these copies have not said yet that they have space.
+    Reserving(ClientWrite<D>, Vec<Member>),
+}
+
+/// A held chunk.
+#[derive(Debug)]
+pub(super) struct Hold<D> {
+    pub(super) reason: Reason<D>,
+    pub(super) waiting: VecDeque<ClientWrite<D>>,
+}
+
+impl<D> Hold<D> {
+    /// Every request in it.
+    fn requests(self) -> impl Iterator<Item = RequestId> {
+        let first = match self.reason {
+            Reason::Syncing => None,
+            Reason::Merging(write) | Reason::Reserving(write, _) => Some(write.request),
+        };
+        first.into_iter().chain(self.waiting.into_iter().map(|write| write.request))
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Holds<D> {
+    chunks: HashMap<ChunkId, Hold<D>>,
+    merging: HashMap<RequestId, ChunkId>,
+    queued: usize,
+}
+
+impl<D> Default for Holds<D> {
+    fn default() -> Self {
+        Self { chunks: HashMap::new(), merging: HashMap::new(), queued: 0 }
+    }
+}
+
+impl<D> Holds<D> {
+    pub(super) fn is_held(&self, chunk: ChunkId) -> bool {
+        self.chunks.contains_key(&chunk)
+    }
+
+    /// The chunk must not be held.
+    pub(super) fn hold(&mut self, chunk: ChunkId, reason: Reason<D>) {
+        if let Reason::Merging(write) = &reason {
+            self.merging.insert(write.request, chunk);
+        }
+        let before = self.chunks.insert(chunk, Hold { reason, waiting: VecDeque::new() });
+        debug_assert!(before.is_none(), "one hold at a time");
+    }
+
+    /// Queues behind the hold; gives the write back when there is no room.
+    pub(super) fn queue(&mut self, write: ClientWrite<D>) -> Result<(), ClientWrite<D>> {
+        match self.chunks.get_mut(&write.chunk) {
+            Some(hold) if self.queued < MAX_HELD => {
+                self.queued += 1;
+                hold.waiting.push_back(write);
+                Ok(())
+            }
+            Some(_) | None => Err(write),
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, chunk: ChunkId) -> Option<&mut Hold<D>> {
+        self.chunks.get_mut(&chunk)
+    }
+
+    /// The chunks for which this copy has not said yet whether it has space.
+    pub(super) fn reserving(&self, member: Member) -> impl Iterator<Item = ChunkId> + '_ {
+        self.chunks.iter().filter_map(move |(chunk, hold)| match &hold.reason {
+            Reason::Reserving(_, missing) if missing.contains(&member) => Some(*chunk),
+            Reason::Reserving(..) | Reason::Syncing | Reason::Merging(_) => None,
+        })
+    }
+
+    /// The chunk a merge was for.
+    pub(super) fn merged(&mut self, request: RequestId) -> Option<ChunkId> {
+        self.merging.remove(&request)
+    }
+
+    /// Ends the hold; its writes are the caller's to admit.
+    pub(super) fn release(&mut self, chunk: ChunkId) -> Option<Hold<D>> {
+        let hold = self.chunks.remove(&chunk)?;
+        self.queued -= hold.waiting.len();
+        Some(hold)
+    }
+
+    /// Gives all up: the epoch is over.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = RequestId> + '_ {
+        self.queued = 0;
+        self.merging.clear();
+        self.chunks.drain().flat_map(|(_, hold)| hold.requests())
+    }
+}

@@ -1,0 +1,239 @@
+//! The primary's side of a join (S10, S3).
+//!
+//! Lists first; the moment this copy's own list is asked for, forwarding begins: a chunk written between that moment
+//! and the list's arrival is dirty and is copied. Then chunk by chunk, a few at a time: *needs sync* (writes are not
+//! forwarded), *syncing* (writes wait), *synced* (writes are forwarded and their acknowledgement is awaited). A chunk
+//! absent on both sides is synced. When none is left and the joiner has made everything durable, it is proposed.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use pflex_proto::ids::{ChunkId, Member, Sequence, Version};
+
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::holds::{Holds, Reason};
+use super::limits::{JOINER_SILENT, SYNC_PARALLEL};
+use super::message::Body;
+use super::planted::Bug;
+use super::stream::Stream;
+use super::types::{ChunkEntry, ChunkImage, Round, Time};
+
+/// What a write to a chunk means for the joiner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Forward {
+    /// The chunk is still to be copied, with this write in it.
+    No,
+    /// The chunk is as here: send the write along.
+    Yes,
+}
+
+/// Who has to act on a chunk being copied. A slow store here must not look like a silent joiner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    Joiner,
+    OwnStore,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The joiner's list is coming in.
+    Listing,
+    /// The own list is being read; these chunks were written since.
+    OwnList { dirty: HashSet<ChunkId> },
+    /// Chunks are copied.
+    Syncing { needs: BTreeSet<ChunkId>, syncing: HashMap<ChunkId, Turn> },
+    /// The joiner flushes.
+    Ending,
+    /// The joiner has everything durable.
+    Ready,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Join {
+    pub(super) stream: Stream,
+    stage: Stage,
+    theirs: HashMap<ChunkId, Option<Version>>,
+    /// Since when the joiner owes an answer other than an acknowledgement.
+    owes_since: Option<Time>,
+    own_round: Round,
+}
+
+impl Join {
+    pub(super) fn start<D: Clone>(base: &mut Base<D>, cx: &mut Cx<'_, D>, member: Member) -> Self {
+        let round = base.next_round();
+        base.send(cx, member, Body::JoinStart { round });
+        let owes_since = Some(cx.now);
+        let stream = Stream::new(member, round, Sequence(0));
+        Self { stream, stage: Stage::Listing, theirs: HashMap::new(), owes_since, own_round: Round(0) }
+    }
+
+    pub(super) fn member(&self) -> Member {
+        self.stream.member
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.stage, Stage::Ready)
+    }
+
+    /// The joiner has owed an answer for too long.
+    pub(super) fn is_silent(&self, now: Time) -> bool {
+        let late = |since: Option<Time>| since.is_some_and(|since| now.since(since) > JOINER_SILENT);
+        late(self.owes_since) || late(self.stream.owes_since())
+    }
+
+    /// For a person: chunks still to copy.
+    pub(super) fn remaining(&self) -> Option<usize> {
+        match &self.stage {
+            Stage::Listing | Stage::OwnList { .. } => None,
+            Stage::Syncing { needs, syncing } => Some(needs.len() + syncing.len()),
+            Stage::Ending | Stage::Ready => Some(0),
+        }
+    }
+
+    /// A write to this chunk is about to be ordered. The chunk is not being copied: such writes wait in `Holds`.
+    pub(super) fn forward<D>(&mut self, base: &Base<D>, chunk: ChunkId) -> Forward {
+        match &mut self.stage {
+            Stage::Listing => Forward::No,
+            Stage::OwnList { dirty } => {
+                if !base.planted.is(Bug::ForgetDirtyDuringList) {
+                    dirty.insert(chunk);
+                }
+                Forward::No
+            }
+            Stage::Syncing { needs, .. } if needs.contains(&chunk) => Forward::No,
+            Stage::Syncing { .. } | Stage::Ending | Stage::Ready => Forward::Yes,
+        }
+    }
+
+    /// Returns a chunk whose waiting writes may go on.
+    pub(super) fn on_message<D: Clone>(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        holds: &mut Holds<D>,
+        body: &Body<D>,
+    ) -> Option<ChunkId> {
+        let round = self.stream.round;
+        match (body, &mut self.stage) {
+            (Body::VersionList { round: of, entries, more, highest: _, watermark: _ }, Stage::Listing)
+                if *of == round =>
+            {
+                self.owes_since = Some(cx.now);
+                self.theirs.extend(entries.iter().map(|entry| (entry.chunk, entry.version)));
+                if !more {
+                    self.owes_since = None;
+                    self.own_round = base.next_round();
+                    self.stage = Stage::OwnList { dirty: HashSet::new() };
+                    cx.emit(Effect::ListVersions { round: self.own_round, above: None });
+                }
+            }
+            (Body::Sums { round: of, chunk, sums }, Stage::Syncing { syncing, .. })
+                if *of == round && syncing.contains_key(chunk) =>
+            {
+                syncing.insert(*chunk, Turn::OwnStore);
+                self.owes_since = owes(syncing).then_some(cx.now);
+                cx.emit(Effect::ReadDifference { round, chunk: *chunk, theirs: sums.clone() });
+            }
+            (Body::ChunkSynced { round: of, chunk }, Stage::Syncing { syncing, .. })
+                if *of == round && syncing.contains_key(chunk) =>
+            {
+                syncing.remove(chunk);
+                self.owes_since = owes(syncing).then_some(cx.now);
+                self.sync_next(base, cx, holds);
+                return Some(*chunk);
+            }
+            (Body::JoinReady { round: of }, Stage::Ending) if *of == round => {
+                self.owes_since = None;
+                self.stage = Stage::Ready;
+            }
+            (Body::WriteAck { round: of, through }, _) if *of == round => {
+                self.stream.acknowledge(cx.now, *through);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    pub(super) fn on_listed<D: Clone>(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        holds: &mut Holds<D>,
+        round: Round,
+        entries: &[ChunkEntry],
+    ) {
+        let Stage::OwnList { dirty } = &mut self.stage else { return };
+        if round != self.own_round {
+            return;
+        }
+        let mut needs: BTreeSet<ChunkId> = dirty.drain().collect();
+        let mut theirs = std::mem::take(&mut self.theirs);
+        for entry in entries {
+            // Unsynced equals nothing, not even unsynced.
+            let equal = theirs.remove(&entry.chunk).flatten().is_some_and(|version| Some(version) == entry.version);
+            if !equal {
+                needs.insert(entry.chunk);
+            }
+        }
+        // What only the joiner has is to be removed there.
+        needs.extend(theirs.into_keys());
+        self.stage = Stage::Syncing { needs, syncing: HashMap::new() };
+        self.sync_next(base, cx, holds);
+    }
+
+    /// Starts copying as many chunks as may be at once; ends the join when none is left. A chunk that another hold
+    /// has is passed over: `Primary` calls again when that hold ends.
+    pub(super) fn sync_next<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, holds: &mut Holds<D>) {
+        let Stage::Syncing { needs, syncing } = &mut self.stage else { return };
+        let (member, round) = (self.stream.member, self.stream.round);
+        while syncing.len() < SYNC_PARALLEL
+            && let Some(chunk) = needs.iter().copied().find(|chunk| !holds.is_held(*chunk))
+        {
+            needs.remove(&chunk);
+            syncing.insert(chunk, Turn::Joiner);
+            holds.hold(chunk, Reason::Syncing);
+            self.owes_since.get_or_insert(cx.now);
+            base.send(cx, member, Body::SumsRequest { round, chunk });
+        }
+        if needs.is_empty() && syncing.is_empty() {
+            // From here on every write is forwarded, so the table and the chunks are complete with what follows.
+            self.stage = Stage::Ending;
+            self.owes_since = Some(cx.now);
+            let (last, watermark, operations) = (base.last, base.committed, base.operations.snapshot());
+            base.send(cx, member, Body::JoinEnd { round, last, watermark, operations });
+        }
+    }
+
+    pub(super) fn on_difference<D: Clone>(
+        &mut self,
+        base: &Base<D>,
+        cx: &mut Cx<'_, D>,
+        round: Round,
+        chunk: ChunkId,
+        image: ChunkImage<D>,
+    ) {
+        let Stage::Syncing { syncing, .. } = &mut self.stage else { return };
+        if round == self.stream.round && syncing.contains_key(&chunk) {
+            syncing.insert(chunk, Turn::Joiner);
+            self.owes_since.get_or_insert(cx.now);
+            base.send(cx, self.stream.member, Body::SyncChunk { round, chunk, image });
+        }
+    }
+
+    /// The chunks whose writes wait for this join.
+    pub(super) fn held(&self) -> Vec<ChunkId> {
+        match &self.stage {
+            Stage::Syncing { syncing, .. } => {
+                let mut held: Vec<_> = syncing.keys().copied().collect();
+                held.sort_unstable();
+                held
+            }
+            Stage::Listing | Stage::OwnList { .. } | Stage::Ending | Stage::Ready => Vec::new(),
+        }
+    }
+}
+
+fn owes(syncing: &HashMap<ChunkId, Turn>) -> bool {
+    syncing.values().any(|turn| *turn == Turn::Joiner)
+}

@@ -1,0 +1,174 @@
+//! A joiner: a copy outside the in-sync set that the primary fills (S10).
+//!
+//! Each chunk goes through three durable steps: marked unsynced, blocks written, version set. So at no moment does a
+//! half-copied chunk bear a version that could equal another copy's.
+
+use std::collections::VecDeque;
+
+use pflex_proto::ids::{ChunkId, Member, Sequence};
+
+use super::backup::send_list;
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::message::Body;
+use super::planted::Bug;
+use super::types::{ChunkEntry, ChunkImage, OrderedWrite, Round, Ticket};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Joiner<D> {
+    primary: Option<Member>,
+    round: Round,
+    /// The sequence received last on this attempt's stream; zero before the first.
+    received: Sequence,
+    /// Chunks whose next step waits for a ticket, in ticket order.
+    steps: VecDeque<(Ticket, Step<D>)>,
+}
+
+#[derive(Debug)]
+enum Step<D> {
+    /// Marked; the blocks come next.
+    Marked(ChunkId, ChunkImage<D>),
+    /// Blocks written; the version comes last.
+    Written(ChunkId, ChunkImage<D>),
+}
+
+impl<D: Clone> Joiner<D> {
+    pub(super) fn new(primary: Option<Member>) -> Self {
+        Self { primary, round: Round(0), received: Sequence(0), steps: VecDeque::new() }
+    }
+
+    pub(super) fn round(&self) -> Round {
+        self.round
+    }
+
+    pub(super) fn primary(&self) -> Option<Member> {
+        self.primary
+    }
+
+    pub(super) fn on_message(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, body: Body<D>) {
+        let Some(primary) = self.primary else { return };
+        match body {
+            Body::JoinStart { round } if round > self.round => self.start(base, cx, round),
+            // S4: nothing after a write that could not be applied; the primary drops this attempt.
+            _ if base.failed => base.send(cx, primary, Body::CannotApply),
+            Body::SumsRequest { round, chunk } if round == self.round => cx.emit(Effect::ReadSums { round, chunk }),
+            Body::SyncChunk { round, chunk, image } if round == self.round => self.on_chunk(base, cx, chunk, image),
+            Body::Write { round, previous, committed, write } if round == self.round => {
+                base.committed = base.committed.max(committed);
+                self.on_write(base, cx, primary, previous, write);
+            }
+            Body::JoinEnd { round, last, watermark, operations } if round == self.round => {
+                base.last = base.last.max(last);
+                // Set, not raised: a mark from an earlier membership says nothing about this one.
+                base.committed = watermark;
+                base.operations.replace(&operations);
+                let ticket = base.ticket();
+                cx.emit(Effect::ReplaceOperations { ticket, operations, watermark });
+                base.send_when_durable(cx, primary, Body::JoinReady { round });
+            }
+            Body::Committed { round, through } if round == self.round => {
+                base.committed = base.committed.max(through);
+            }
+            // Of another attempt, or what only a primary or backup takes.
+            Body::JoinStart { .. }
+            | Body::SumsRequest { .. }
+            | Body::SyncChunk { .. }
+            | Body::Write { .. }
+            | Body::JoinEnd { .. }
+            | Body::Committed { .. }
+            | Body::Collect { .. }
+            | Body::Fix { .. }
+            | Body::Open { .. }
+            | Body::Reserve { .. }
+            | Body::WriteAck { .. }
+            | Body::Gap { .. }
+            | Body::CannotApply
+            | Body::VersionList { .. }
+            | Body::Sums { .. }
+            | Body::Fixed { .. }
+            | Body::Opened { .. }
+            | Body::ChunkSynced { .. }
+            | Body::JoinReady { .. }
+            | Body::Reserved { .. }
+            | Body::Refused => {}
+        }
+    }
+
+    fn start(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, round: Round) {
+        self.round = round;
+        self.received = Sequence(0);
+        self.steps.clear();
+        base.gate.clear();
+        if base.failed {
+            base.failed = false;
+            let ticket = base.ticket();
+            cx.emit(Effect::ClearFailure { ticket });
+        }
+        cx.emit(Effect::ListVersions { round, above: None });
+    }
+
+    pub(super) fn on_listed(&self, base: &mut Base<D>, cx: &mut Cx<'_, D>, round: Round, entries: &[ChunkEntry]) {
+        if let (Some(primary), true) = (self.primary, round == self.round) {
+            send_list(base, cx, primary, round, entries);
+        }
+    }
+
+    fn on_write(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        primary: Member,
+        previous: Sequence,
+        write: OrderedWrite<D>,
+    ) {
+        let round = self.round;
+        // S4. Nothing is resent to a joiner: after a gap the primary starts another attempt.
+        if previous != self.received && !base.planted.is(Bug::AcceptGap) {
+            return base.send(cx, primary, Body::Gap { round, after: self.received });
+        }
+        let through = write.version.sequence;
+        self.received = through;
+        base.apply(cx, write);
+        base.send_when_durable(cx, primary, Body::WriteAck { round, through });
+    }
+
+    fn on_chunk(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, image: ChunkImage<D>) {
+        if image.runs.is_empty() || image.version.is_none() {
+            // Nothing half-way can exist: the blocks are equal already, or the whole chunk goes.
+            return self.set_version(base, cx, chunk, &image);
+        }
+        if base.planted.is(Bug::SkipUnsyncedMark) {
+            let ticket = base.ticket();
+            cx.emit(Effect::WriteBlocks { ticket, chunk, runs: image.runs.clone() });
+            return self.steps.push_back((ticket, Step::Written(chunk, image)));
+        }
+        let ticket = base.ticket();
+        cx.emit(Effect::MarkUnsynced { ticket, chunk });
+        self.steps.push_back((ticket, Step::Marked(chunk, image)));
+    }
+
+    /// Takes every chunk whose step became durable to its next.
+    pub(super) fn on_durable(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        while self.steps.front().is_some_and(|(ticket, _)| *ticket <= base.durable) {
+            let Some((_, step)) = self.steps.pop_front() else { return };
+            match step {
+                Step::Marked(chunk, mut image) => {
+                    let ticket = base.ticket();
+                    let runs = std::mem::take(&mut image.runs);
+                    cx.emit(Effect::WriteBlocks { ticket, chunk, runs });
+                    self.steps.push_back((ticket, Step::Written(chunk, image)));
+                }
+                Step::Written(chunk, image) => self.set_version(base, cx, chunk, &image),
+            }
+        }
+    }
+
+    fn set_version(&self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, image: &ChunkImage<D>) {
+        let ticket = base.ticket();
+        cx.emit(Effect::SetVersion { ticket, chunk, version: image.version });
+        if let Some(primary) = self.primary {
+            base.send_when_durable(cx, primary, Body::ChunkSynced { round: self.round, chunk });
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! One placement group's replica on one device: takes events, knows its role, fences by epoch and incarnation.
+//!
+//! The loop only dispatches; `primary`, `backup` and `joiner` decide.
+
+use pflex_proto::ids::{Epoch, Member, PgId, Sequence};
+
+use super::backup::Backup;
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::event::Event;
+use super::flight::Flight;
+use super::gate::Gate;
+use super::join::Join;
+use super::joiner::Joiner;
+use super::lease::Leases;
+use super::message::{Body, Message};
+use super::operations::Operations;
+use super::planted::Planted;
+use super::primary::{Phase, Primary};
+use super::types::{PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
+
+/// See the module. Lives as long as its device is open: a `Pg` made anew in the same life of the device would forget
+/// which primaries the device granted leases to.
+#[derive(Debug)]
+pub struct Pg<D> {
+    base: Base<D>,
+    role: Role<D>,
+    /// The latest first message of an epoch this copy has not heard of: taken up when the configuration is here.
+    early: Option<Message<D>>,
+}
+
+#[derive(Debug)]
+enum Role<D> {
+    /// No configuration yet, or one that names another life of this device (S2): nothing is served, acknowledged
+    /// or granted.
+    Outside,
+    /// In sync, ordering.
+    Primary(Box<Primary<D>>),
+    /// In sync, following.
+    Backup(Backup),
+    /// In sync, but nobody is primary.
+    Orphan,
+    /// Alive and not in sync.
+    Joiner(Joiner<D>),
+}
+
+/// For people and metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PgStatus {
+    /// What this copy is.
+    pub role: RoleName,
+    /// The epoch it knows.
+    pub epoch: Epoch,
+    /// Highest sequence here.
+    pub last: Sequence,
+    /// Durable on every in-sync copy, as far as this copy knows.
+    pub committed: Sequence,
+    /// Ordered and uncommitted writes.
+    pub in_flight: usize,
+    /// The joiner being filled, and how many chunks it still needs, once that is known.
+    pub joining: Option<(Member, Option<usize>)>,
+    /// This copy could not apply a write.
+    pub failed: bool,
+}
+
+/// What a copy is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RoleName {
+    /// Not named by the configuration in this life.
+    Outside,
+    /// Primary, opening its epoch: this many chunks are still to be compared.
+    Opening {
+        /// Chunks still to compare; zero while lists are collected or leases are waited for.
+        remaining: usize,
+    },
+    /// Primary, answering.
+    Serving,
+    /// Backup; whether the primary has opened it in this epoch.
+    Backup {
+        /// Whether it takes writes.
+        opened: bool,
+    },
+    /// In sync without a primary.
+    Orphan,
+    /// Not in sync.
+    Joiner,
+}
+
+impl<D: Clone> Pg<D> {
+    /// For a device just opened; `leases` are the device's.
+    pub fn new(id: PgId, own: Member, recovered: Recovered, leases: &Leases) -> Self {
+        Self::with_planted(id, own, recovered, leases, Planted::default())
+    }
+
+    pub(super) fn with_planted(id: PgId, own: Member, recovered: Recovered, leases: &Leases, planted: Planted) -> Self {
+        let mut operations = Operations::default();
+        operations.replace(&recovered.operations);
+        let base = Base {
+            id,
+            own,
+            config: None,
+            connected: Vec::new(),
+            operations,
+            last: recovered.highest.max(recovered.watermark),
+            committed: recovered.watermark,
+            issued: Ticket(0),
+            durable: Ticket(0),
+            gate: Gate::default(),
+            serve_after: leases.earlier_life_lapses(),
+            failed: false,
+            // Rounds rise over all lives of the device, so no delayed message of an earlier one fits.
+            last_round: Round(own.incarnation.0 << 32),
+            planted,
+        };
+        Self { base, role: Role::Outside, early: None }
+    }
+
+    /// The epoch this copy is in: what a lease grant says of this group. None: nothing may be granted (S2).
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.base.config.as_ref().map(|config| config.epoch)
+    }
+
+    /// The configuration this copy knows.
+    pub fn config(&self) -> Option<&PgConfig> {
+        self.base.config.as_ref()
+    }
+
+    /// Whether a read or write would be taken now.
+    pub fn is_serving(&self) -> bool {
+        matches!(&self.role, Role::Primary(primary) if primary.is_serving() && !self.base.failed)
+    }
+
+    /// For people and metrics.
+    pub fn status(&self) -> PgStatus {
+        let (role, in_flight, joining) = match &self.role {
+            Role::Outside => (RoleName::Outside, 0, None),
+            Role::Orphan => (RoleName::Orphan, 0, None),
+            Role::Joiner(_) => (RoleName::Joiner, 0, None),
+            Role::Backup(backup) => (RoleName::Backup { opened: backup.is_opened() }, 0, None),
+            Role::Primary(primary) => {
+                let role = match &primary.phase {
+                    Phase::Opening(reconcile) => RoleName::Opening { remaining: reconcile.remaining() },
+                    Phase::Serving => RoleName::Serving,
+                };
+                let joining = primary.join.as_ref().map(|join: &Join| (join.member(), join.remaining()));
+                (role, primary.in_flight(), joining)
+            }
+        };
+        let Base { last, committed, failed, .. } = self.base;
+        PgStatus { role, epoch: self.base.epoch(), last, committed, in_flight, joining, failed }
+    }
+
+    /// Takes one event and appends what is to be done, in order.
+    pub fn handle(&mut self, now: Time, leases: &Leases, event: Event<D>, out: &mut Vec<Effect<D>>) {
+        let cx = &mut Cx { now, leases, out };
+        let base = &mut self.base;
+        match (event, &mut self.role) {
+            (Event::Config { config, joiners }, _) => self.on_config(cx, config, joiners),
+            (Event::Message(message), _) => self.on_message(cx, message),
+            (Event::Write(write), Role::Primary(primary)) if write.epoch == base.epoch() => {
+                primary.on_write(base, cx, write);
+            }
+            (Event::Read(read), Role::Primary(primary)) if read.epoch == base.epoch() => {
+                primary.on_read(base, cx, read);
+            }
+            (Event::Write(write), _) => self.refuse_request(cx, write.request, write.epoch),
+            (Event::Read(read), _) => self.refuse_request(cx, read.request, read.epoch),
+            (Event::Merged { request, merged }, Role::Primary(primary)) => {
+                primary.on_merged(base, cx, request, merged);
+            }
+            (Event::ReadDone { request, data }, Role::Primary(primary)) => {
+                primary.on_read_done(base, cx, request, data);
+            }
+            (Event::Durable { through }, _) => self.on_durable(cx, through),
+            (Event::StoreFailed { .. }, _) => self.on_store_failed(cx),
+            (Event::Listed { round, entries }, role) => match role {
+                Role::Primary(primary) => primary.on_listed(base, cx, round, &entries),
+                Role::Backup(backup) => backup.on_listed(base, cx, round, &entries),
+                Role::Joiner(joiner) => joiner.on_listed(base, cx, round, &entries),
+                Role::Outside | Role::Orphan => {}
+            },
+            (Event::SumsRead { round, chunk, sums }, role) => {
+                let asked_by = match role {
+                    Role::Backup(backup) if backup.round() == round => Some(backup.primary()),
+                    Role::Joiner(joiner) if joiner.round() == round => joiner.primary(),
+                    Role::Backup(_) | Role::Joiner(_) | Role::Primary(_) | Role::Outside | Role::Orphan => None,
+                };
+                if let Some(primary) = asked_by {
+                    base.send(cx, primary, Body::Sums { round, chunk, sums });
+                }
+            }
+            (Event::DifferenceRead { round, chunk, image }, Role::Primary(primary)) => {
+                primary.on_difference(base, cx, round, chunk, image);
+            }
+            (Event::Reserved { chunk, granted }, Role::Backup(backup)) => {
+                base.send(cx, backup.primary(), Body::Reserved { round: backup.round(), chunk, granted });
+            }
+            (Event::PeerConnected(member), role) => {
+                if !base.connected.contains(&member) {
+                    base.connected.push(member);
+                }
+                match role {
+                    Role::Primary(primary) => primary.on_connected(base, cx, member),
+                    Role::Backup(backup) => backup.reconnected(),
+                    Role::Joiner(_) | Role::Outside | Role::Orphan => {}
+                }
+            }
+            (Event::PeerDisconnected(member), role) => {
+                base.connected.retain(|connected| *connected != member);
+                if let Role::Primary(primary) = role {
+                    primary.on_disconnected(base, cx, member);
+                }
+            }
+            (Event::ProposalRejected { expected_epoch }, Role::Primary(primary)) => {
+                if expected_epoch == base.epoch() {
+                    primary.on_rejected(base, cx);
+                }
+            }
+            (Event::Tick, Role::Primary(primary)) => primary.on_tick(base, cx),
+            // Answers to what an earlier role asked for.
+            (
+                Event::Merged { .. }
+                | Event::ReadDone { .. }
+                | Event::DifferenceRead { .. }
+                | Event::Reserved { .. }
+                | Event::ProposalRejected { .. }
+                | Event::Tick,
+                _,
+            ) => {}
+        }
+    }
+
+    /// S9: a request for another epoch, or to a copy that is not the primary.
+    fn refuse_request(&self, cx: &mut Cx<'_, D>, request: RequestId, named: Epoch) {
+        let epoch = self.base.epoch();
+        if named > epoch {
+            cx.emit(Effect::FetchConfig { pg: self.base.id, at_least: named });
+        }
+        let refusal = if named == epoch { Refusal::NotPrimary { epoch } } else { Refusal::WrongEpoch { epoch } };
+        cx.refuse(request, refusal);
+    }
+
+    fn on_config(&mut self, cx: &mut Cx<'_, D>, config: PgConfig, joiners: Vec<Member>) {
+        let base = &mut self.base;
+        if config.epoch < base.epoch() {
+            return;
+        }
+        if base.config.as_ref().is_some_and(|known| known.epoch == config.epoch) {
+            if let Role::Primary(primary) = &mut self.role {
+                primary.on_joiners(base, cx, joiners);
+            }
+            return;
+        }
+        // S6: what this device granted to the primary of the epoch it leaves. Grants name the epoch, so no other
+        // primary can have used one of this device's.
+        if let Some(old) = base.config.as_ref().and_then(PgConfig::primary_member)
+            && old != base.own
+        {
+            base.serve_after = base.serve_after.max(cx.leases.lapses(old));
+        }
+        // Nobody can have read before the first epoch.
+        if config.epoch == Epoch(1) {
+            base.serve_after = Time(0);
+        }
+        base.gate.clear();
+        base.config = Some(config);
+        let before = std::mem::replace(&mut self.role, Role::Outside);
+        let flight = leave(before, base, cx);
+        self.role = enter(base, cx, joiners, flight);
+        if let Some(early) = self.early.take() {
+            self.on_message(cx, early);
+        }
+    }
+
+    /// S2: only this life of this copy is spoken to, only by members of the same epoch.
+    fn on_message(&mut self, cx: &mut Cx<'_, D>, message: Message<D>) {
+        let base = &mut self.base;
+        if message.pg != base.id {
+            return;
+        }
+        let refused = matches!(message.body, Body::Refused);
+        if message.epoch > base.epoch() {
+            // Acted upon once the configuration is known, not before.
+            cx.emit(Effect::FetchConfig { pg: base.id, at_least: message.epoch });
+            if matches!(message.body, Body::Collect { .. } | Body::JoinStart { .. }) {
+                self.early = Some(message);
+            }
+            return;
+        }
+        if message.epoch < base.epoch() || !base.same(message.to, base.own) {
+            if !refused {
+                base.send(cx, message.from, Body::Refused);
+            }
+            return;
+        }
+        let Message { from, body, .. } = message;
+        match &mut self.role {
+            Role::Primary(primary) => primary.on_message(base, cx, from, body),
+            Role::Backup(backup) if base.same(from, backup.primary()) => backup.on_message(base, cx, body),
+            Role::Joiner(joiner) if joiner.primary().is_some_and(|primary| base.same(from, primary)) => {
+                joiner.on_message(base, cx, body);
+            }
+            Role::Backup(_) | Role::Joiner(_) | Role::Outside | Role::Orphan => {}
+        }
+    }
+
+    fn on_durable(&mut self, cx: &mut Cx<'_, D>, through: Ticket) {
+        let base = &mut self.base;
+        base.durable = base.durable.max(through);
+        if let Role::Joiner(joiner) = &mut self.role {
+            joiner.on_durable(base, cx);
+        }
+        base.open_gate(cx);
+        if let Role::Primary(primary) = &mut self.role {
+            primary.on_durable(base, cx);
+        }
+    }
+
+    /// S4: a copy that cannot apply an ordered write leaves before anything later is acknowledged.
+    fn on_store_failed(&mut self, cx: &mut Cx<'_, D>) {
+        let base = &mut self.base;
+        base.failed = true;
+        match &mut self.role {
+            Role::Primary(primary) => primary.fail(base, cx),
+            Role::Backup(backup) => base.send(cx, backup.primary(), Body::CannotApply),
+            Role::Joiner(joiner) => {
+                if let Some(primary) = joiner.primary() {
+                    base.send(cx, primary, Body::CannotApply);
+                }
+            }
+            Role::Outside | Role::Orphan => {}
+        }
+    }
+}
+
+/// Ends a role; returns what a primary had ordered.
+fn leave<D: Clone>(role: Role<D>, base: &mut Base<D>, cx: &mut Cx<'_, D>) -> Option<Flight<D>> {
+    match role {
+        Role::Primary(primary) => Some(primary.close(base, cx)),
+        Role::Backup(backup) => {
+            if backup.has_reserved() {
+                cx.emit(Effect::ReleaseReservations);
+            }
+            None
+        }
+        Role::Joiner(_) | Role::Outside | Role::Orphan => None,
+    }
+}
+
+/// The role the configuration gives this life of this copy.
+fn enter<D: Clone>(base: &mut Base<D>, cx: &mut Cx<'_, D>, joiners: Vec<Member>, flight: Option<Flight<D>>) -> Role<D> {
+    let Some(config) = &base.config else { return Role::Outside };
+    let named = config.in_sync.iter().any(|member| base.same(*member, base.own));
+    let primary = config.primary_member();
+    if named && primary.is_some_and(|primary| base.same(primary, base.own)) {
+        let flight = flight.unwrap_or_default();
+        let mut primary = Primary::open(base, cx, joiners, flight);
+        if base.failed {
+            primary.fail(base, cx);
+        }
+        primary.try_serve(base, cx);
+        return Role::Primary(Box::new(primary));
+    }
+    if let Some(flight) = flight {
+        Primary::abandon(flight, base, cx);
+    }
+    match (named, primary) {
+        (true, Some(primary)) => Role::Backup(Backup::new(primary)),
+        (true, None) => Role::Orphan,
+        // In sync in an earlier life: the MDM will name this one, and until then no chunk may become unsynced.
+        (false, _) if config.in_sync.iter().any(|member| member.device == base.own.device) => Role::Outside,
+        (false, primary) => Role::Joiner(Joiner::new(primary)),
+    }
+}

@@ -1,0 +1,41 @@
+//! Bugs on purpose: each breaks one rule, and the simulator must notice. None can be planted outside tests.
+
+/// One rule broken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bug {
+    /// S1: an epoch opens without making the copies equal.
+    SkipReconcile,
+    /// S2: a membership is taken to name a device, not one life of it.
+    AcceptOldIncarnation,
+    /// S3: acknowledgements do not wait for a joiner.
+    JoinerNotAwaited,
+    /// S4: a backup applies what follows a missing write.
+    AcceptGap,
+    /// S4: writes are acknowledged when they are durable on the primary alone.
+    AckBeforeBackup,
+    /// S5: a read may return an uncommitted write.
+    DirtyRead,
+    /// S5: the lease is not looked at after the data was read.
+    ReadWithoutLease,
+    /// S6: a new primary does not wait for what was granted to the old one.
+    NoLeaseWait,
+    /// S7: a resent operation is ordered again.
+    ForgetOperations,
+    /// S7: undoing a chunk's writes leaves their operation ids.
+    KeepUndoneOperations,
+    /// S10: blocks change under the old version.
+    SkipUnsyncedMark,
+    /// S10: writes ordered while the lists are taken are taken to be synced.
+    ForgetDirtyDuringList,
+}
+
+/// The bug planted in one replica, if any.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Planted(pub(super) Option<Bug>);
+
+impl Planted {
+    /// Always false outside tests, known at compile time.
+    pub(super) fn is(self, bug: Bug) -> bool {
+        cfg!(test) && self.0 == Some(bug)
+    }
+}
