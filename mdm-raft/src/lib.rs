@@ -1,1 +1,20 @@
-//! Being built.
+//! The replicated metadata manager: one Raft group that owns topology, volumes, placement, health and authorisation.
+//!
+//! Reading order: [`raft`] orders commands and keeps them, the state they lead to and the snapshots of it; the state,
+//! placement and command modules decide what a command does, without I/O.
+
+pub mod command;
+pub mod placement;
+pub mod raft;
+pub mod state;
+#[cfg(test)]
+mod testing;
+
+/// The types `build.rs` generates from this crate's own `.proto` files.
+pub mod pb {
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+    include!(concat!(env!("OUT_DIR"), "/mdm_proto.rs"));
+
+    /// All of them as one descriptor set, for the reflection service.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mdm_descriptors.bin"));
+}

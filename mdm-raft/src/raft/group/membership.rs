@@ -1,0 +1,189 @@
+//! The members: the first ones, changes online, handing leadership over, and how they all do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openraft::{
+    ServerState,
+    async_runtime::watch::WatchReceiver as _,
+    errors::{ClientWriteError, RaftError},
+    vote::RaftLeaderId as _,
+};
+use pflex_proto::ids::MdmId;
+
+use super::{Group, LeaderInfo};
+use crate::raft::types::{LogId, MdmNode, TypeConfig};
+
+/// Why the membership was not changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// Ask the leader.
+    #[error("this MDM does not lead (term {term})")]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<LeaderInfo>,
+        /// The newest term heard of.
+        term: u64,
+    },
+    /// Cannot be, now or at all.
+    #[error("the membership was not changed: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// May have been changed.
+    #[error("the outcome is unknown: {reason}")]
+    Unknown {
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// What a member is to the group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Gets the log, does not vote.
+    Learner,
+    /// Votes and follows.
+    Follower,
+    /// Asks to be elected.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Stopped.
+    Stopped,
+}
+
+/// How a member and, as far as it knows, the group does.
+#[derive(Clone, Debug)]
+pub struct GroupStatus {
+    /// This member.
+    pub id: MdmId,
+    /// What it is now.
+    pub role: Role,
+    /// The newest term it heard of.
+    pub term: u64,
+    /// Who leads.
+    pub leader: Option<MdmId>,
+    /// Index of its last log entry.
+    pub last_log: Option<u64>,
+    /// The last entry it knows committed.
+    pub committed: Option<LogId>,
+    /// The last entry it applied.
+    pub applied: Option<LogId>,
+    /// The last entry its snapshot covers.
+    pub snapshot: Option<LogId>,
+    /// The last entry cut from its log.
+    pub purged: Option<LogId>,
+    /// Who votes; two sets during a change.
+    pub voters: Vec<BTreeSet<MdmId>>,
+    /// All members, voting or not.
+    pub members: BTreeMap<MdmId, MdmNode>,
+    /// On the leader: how far each member's log is.
+    pub matched: BTreeMap<MdmId, Option<LogId>>,
+    /// Why it does not run any more.
+    pub failed: Option<String>,
+}
+
+impl Group {
+    /// Makes the first members, once in a cluster's life and on one member only.
+    ///
+    /// # Errors
+    /// When the group has members already, or this one is not among them.
+    pub async fn bootstrap(&self, members: BTreeMap<MdmId, MdmNode>) -> Result<(), MembershipError> {
+        self.0.raft.initialize(members).await.map_err(|error| match error {
+            RaftError::APIError(refused) => MembershipError::Refused { reason: refused.to_string() },
+            RaftError::Fatal(fatal) => MembershipError::Unknown { reason: fatal.to_string() },
+        })
+    }
+
+    /// Whether the group ever got members, as this store knows.
+    ///
+    /// # Errors
+    /// When Raft stopped.
+    pub async fn is_bootstrapped(&self) -> Result<bool, MembershipError> {
+        let known = self.0.raft.is_initialized().await;
+        known.map_err(|fatal| MembershipError::Unknown { reason: fatal.to_string() })
+    }
+
+    /// Adds a member that gets the log but does not vote; with `wait`, returns once it has caught up.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn add_learner(&self, id: MdmId, node: MdmNode, wait: bool) -> Result<(), MembershipError> {
+        let written = self.0.raft.add_learner(id, node, wait).await;
+        written.map(drop).map_err(|error| self.unchanged(error))
+    }
+
+    /// Makes exactly these members the voters; they must be learners or voters now. Others leave the group.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn change_voters(&self, voters: BTreeSet<MdmId>) -> Result<(), MembershipError> {
+        let written = self.0.raft.change_membership(voters, false).await;
+        written.map(drop).map_err(|error| self.unchanged(error))
+    }
+
+    /// Asks `to` to take over. It did once [`leader`](Self::leader) says so.
+    ///
+    /// # Errors
+    /// When Raft stopped.
+    pub async fn transfer_leader(&self, to: MdmId) -> Result<(), MembershipError> {
+        let asked = self.0.raft.trigger().transfer_leader(to).await;
+        asked.map_err(|fatal| MembershipError::Unknown { reason: fatal.to_string() })
+    }
+
+    /// Builds a snapshot now, beside the ones the log's growth causes.
+    ///
+    /// # Errors
+    /// When Raft stopped.
+    pub async fn build_snapshot(&self) -> Result<(), MembershipError> {
+        let asked = self.0.raft.trigger().snapshot().await;
+        asked.map_err(|fatal| MembershipError::Unknown { reason: fatal.to_string() })
+    }
+
+    /// How this member does.
+    pub fn status(&self) -> GroupStatus {
+        // Copied in one statement: openraft's core waits for whoever borrows.
+        let seen = self.0.raft.metrics().borrow_watched().clone();
+        let membership = seen.membership_config.membership();
+        GroupStatus {
+            id: seen.id,
+            role: role(seen.state),
+            term: seen.vote.leader_id().term(),
+            leader: seen.current_leader,
+            last_log: seen.last_log_index,
+            committed: seen.local_committed,
+            applied: seen.last_applied,
+            snapshot: seen.snapshot,
+            purged: seen.purged,
+            voters: membership.get_joint_config().clone(),
+            members: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
+            matched: seen.replication.unwrap_or_default(),
+            failed: seen.running_state.err().map(|fatal| fatal.to_string()),
+        }
+    }
+
+    fn unchanged(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                let (leader, term) = self.forward(forward);
+                MembershipError::NotLeader { leader, term }
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(refused)) => {
+                MembershipError::Refused { reason: refused.to_string() }
+            }
+            RaftError::APIError(error) => MembershipError::Unknown { reason: error.to_string() },
+            RaftError::Fatal(fatal) => MembershipError::Unknown { reason: fatal.to_string() },
+        }
+    }
+}
+
+const fn role(state: ServerState) -> Role {
+    match state {
+        ServerState::Learner => Role::Learner,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Leader => Role::Leader,
+        ServerState::Shutdown => Role::Stopped,
+    }
+}

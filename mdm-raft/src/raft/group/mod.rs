@@ -1,0 +1,115 @@
+//! The handle on one member of the group: everything the rest of the MDM needs of Raft.
+//!
+//! Raft runs on its own small tokio runtime, so that API traffic never delays a heartbeat; the handle may be used from
+//! any runtime.
+
+mod config;
+mod leader;
+mod membership;
+mod open;
+mod propose;
+mod read;
+mod shutdown;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use openraft::Raft;
+use tokio::{
+    runtime::Runtime,
+    sync::{Semaphore, broadcast, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use config::GroupConfig;
+pub use leader::{LeaderInfo, LeaderView};
+pub use membership::{GroupStatus, MembershipError, Role};
+pub use open::OpenError;
+use pflex_proto::ids::{LogTime, Revision};
+pub use propose::ProposeError;
+pub use read::ReadError;
+
+pub use super::state_store::Committed;
+use super::{
+    error::StoreError,
+    identity::StoreIdentity,
+    log_store::{SyncCount, SyncCounter},
+    state_store::{SharedState, StateStore},
+    types::TypeConfig,
+};
+use crate::state::State;
+
+/// One member of the group. Clones share it.
+#[derive(Clone)]
+pub struct Group(Arc<Inner>);
+
+struct Inner {
+    config: GroupConfig,
+    identity: StoreIdentity,
+    listening: std::net::SocketAddr,
+    raft: Raft<TypeConfig, StateStore>,
+    shared: SharedState,
+    leader: watch::Receiver<LeaderView>,
+    syncs: SyncCounter,
+    proposals: Semaphore,
+    server: Mutex<Option<JoinHandle<()>>>,
+    stop: CancellationToken,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Group {
+    /// Makes an empty store in `dir`, which must hold none. To be done once in a member's life: a member whose store is
+    /// lost gets a new id.
+    ///
+    /// # Errors
+    /// When there is a store already, or the directory cannot be written.
+    pub fn create_store(dir: &Path, identity: StoreIdentity) -> Result<(), StoreError> {
+        open::create_store(dir, identity)
+    }
+
+    /// Opens the store in `dir`, replays what the state lacks, and takes part in the group.
+    ///
+    /// # Errors
+    /// When the store is missing, another's, damaged or in use, or the Raft port is taken.
+    pub async fn open(dir: &Path, config: GroupConfig) -> Result<Self, OpenError> {
+        open::open(dir, config).await
+    }
+
+    /// Who this member is, and by which store.
+    pub fn identity(&self) -> StoreIdentity {
+        self.0.identity
+    }
+
+    /// Where the Raft port really is, when the configuration left the port to the system.
+    pub fn raft_address(&self) -> std::net::SocketAddr {
+        self.0.listening
+    }
+
+    /// Who leads, as this member knows it; changes with every election.
+    pub fn leader(&self) -> watch::Receiver<LeaderView> {
+        self.0.leader.clone()
+    }
+
+    /// The changes of every command applied from now on; a subscriber that falls far behind is told so and lists again.
+    pub fn subscribe(&self) -> broadcast::Receiver<Committed> {
+        self.0.shared.subscribe()
+    }
+
+    /// Runs `f` on the state as applied here, however old that is.
+    pub fn read_stale<T>(&self, f: impl FnOnce(&State) -> T) -> (Revision, T) {
+        self.0.shared.read(f)
+    }
+
+    /// Log time now, as this member would stamp it.
+    pub fn log_time(&self) -> LogTime {
+        self.0.shared.log_time()
+    }
+
+    /// How well the log's group commit groups.
+    pub fn sync_count(&self) -> SyncCount {
+        self.0.syncs.get()
+    }
+}

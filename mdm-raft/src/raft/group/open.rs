@@ -1,0 +1,143 @@
+//! Making a store, and starting a member on it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use openraft::Raft;
+use tokio::{net::TcpListener, runtime::Runtime, sync::Semaphore, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use super::{Group, GroupConfig, Inner, leader, propose};
+use crate::raft::{
+    durable,
+    error::StoreError,
+    identity::{self, Phase, StoreIdentity},
+    log_store::LogStore,
+    network::{PeerFactory, PeerService},
+    state_store::StateStore,
+};
+
+/// Raft does little work of its own; disk waits are on the flush thread.
+const RAFT_THREADS: usize = 2;
+
+/// Why a member does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The Raft port.
+    #[error("cannot listen on {address} for Raft peers; is another process using the port?")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Settings that contradict one another.
+    #[error("the Raft settings contradict one another")]
+    Config(#[from] openraft::ConfigError),
+    /// No runtime.
+    #[error("cannot start the Raft threads")]
+    Runtime(#[source] io::Error),
+    /// openraft refused the stores.
+    #[error("cannot start Raft: {0}")]
+    Raft(String),
+}
+
+pub(super) fn create_store(dir: &Path, identity: StoreIdentity) -> Result<(), StoreError> {
+    if let Some((_, Phase::Ready)) = identity::read(dir)? {
+        return Err(StoreError::Exists { dir: dir.into() });
+    }
+    durable::make_dir(dir).map_err(StoreError::io("create", dir))?;
+    // Until the second write nothing of this store was ever heard of, so a crash in between starts over.
+    identity::write(dir, identity, Phase::Creating)?;
+    LogStore::create(dir, identity)?;
+    StateStore::create(dir, identity)?;
+    identity::write(dir, identity, Phase::Ready)
+}
+
+pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenError> {
+    let settings = Arc::new(config.openraft()?);
+    let identity = identity::check(dir, config.cluster, config.node)?;
+    let runtime = Starting(Some(build_runtime().map_err(OpenError::Runtime)?));
+
+    let address = config.listen;
+    let bind = runtime.handle().spawn(async move { TcpListener::bind(address).await });
+    let listener = joined(bind).await?.map_err(|source| OpenError::Listen { address, source })?;
+    let listening = listener.local_addr().map_err(|source| OpenError::Listen { address, source })?;
+
+    let (log, state) = joined(runtime.handle().spawn_blocking({
+        let (dir, fatal) = (dir.to_path_buf(), config.fatal.clone());
+        move || -> Result<_, StoreError> {
+            let log = LogStore::open(&dir, identity, fatal.clone())?;
+            Ok((log, StateStore::open(&dir, identity, fatal)?))
+        }
+    }))
+    .await??;
+    let (shared, snapshots, syncs) = (state.shared(), state.snapshots(), log.counter());
+
+    let network = PeerFactory::new(identity, config.links.clone());
+    let start = runtime.handle().spawn(Raft::new(config.node, settings, network, log, state));
+    let raft = joined(start).await?.map_err(|error| OpenError::Raft(error.to_string()))?;
+
+    let stop = CancellationToken::new();
+    let service = PeerService::new(identity, raft.clone(), snapshots, config.links.clone());
+    let serve = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+    let server = runtime.handle().spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!("the Raft port failed: {error}");
+        }
+    });
+    let leader = leader::watch(&raft, runtime.handle());
+    Ok(Group(Arc::new(Inner {
+        config,
+        identity,
+        listening,
+        raft,
+        shared,
+        leader,
+        syncs,
+        proposals: Semaphore::new(propose::PROPOSALS),
+        server: Mutex::new(Some(server)),
+        stop,
+        runtime: Mutex::new(runtime.started()),
+    })))
+}
+
+fn build_runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(RAFT_THREADS).thread_name("raft").enable_all().build()
+}
+
+async fn joined<T>(task: JoinHandle<T>) -> Result<T, OpenError> {
+    task.await.map_err(|error| OpenError::Raft(error.to_string()))
+}
+
+/// A runtime that may be dropped from async code when opening fails half-way.
+struct Starting(Option<Runtime>);
+
+impl Starting {
+    fn handle(&self) -> &tokio::runtime::Handle {
+        self.0.as_ref().expect("taken only at the end").handle()
+    }
+
+    fn started(mut self) -> Option<Runtime> {
+        self.0.take()
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
