@@ -1,0 +1,192 @@
+//! Devices: which are open, in which life, and what that means for the groups that have copies on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pflex_proto::ids::{ByteCount, DeviceId, DeviceUuid, DomainId, Incarnation, PoolId, SdsId};
+
+use super::{
+    Effect, Refusal, done,
+    validate::{self, invalid},
+};
+use crate::{
+    command::{ErrorCode, proto},
+    state::{State, limits::MAX_DEVICES, model::Device},
+};
+
+/// A device of a registration, checked against what is known of it.
+pub(super) struct OpenedDevice {
+    pub(super) uuid: DeviceUuid,
+    /// None: never seen before.
+    known: Option<DeviceId>,
+    incarnation: Incarnation,
+    capacity: ByteCount,
+    path: String,
+    /// It lost what its earlier lives held (S13).
+    empty: bool,
+    /// For a device never seen before.
+    pool: Option<PoolId>,
+}
+
+impl State {
+    /// Checks one device of a registration.
+    pub(super) fn opened_device(
+        &self,
+        sds: SdsId,
+        domain: DomainId,
+        same_process: bool,
+        raw: &proto::OpenedDevice,
+    ) -> Result<OpenedDevice, Refusal> {
+        let object = format!("device {}", raw.path);
+        let uuid = DeviceUuid::from_slice(&raw.uuid).map_err(|why| invalid(&object, why.to_string()))?;
+        let incarnation = validate::incarnation(&object, raw.incarnation)?;
+        if raw.capacity_bytes == 0 {
+            return Err(invalid(object, "it has no room for data"));
+        }
+        let known = self.names.devices.get(&uuid).and_then(|id| self.devices.get(*id));
+        match known {
+            Some(device) => check_known(device, sds, incarnation, same_process, raw)?,
+            None if raw.device_id != 0 => {
+                let what = format!(
+                    "its superblock says device {}, which this cluster does not know; format it to use it here",
+                    raw.device_id
+                );
+                return Err(Refusal::new(ErrorCode::Precondition, object, what));
+            }
+            None => {}
+        }
+        Ok(OpenedDevice {
+            uuid,
+            known: known.map(|device| device.id),
+            incarnation,
+            capacity: ByteCount(raw.capacity_bytes),
+            path: validate::text(&object, "path", &raw.path)?,
+            empty: raw.empty,
+            pool: self.pool_for_device(domain, &raw.pool)?,
+        })
+    }
+
+    /// The pool a new device joins: the one it names, else the first of its domain, else none until there is one.
+    fn pool_for_device(&self, domain: DomainId, name: &str) -> Result<Option<PoolId>, Refusal> {
+        if name.is_empty() {
+            return Ok(self.pools.values().find(|pool| pool.domain == domain).map(|pool| pool.id));
+        }
+        let pool = self.named_pool(name)?;
+        if pool.domain != domain {
+            return Err(invalid(format!("pool {name}"), "it is in another domain than the SDS"));
+        }
+        Ok(Some(pool.id))
+    }
+
+    pub(super) fn room_for_devices(&self, opened: &[OpenedDevice]) -> Result<(), Refusal> {
+        let new = opened.iter().filter(|device| device.known.is_none()).count();
+        if self.devices.len() + new > MAX_DEVICES {
+            Err(validate::limit("device", MAX_DEVICES, "devices"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes the open devices of an SDS into service and every other one of it out, in one step for all groups.
+    pub(super) fn open_devices(&mut self, sds: SdsId, opened: &[OpenedDevice]) -> Vec<DeviceId> {
+        let mut touched: BTreeSet<DeviceId> = self.devices_of(sds).map(|device| device.id).collect();
+        for device in &touched {
+            self.devices.update(*device, |device| device.alive = false);
+        }
+        let mut restarted: BTreeMap<DeviceId, Incarnation> = BTreeMap::new();
+        let mut grown: BTreeSet<PoolId> = BTreeSet::new();
+        let mut ids = Vec::with_capacity(opened.len());
+        for device in opened {
+            let id = match device.known {
+                Some(id) => {
+                    // S2: the copy stays in sync, and the next epoch names its new life. Not when it lost its data:
+                    // then its membership keeps naming the old life, which is dead.
+                    let never_used = self
+                        .devices
+                        .get(id)
+                        .and_then(|known| known.pool)
+                        .and_then(|pool| self.pools.get(pool))
+                        .is_some_and(|pool| !pool.used);
+                    if !device.empty || never_used {
+                        restarted.insert(id, device.incarnation);
+                    }
+                    self.devices.update(id, |known| {
+                        known.incarnation = device.incarnation;
+                        known.capacity = device.capacity;
+                        known.path.clone_from(&device.path);
+                        known.alive = true;
+                    });
+                    id
+                }
+                None => {
+                    let id = self.add_device(sds, device);
+                    grown.extend(device.pool);
+                    id
+                }
+            };
+            touched.insert(id);
+            ids.push(id);
+        }
+        self.settle_pgs(&touched, &restarted);
+        for pool in grown {
+            self.place_pool(pool);
+        }
+        ids
+    }
+
+    fn add_device(&mut self, sds: SdsId, device: &OpenedDevice) -> DeviceId {
+        let id = self.take_id(|counters| {
+            counters.device = counters.device.next();
+            counters.device
+        });
+        self.devices.put(Device {
+            id,
+            uuid: device.uuid,
+            sds,
+            pool: device.pool,
+            incarnation: device.incarnation,
+            capacity: device.capacity,
+            path: device.path.clone(),
+            alive: true,
+        });
+        id
+    }
+
+    pub(super) fn remove_device(&mut self, remove: &proto::RemoveDevice) -> Effect {
+        let id = DeviceId(remove.device_id);
+        let object = format!("device {id}");
+        if !self.devices.contains(id) {
+            return Err(Refusal::new(ErrorCode::NotFound, object, "there is no device of this id"));
+        }
+        if let Some(pg) = self.pgs.values().find(|pg| pg.replicas.contains(&id)) {
+            let what = format!("placement group {} keeps a copy on it", pg.id);
+            return Err(Refusal::new(ErrorCode::InUse, object, what));
+        }
+        self.devices.remove(id);
+        done(id.get())
+    }
+}
+
+/// What a known device may not do: be on another SDS, go back to an older life, or share a life between processes.
+fn check_known(
+    device: &Device,
+    sds: SdsId,
+    incarnation: Incarnation,
+    same_process: bool,
+    raw: &proto::OpenedDevice,
+) -> Result<(), Refusal> {
+    let object = format!("device {} ({})", device.id, raw.path);
+    if device.sds != sds {
+        let what = format!("it belongs to sds {}; remove it there first", device.sds);
+        return Err(Refusal::new(ErrorCode::Precondition, object, what));
+    }
+    if raw.device_id != 0 && raw.device_id != device.id.get() {
+        let what = format!("its superblock says device {}, this cluster calls it {}", raw.device_id, device.id);
+        return Err(Refusal::new(ErrorCode::Precondition, object, what));
+    }
+    // S2: another process has opened it since, or this one has not raised the incarnation it found.
+    if incarnation < device.incarnation || (incarnation == device.incarnation && !same_process) {
+        let what = format!("incarnation {incarnation} is not newer than {}, which registered", device.incarnation);
+        return Err(Refusal::new(ErrorCode::Stale, object, what));
+    }
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! Placement groups: who serves them, and how that changes. Every change raises the epoch by one (I3).
+//!
+//! Three ways lead to a new configuration: the MDM reacts to devices that come and go (`settle_pgs`), a primary
+//! proposes one (`reconfigure_pgs`, S3), and a pool that never held anything is placed (`place_pool`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, ProcessId, SdsId, VolatilityId};
+
+use super::{Context, Effect, Refusal, done, validate};
+use crate::{
+    command::{Answer, ErrorCode, proto},
+    placement::{self, Candidate},
+    state::{
+        State,
+        limits::MAX_BATCH,
+        model::{Component, Kind, Pg, PgConfig, Status},
+    },
+};
+
+/// How many groups each device is primary of.
+type PrimaryCounts = BTreeMap<DeviceId, u32>;
+
+impl State {
+    /// Makes every group with a copy on a `touched` device follow what is alive now, in one step (ARCHITECTURE 6):
+    /// - a copy whose device `restarted` keeps its place under its new life (S2);
+    /// - copies that are not alive leave, as long as one that is remains;
+    /// - where none is alive nothing leaves, and there is no primary: unavailable, never a stale copy promoted;
+    /// - a primary that is alive stays; else the live in-sync copy with the fewest primaries takes over.
+    pub(super) fn settle_pgs(&mut self, touched: &BTreeSet<DeviceId>, restarted: &BTreeMap<DeviceId, Incarnation>) {
+        let hit: Vec<PgId> = self
+            .pgs
+            .values()
+            .filter(|pg| pg.config.in_sync.iter().any(|member| touched.contains(&member.device)))
+            .map(|pg| pg.id)
+            .collect();
+        let mut primaries = self.primary_counts();
+        for id in hit {
+            let Some(pg) = self.pgs.get(id) else { continue };
+            let config = &pg.config;
+            let mut in_sync = config.in_sync.clone();
+            for member in &mut in_sync {
+                if let Some(life) = restarted.get(&member.device) {
+                    member.incarnation = *life;
+                }
+            }
+            let alive: Vec<Member> = in_sync.iter().copied().filter(|member| self.is_alive(member)).collect();
+            let primary = config
+                .primary
+                .filter(|device| alive.iter().any(|member| member.device == *device))
+                .or_else(|| fewest_primaries(&alive, &primaries));
+            if !alive.is_empty() {
+                in_sync = alive;
+            }
+            if config.primary != primary {
+                count_move(&mut primaries, config.primary, primary);
+            }
+            self.open_epoch(id, in_sync, primary);
+        }
+    }
+
+    fn primary_counts(&self) -> PrimaryCounts {
+        let mut counts = PrimaryCounts::new();
+        for device in self.pgs.values().filter_map(|pg| pg.config.primary) {
+            *counts.entry(device).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The next epoch of a group, if it differs from the present one.
+    fn open_epoch(&mut self, id: PgId, in_sync: Vec<Member>, primary: Option<DeviceId>) {
+        self.pgs.update(id, |pg| {
+            let config = &mut pg.config;
+            if config.in_sync == in_sync && config.primary == primary {
+                return;
+            }
+            // S14: no member of the old epoch is in the new one with its memory.
+            if !in_sync.iter().any(|member| config.in_sync.contains(member)) {
+                config.volatility = config.volatility.next();
+            }
+            config.epoch = config.epoch.next();
+            config.in_sync = in_sync;
+            config.primary = primary;
+        });
+    }
+
+    /// Gives a pool's groups to its live devices, as long as nothing can be stored in them: before the first volume.
+    /// Every copy starts in sync, because all are empty. With too few fault domains the pool stays as it is.
+    pub(super) fn place_pool(&mut self, id: PoolId) {
+        let Some(pool) = self.pools.get(id) else { return };
+        if pool.used {
+            return;
+        }
+        let candidates: Vec<Candidate> = self
+            .devices
+            .values()
+            .filter(|device| device.pool == Some(id) && device.alive)
+            .filter_map(|device| {
+                let domain = self.sds.get(device.sds)?.fault_domain();
+                Some(Candidate { device: device.id, domain, capacity: device.capacity })
+            })
+            .collect();
+        let Some(groups) = placement::place(id, pool.pg_count, pool.copies as usize, &candidates) else { return };
+        for (index, replicas) in (0..).map(PgIndex).zip(groups) {
+            let in_sync: Vec<Member> = replicas.iter().filter_map(|device| self.present_life(*device)).collect();
+            let id = PgId { pool: id, index };
+            let primary = replicas.first().copied();
+            match self.pgs.get(id) {
+                None => {
+                    let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
+                    self.pgs.put(Pg { id, replicas, config });
+                }
+                Some(_) => {
+                    self.open_epoch(id, in_sync, primary);
+                    self.pgs.update(id, |pg| pg.replicas = replicas);
+                }
+            }
+        }
+    }
+
+    /// Membership of a device in its present life.
+    fn present_life(&self, device: DeviceId) -> Option<Member> {
+        let device = self.devices.get(device)?;
+        Some(Member { device: device.id, sds: device.sds, incarnation: device.incarnation })
+    }
+
+    /// Proposals of primaries on one SDS; each is accepted or refused by itself (S3).
+    pub(super) fn reconfigure_pgs(&mut self, command: &proto::ReconfigurePgs) -> Effect {
+        let sds = SdsId(command.sds_id);
+        self.registered_process(sds, &command.process_id)?;
+        if command.proposals.len() > MAX_BATCH {
+            return Err(validate::limit(format!("sds {sds}"), MAX_BATCH, "proposals in one command"));
+        }
+        let results = command
+            .proposals
+            .iter()
+            .map(|proposal| {
+                let id = PgId { pool: PoolId(proposal.pool_id), index: PgIndex(proposal.index) };
+                let verdict = self.proposed(sds, id, proposal);
+                if let Ok((in_sync, primary)) = &verdict {
+                    self.open_epoch(id, in_sync.clone(), Some(*primary));
+                }
+                proto::ProposalResult {
+                    accepted: verdict.is_ok(),
+                    why: verdict.err().unwrap_or_default(),
+                    current: self.pgs.get(id).map(config_message),
+                }
+            })
+            .collect();
+        Ok(Answer::Reconfigured(proto::Reconfigured { results }))
+    }
+
+    /// The configuration a proposal asks for, or why it may not be.
+    fn proposed(&self, sds: SdsId, id: PgId, raw: &proto::Proposal) -> Result<(Vec<Member>, DeviceId), String> {
+        let pg = self.pgs.get(id).ok_or_else(|| "there is no such placement group".to_owned())?;
+        let config = &pg.config;
+        if config.epoch != Epoch(raw.expected_epoch) {
+            return Err(format!("the epoch is {}, not {}", config.epoch, raw.expected_epoch));
+        }
+        // Only the primary knows what a backup misses and what a joiner has (S3).
+        let proposer = config.primary.and_then(|device| config.member(device));
+        if !proposer.is_some_and(|member| member.sds == sds && self.is_alive(member)) {
+            return Err(format!("sds {sds} is not its primary"));
+        }
+        let in_sync: Vec<Member> = raw
+            .in_sync
+            .iter()
+            .map(|member| Member {
+                device: DeviceId(member.device_id),
+                sds: SdsId(member.sds_id),
+                incarnation: Incarnation(member.incarnation),
+            })
+            .collect();
+        for (position, member) in in_sync.iter().enumerate() {
+            if in_sync[..position].iter().any(|other| other.device == member.device) {
+                return Err(format!("device {} is named twice", member.device));
+            }
+            if config.in_sync.contains(member) {
+                continue;
+            }
+            if !pg.replicas.contains(&member.device) {
+                return Err(format!("device {} has no copy to keep", member.device));
+            }
+            // A joiner counts only in the life that was synced (S2).
+            if self.present_life(member.device) != Some(*member) || !self.is_alive(member) {
+                return Err(format!("{member} is not that device's present life, or it is lost"));
+            }
+        }
+        let primary = match raw.primary_device_id {
+            0 => config.primary,
+            device => Some(DeviceId(device)),
+        };
+        match primary.and_then(|device| in_sync.iter().find(|member| member.device == device)) {
+            Some(member) if self.is_alive(member) => Ok((in_sync.clone(), member.device)),
+            Some(member) => Err(format!("the proposed primary, {member}, is lost")),
+            None => Err("the proposed primary is not in the proposed set".to_owned()),
+        }
+    }
+
+    /// Whether the caller is the SDS's registered process.
+    fn registered_process(&self, sds: SdsId, raw: &[u8]) -> Result<ProcessId, Refusal> {
+        let object = format!("sds {sds}");
+        let process = validate::process(&object, raw)?;
+        let row = self.sds.get(sds);
+        let row = row.ok_or_else(|| Refusal::new(ErrorCode::NotFound, &object, "there is no SDS of this id"))?;
+        if row.runs(process) {
+            Ok(process)
+        } else {
+            Err(Refusal::new(
+                ErrorCode::Stale,
+                object,
+                format!("process {process} is not the one that registered last"),
+            ))
+        }
+    }
+
+    /// The liveness verdict: the named device lives are lost (S23: all groups in one command).
+    pub(super) fn sds_lost(&mut self, context: Context, lost: &proto::SdsLost) -> Effect {
+        let id = SdsId(lost.sds_id);
+        self.registered_process(id, &lost.process_id)?;
+        let why = validate::text(&format!("sds {id}"), "reason", &lost.why)?;
+        let mut devices = self.present_lives(id, &lost.devices);
+        if lost.whole {
+            // The process that was lost had all of them open: a registration lists every open device.
+            devices.extend(self.devices_of(id).map(|device| device.id));
+            self.sds.update(id, |sds| sds.alive = false);
+            self.note_status(context, Component { kind: Kind::Sds, id: id.get() }, Status::Down, why);
+        }
+        for device in &devices {
+            self.devices.update(*device, |device| device.alive = false);
+        }
+        self.settle_pgs(&devices, &BTreeMap::new());
+        done(id.get())
+    }
+
+    /// The same process is heard again: what it has open may serve and join.
+    pub(super) fn sds_returned(&mut self, context: Context, returned: &proto::SdsReturned) -> Effect {
+        let id = SdsId(returned.sds_id);
+        self.registered_process(id, &returned.process_id)?;
+        let devices = self.present_lives(id, &returned.devices);
+        self.sds.update(id, |sds| sds.alive = true);
+        self.note_status(
+            context,
+            Component { kind: Kind::Sds, id: id.get() },
+            Status::Active,
+            "heard again".to_owned(),
+        );
+        for device in &devices {
+            self.devices.update(*device, |device| device.alive = true);
+        }
+        self.settle_pgs(&devices, &BTreeMap::new());
+        done(id.get())
+    }
+
+    /// The named devices of an SDS that are still in the named life.
+    fn present_lives(&self, sds: SdsId, lives: &[proto::DeviceLife]) -> BTreeSet<DeviceId> {
+        lives
+            .iter()
+            .filter_map(|life| {
+                let device = self.devices.get(DeviceId(life.device_id))?;
+                let present = device.sds == sds && device.incarnation == Incarnation(life.incarnation);
+                present.then_some(device.id)
+            })
+            .collect()
+    }
+}
+
+/// The live copy with the fewest primaries; among equals the first.
+fn fewest_primaries(alive: &[Member], primaries: &PrimaryCounts) -> Option<DeviceId> {
+    let load = |member: &&Member| primaries.get(&member.device).copied().unwrap_or(0);
+    alive.iter().min_by_key(load).map(|member| member.device)
+}
+
+fn count_move(primaries: &mut PrimaryCounts, from: Option<DeviceId>, to: Option<DeviceId>) {
+    if let Some(count) = from.and_then(|device| primaries.get_mut(&device)) {
+        *count = count.saturating_sub(1);
+    }
+    if let Some(device) = to {
+        *primaries.entry(device).or_default() += 1;
+    }
+}
+
+fn config_message(pg: &Pg) -> proto::PgConfig {
+    proto::PgConfig {
+        pool_id: pg.id.pool.get(),
+        index: pg.id.index.get(),
+        epoch: pg.config.epoch.get(),
+        primary_device_id: pg.config.primary.map_or(0, DeviceId::get),
+        in_sync: pg
+            .config
+            .in_sync
+            .iter()
+            .map(|member| proto::Member {
+                device_id: member.device.get(),
+                sds_id: member.sds.get(),
+                incarnation: member.incarnation.get(),
+            })
+            .collect(),
+        replica_device_ids: pg.replicas.iter().map(|device| device.get()).collect(),
+        volatility: pg.config.volatility.get(),
+    }
+}

@@ -1,0 +1,133 @@
+//! Discovery: a process started and says where it is; an SDS also says which devices it has open.
+
+use super::{
+    Context, Effect, Refusal,
+    device::OpenedDevice,
+    validate::{self, not_found},
+};
+use crate::{
+    command::{Answer, ErrorCode, proto},
+    state::{
+        State,
+        limits::{MAX_DEVICES_PER_SDS, MAX_NODES, MAX_REGISTRATIONS_KEPT},
+        model::{Component, HistoryRow, Kind, Node, Registration, Status},
+    },
+};
+
+impl State {
+    /// SDSs and SDCs are created by an operator first; MDMs and consoles come into being here. Registering again is
+    /// harmless, and from the same process not even counted.
+    pub(super) fn register(&mut self, context: Context, command: &proto::RegisterComponent) -> Effect {
+        let kind = validate::kind(command.kind)?;
+        let name = validate::name(&kind.to_string(), &command.name)?;
+        let object = format!("{kind} {name}");
+        if kind != Kind::Sds && !command.devices.is_empty() {
+            return Err(validate::invalid(object, "only an SDS has devices"));
+        }
+        let registration = Registration {
+            process: validate::process(&object, &command.process_id)?,
+            addresses: validate::addresses(&object, command.addresses.as_ref())?,
+            version: validate::text(&object, "version", &command.version)?,
+            at_wall_ms: context.wall_time_ms,
+            count: 1,
+        };
+        match kind {
+            Kind::Sds => self.register_sds(context, &name, registration, command),
+            Kind::Sdc => self.register_sdc(context, &name, registration),
+            Kind::Mdm | Kind::Mgmt => self.register_node(context, kind, name, registration),
+        }
+    }
+
+    fn register_sds(
+        &mut self,
+        context: Context,
+        name: &str,
+        registration: Registration,
+        command: &proto::RegisterComponent,
+    ) -> Effect {
+        let sds = self.sds_by_name(name).ok_or_else(|| not_found("sds", name))?;
+        let (id, domain, previous) = (sds.id, sds.domain, sds.registration.clone());
+        if command.devices.len() > MAX_DEVICES_PER_SDS {
+            return Err(validate::limit(format!("sds {name}"), MAX_DEVICES_PER_SDS, "devices of one SDS"));
+        }
+        let same_process = previous.as_ref().is_some_and(|p| p.process == registration.process);
+        let mut opened: Vec<OpenedDevice> = Vec::with_capacity(command.devices.len());
+        for device in &command.devices {
+            let device = self.opened_device(id, domain, same_process, device)?;
+            if opened.iter().any(|other| other.uuid == device.uuid) {
+                return Err(validate::invalid(format!("device {}", device.uuid), "it is listed twice"));
+            }
+            opened.push(device);
+        }
+        self.room_for_devices(&opened)?;
+
+        let component = Component { kind: Kind::Sds, id: id.get() };
+        let registration = self.note_registration(component, previous.as_ref(), registration);
+        self.sds.update(id, |sds| {
+            sds.registration = Some(registration);
+            sds.alive = true;
+        });
+        let device_ids = self.open_devices(id, &opened);
+        self.note_status(context, component, Status::Active, "registered".to_owned());
+        Ok(Answer::Registered(proto::Registered {
+            id: id.get(),
+            device_ids: device_ids.iter().map(|device| device.get()).collect(),
+        }))
+    }
+
+    /// The newest process owns the SDC: tokens go to no other one (S9).
+    fn register_sdc(&mut self, context: Context, name: &str, registration: Registration) -> Effect {
+        let sdc = self.sdc_by_name(name).ok_or_else(|| not_found("sdc", name))?;
+        let (id, previous) = (sdc.id, sdc.registration.clone());
+        let component = Component { kind: Kind::Sdc, id: id.get() };
+        let registration = self.note_registration(component, previous.as_ref(), registration);
+        self.sdcs.update(id, |sdc| sdc.registration = Some(registration));
+        self.note_status(context, component, Status::Active, "registered".to_owned());
+        Ok(Answer::Registered(proto::Registered { id: id.get(), device_ids: Vec::new() }))
+    }
+
+    fn register_node(&mut self, context: Context, kind: Kind, name: String, registration: Registration) -> Effect {
+        let known = self.nodes.values().find(|node| node.component.kind == kind && node.name == name);
+        let (component, previous) = match known {
+            Some(node) => (node.component, Some(node.registration.clone())),
+            None if self.nodes.len() >= MAX_NODES => {
+                return Err(Refusal::new(
+                    ErrorCode::Limit,
+                    format!("{kind} {name}"),
+                    format!("the limit of {MAX_NODES} registered MDMs and consoles is reached"),
+                ));
+            }
+            None => {
+                let id = self.take_id(|counters| {
+                    counters.node += 1;
+                    counters.node
+                });
+                (Component { kind, id }, None)
+            }
+        };
+        let registration = self.note_registration(component, previous.as_ref(), registration);
+        self.nodes.put(Node { component, name, registration });
+        self.note_status(context, component, Status::Active, "registered".to_owned());
+        Ok(Answer::Registered(proto::Registered { id: component.id, device_ids: Vec::new() }))
+    }
+
+    /// Counts a start and remembers it; the same process again only updates its addresses.
+    fn note_registration(
+        &mut self,
+        component: Component,
+        previous: Option<&Registration>,
+        new: Registration,
+    ) -> Registration {
+        let registration = match previous {
+            Some(old) if old.process == new.process => {
+                Registration { count: old.count, at_wall_ms: old.at_wall_ms, ..new }
+            }
+            Some(old) => Registration { count: old.count + 1, ..new },
+            None => new,
+        };
+        self.history.put(HistoryRow { component, registration: registration.clone() });
+        let oldest = registration.count.saturating_sub(MAX_REGISTRATIONS_KEPT as u64);
+        self.history.remove((component, oldest));
+        registration
+    }
+}

@@ -1,0 +1,259 @@
+//! Creating, renaming and deleting domains, pools, SDSs and SDCs. Deleting is refused while anything uses the object.
+
+use pflex_proto::ids::{DeviceId, DomainId, FaultSetId, PgId};
+
+use super::{Effect, Refusal, created, done, validate};
+use crate::{
+    command::{ErrorCode, proto},
+    state::{
+        State,
+        limits::{MAX_COPIES, MAX_DOMAINS, MAX_PGS_PER_POOL, MAX_POOLS, MAX_SDCS, MAX_SDS},
+        model::{Component, Domain, FaultSet, Kind, Pool, Sdc, Sds, WritePolicy},
+    },
+};
+
+fn in_use(kind: &str, name: &str, what: impl Into<String>) -> Refusal {
+    Refusal::new(ErrorCode::InUse, format!("{kind} {name}"), what)
+}
+
+impl State {
+    pub(super) fn create_domain(&mut self, create: &proto::CreateDomain) -> Effect {
+        let name = validate::name("domain", &create.name)?;
+        if let Some(domain) = self.domain_by_name(&name) {
+            return if create.if_not_exists {
+                created(domain.id.get(), true)
+            } else {
+                Err(validate::exists("domain", &name))
+            };
+        }
+        if self.domains.len() >= MAX_DOMAINS {
+            return Err(validate::limit(format!("domain {name}"), MAX_DOMAINS, "domains"));
+        }
+        let id = self.take_id(|counters| {
+            counters.domain = counters.domain.next();
+            counters.domain
+        });
+        self.domains.put(Domain { id, name });
+        created(id.get(), false)
+    }
+
+    /// A new pool takes the devices of its domain that have none.
+    pub(super) fn create_pool(&mut self, create: &proto::CreatePool) -> Effect {
+        let name = validate::name("pool", &create.name)?;
+        if let Some(pool) = self.pool_by_name(&name) {
+            return if create.if_not_exists {
+                created(pool.id.get(), true)
+            } else {
+                Err(validate::exists("pool", &name))
+            };
+        }
+        let object = format!("pool {name}");
+        let domain = self.domain_or_only(&create.domain)?.id;
+        if create.copies == 0 || create.copies > MAX_COPIES {
+            return Err(validate::invalid(
+                object,
+                format!("it can have 1 to {MAX_COPIES} copies, not {}", create.copies),
+            ));
+        }
+        if !create.pg_count.is_power_of_two() || create.pg_count > MAX_PGS_PER_POOL {
+            let what = format!("{} placement groups: give a power of two up to {MAX_PGS_PER_POOL}", create.pg_count);
+            return Err(validate::invalid(object, what));
+        }
+        let write_policy = validate::write_policy(create.write_policy)?;
+        if write_policy == WritePolicy::Writeback {
+            let what = "the write policy `writeback` is not available yet; use `sync`";
+            return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
+        if self.pools.len() >= MAX_POOLS {
+            return Err(validate::limit(object, MAX_POOLS, "pools"));
+        }
+        let id = self.take_id(|counters| {
+            counters.pool = counters.pool.next();
+            counters.pool
+        });
+        self.pools.put(Pool {
+            id,
+            domain,
+            name,
+            copies: create.copies,
+            pg_count: create.pg_count,
+            write_policy,
+            used: false,
+        });
+        let adopted: Vec<DeviceId> = self
+            .devices
+            .values()
+            .filter(|d| d.pool.is_none() && self.sds.get(d.sds).is_some_and(|sds| sds.domain == domain))
+            .map(|device| device.id)
+            .collect();
+        for device in adopted {
+            self.devices.update(device, |device| device.pool = Some(id));
+        }
+        self.place_pool(id);
+        created(id.get(), false)
+    }
+
+    pub(super) fn create_sds(&mut self, create: &proto::CreateSds) -> Effect {
+        let name = validate::name("sds", &create.name)?;
+        if let Some(sds) = self.sds_by_name(&name) {
+            return if create.if_not_exists {
+                created(sds.id.get(), true)
+            } else {
+                Err(validate::exists("sds", &name))
+            };
+        }
+        let domain = self.domain_or_only(&create.domain)?.id;
+        if self.sds.len() >= MAX_SDS {
+            return Err(validate::limit(format!("sds {name}"), MAX_SDS, "SDSs"));
+        }
+        let fault_set = match create.fault_set.as_str() {
+            "" => None,
+            set => Some(self.fault_set_named(domain, &validate::name("fault-set", set)?)),
+        };
+        let id = self.take_id(|counters| {
+            counters.sds = counters.sds.next();
+            counters.sds
+        });
+        self.sds.put(Sds { id, name, domain, fault_set, registration: None, alive: false });
+        created(id.get(), false)
+    }
+
+    /// The fault set of this name, made when it is new.
+    fn fault_set_named(&mut self, domain: DomainId, name: &str) -> FaultSetId {
+        let known = self.fault_sets.values().find(|set| set.domain == domain && set.name == name);
+        if let Some(set) = known {
+            return set.id;
+        }
+        let id = self.take_id(|counters| {
+            counters.fault_set = counters.fault_set.next();
+            counters.fault_set
+        });
+        self.fault_sets.put(FaultSet { id, domain, name: name.to_owned() });
+        id
+    }
+
+    pub(super) fn create_sdc(&mut self, create: &proto::CreateSdc) -> Effect {
+        let name = validate::name("sdc", &create.name)?;
+        if let Some(sdc) = self.sdc_by_name(&name) {
+            return if create.if_not_exists {
+                created(sdc.id.get(), true)
+            } else {
+                Err(validate::exists("sdc", &name))
+            };
+        }
+        if self.sdcs.len() >= MAX_SDCS {
+            return Err(validate::limit(format!("sdc {name}"), MAX_SDCS, "SDCs"));
+        }
+        let id = self.take_id(|counters| {
+            counters.sdc = counters.sdc.next();
+            counters.sdc
+        });
+        self.sdcs.put(Sdc { id, name, registration: None, approved: true });
+        created(id.get(), false)
+    }
+
+    pub(super) fn delete(&mut self, delete: &proto::Delete) -> Effect {
+        let name = delete.name.as_str();
+        match proto::Object::try_from(delete.kind) {
+            Ok(proto::Object::Domain) => self.delete_domain(name),
+            Ok(proto::Object::Pool) => self.delete_pool(name),
+            Ok(proto::Object::Sds) => self.delete_sds(name),
+            Ok(proto::Object::Sdc) => self.delete_sdc(name),
+            Ok(proto::Object::Volume) => self.delete_volume(name),
+            Ok(proto::Object::Device | proto::Object::Unspecified) | Err(_) => {
+                Err(validate::invalid(name, format!("kind {} is not deleted by name", delete.kind)))
+            }
+        }
+    }
+
+    fn delete_domain(&mut self, name: &str) -> Effect {
+        let id = self.named_domain(name)?.id;
+        if let Some(pool) = self.pools.values().find(|pool| pool.domain == id) {
+            return Err(in_use("domain", name, format!("pool {} is in it", pool.name)));
+        }
+        if let Some(sds) = self.sds.values().find(|sds| sds.domain == id) {
+            return Err(in_use("domain", name, format!("sds {} is in it", sds.name)));
+        }
+        self.domains.remove(id);
+        done(id.get())
+    }
+
+    /// Its devices stay, without a pool, and its groups go: their ids are never used again.
+    fn delete_pool(&mut self, name: &str) -> Effect {
+        let id = self.named_pool(name)?.id;
+        if let Some(volume) = self.volumes.values().find(|volume| volume.pool == id) {
+            return Err(in_use("pool", name, format!("volume {} is in it", volume.name)));
+        }
+        let pgs: Vec<PgId> = self.pgs_of(id).map(|pg| pg.id).collect();
+        for pg in pgs {
+            self.pgs.remove(pg);
+        }
+        let devices: Vec<DeviceId> = self.devices.values().filter(|d| d.pool == Some(id)).map(|d| d.id).collect();
+        for device in devices {
+            self.devices.update(device, |device| device.pool = None);
+        }
+        self.pools.remove(id);
+        done(id.get())
+    }
+
+    fn delete_sds(&mut self, name: &str) -> Effect {
+        let (id, fault_set) = self.named_sds(name).map(|sds| (sds.id, sds.fault_set))?;
+        if let Some(device) = self.devices_of(id).next() {
+            return Err(in_use("sds", name, format!("it has device {} ({}); remove it first", device.id, device.path)));
+        }
+        self.sds.remove(id);
+        if let Some(set) = fault_set.filter(|set| !self.sds.values().any(|sds| sds.fault_set == Some(*set))) {
+            self.fault_sets.remove(set);
+        }
+        self.forget_component(Component { kind: Kind::Sds, id: id.get() });
+        done(id.get())
+    }
+
+    fn delete_sdc(&mut self, name: &str) -> Effect {
+        let id = self.named_sdc(name)?.id;
+        if let Some(mapping) = self.mappings.values().find(|mapping| mapping.sdc == id) {
+            let volume = self.volumes.get(mapping.volume).map_or_else(String::new, |volume| volume.name.clone());
+            return Err(in_use("sdc", name, format!("volume {volume} is mapped to it; unmap it first")));
+        }
+        self.sdcs.remove(id);
+        self.forget_component(Component { kind: Kind::Sdc, id: id.get() });
+        done(id.get())
+    }
+
+    /// Health and history of a deleted component go with it.
+    fn forget_component(&mut self, component: Component) {
+        self.health.remove(component);
+        let history: Vec<_> = self
+            .history
+            .range((component, 0)..=(component, u64::MAX))
+            .map(|row| (row.component, row.registration.count))
+            .collect();
+        for key in history {
+            self.history.remove(key);
+        }
+    }
+
+    pub(super) fn rename(&mut self, rename: &proto::Rename) -> Effect {
+        let old = rename.name.as_str();
+        /// Finds, checks that the new name is free (or its own), and renames.
+        macro_rules! rename {
+            ($table:ident, $named:ident, $by_name:ident, $kind:literal) => {{
+                let id = self.$named(old)?.id;
+                let name = validate::name($kind, &rename.new_name)?;
+                if self.$by_name(&name).is_some_and(|other| other.id != id) {
+                    return Err(validate::exists($kind, &name));
+                }
+                self.$table.update(id, |row| row.name = name);
+                done(id.get())
+            }};
+        }
+        match proto::Object::try_from(rename.kind) {
+            Ok(proto::Object::Domain) => rename!(domains, named_domain, domain_by_name, "domain"),
+            Ok(proto::Object::Pool) => rename!(pools, named_pool, pool_by_name, "pool"),
+            Ok(proto::Object::Volume) => rename!(volumes, named_volume, volume_by_name, "volume"),
+            // An SDS or SDC says its name when it registers: renaming it here alone would lock it out.
+            Ok(proto::Object::Sds | proto::Object::Sdc | proto::Object::Device | proto::Object::Unspecified)
+            | Err(_) => Err(validate::invalid(old, format!("kind {} cannot be renamed", rename.kind))),
+        }
+    }
+}

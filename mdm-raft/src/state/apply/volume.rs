@@ -1,0 +1,177 @@
+//! Volumes and their mappings.
+
+use pflex_proto::{
+    geometry::BLOCK_SIZE,
+    ids::{ByteCount, LayerId, SdcId, VolumeEpoch, VolumeId, VtreeId},
+};
+
+use super::{Context, Effect, Refusal, created, done, validate};
+use crate::{
+    command::{Answer, ErrorCode, proto},
+    state::{
+        State,
+        limits::{MAX_MAPPINGS_PER_VOLUME, MAX_VOLUME_BYTES, MAX_VOLUMES, OVERCOMMIT_RATIO, TOKEN_LIFE_MS},
+        model::{Access, Mapping, Pool, Volume},
+    },
+};
+
+impl State {
+    pub(super) fn create_volume(&mut self, context: Context, create: &proto::CreateVolume) -> Effect {
+        let name = validate::name("volume", &create.name)?;
+        if let Some(volume) = self.volume_by_name(&name) {
+            return if create.if_not_exists {
+                created(volume.id.get(), true)
+            } else {
+                Err(validate::exists("volume", &name))
+            };
+        }
+        let object = format!("volume {name}");
+        let size = volume_size(&object, create.size_bytes)?;
+        let token_mode = validate::token_mode(create.token_mode)?;
+        let pool = self.pool_or_only(&create.pool)?;
+        let pool_id = pool.id;
+        if self.pgs_of(pool_id).next().is_none() {
+            let what = format!(
+                "pool {} has no place yet: its {} copies need as many SDSs (or fault sets) with a device in service",
+                pool.name, pool.copies
+            );
+            return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
+        self.room_for(&object, pool, size, ByteCount(0))?;
+        if self.volumes.len() >= MAX_VOLUMES {
+            return Err(validate::limit(object, MAX_VOLUMES, "volumes"));
+        }
+        let id = self.take_id(|counters| {
+            counters.volume = counters.volume.next();
+            counters.volume
+        });
+        // From here on the pool's groups may hold data and are never placed anew.
+        self.pools.update(pool_id, |pool| pool.used = true);
+        self.volumes.put(Volume {
+            id,
+            name,
+            pool: pool_id,
+            size,
+            vtree: VtreeId(id.get()),
+            layer: LayerId(0),
+            epoch: VolumeEpoch(1),
+            token_mode,
+            created_wall_ms: context.wall_time_ms,
+        });
+        created(id.get(), false)
+    }
+
+    /// Whether a pool may promise `size` bytes more, `freed` of which it has promised already.
+    fn room_for(&self, object: &str, pool: &Pool, size: ByteCount, freed: ByteCount) -> Result<(), Refusal> {
+        let usage = self.usage_of(pool);
+        let total = (usage.provisioned.get() - freed.get()).saturating_add(size.get());
+        if total <= usage.limit().get() {
+            return Ok(());
+        }
+        let what = format!(
+            "pool {} would have {total} bytes of volumes, {OVERCOMMIT_RATIO} times its capacity is {}; add devices or \
+             choose a smaller size",
+            pool.name,
+            usage.limit()
+        );
+        Err(Refusal::new(ErrorCode::Limit, object, what))
+    }
+
+    /// Only grows: shrinking would need the copies to free what is cut off before it could grow again (S16).
+    pub(super) fn resize_volume(&mut self, resize: &proto::ResizeVolume) -> Effect {
+        let volume = self.named_volume(&resize.name)?;
+        let (id, old) = (volume.id, volume.size);
+        let object = format!("volume {}", volume.name);
+        let size = volume_size(&object, resize.size_bytes)?;
+        if size < old {
+            let what = format!("it has {old} bytes and cannot shrink to {size}");
+            return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
+        if let Some(pool) = self.pools.get(volume.pool) {
+            self.room_for(&object, pool, size, old)?;
+        }
+        self.volumes.update(id, |volume| volume.size = size);
+        done(id.get())
+    }
+
+    /// Mapping again changes access and limits; taking rights away revokes the tokens that had them.
+    pub(super) fn map_volume(&mut self, map: &proto::MapVolume) -> Effect {
+        let volume = self.named_volume(&map.volume)?.id;
+        let sdc = self.named_sdc(&map.sdc)?.id;
+        let access = validate::access(map.access)?;
+        let before = self.mapping(volume, sdc).cloned();
+        if before.is_none() && self.mappings_of(volume).count() >= MAX_MAPPINGS_PER_VOLUME {
+            return Err(validate::limit(format!("volume {}", map.volume), MAX_MAPPINGS_PER_VOLUME, "mappings"));
+        }
+        let reduced = before.is_some_and(|m| m.access == Access::ReadWrite && access == Access::ReadOnly);
+        if reduced {
+            self.revoke_tokens(volume);
+        }
+        self.mappings.put(Mapping {
+            volume,
+            sdc,
+            access,
+            iops_limit: map.iops_limit,
+            bandwidth_limit: map.bandwidth_limit,
+        });
+        done(volume.get())
+    }
+
+    /// Raises the volume's epoch (S20). The service waits for the SDSs; `tokens_expire_log_ms` bounds that wait, since
+    /// every token issued before this command ends by then.
+    pub(super) fn unmap_volume(&mut self, context: Context, unmap: &proto::UnmapVolume) -> Effect {
+        let volume = self.named_volume(&unmap.volume)?.id;
+        let sdc = self.named_sdc(&unmap.sdc)?.id;
+        if self.mappings.remove((volume, sdc)).is_none() {
+            let object = format!("volume {}", unmap.volume);
+            return Err(Refusal::new(ErrorCode::NotFound, object, format!("it is not mapped to sdc {}", unmap.sdc)));
+        }
+        let epoch = self.revoke_tokens(volume);
+        Ok(Answer::Unmapped(proto::Unmapped {
+            volume_id: volume.get(),
+            volume_epoch: epoch.get(),
+            tokens_expire_log_ms: context.log_time.get() + TOKEN_LIFE_MS,
+        }))
+    }
+
+    fn revoke_tokens(&mut self, volume: VolumeId) -> VolumeEpoch {
+        let mut epoch = VolumeEpoch::default();
+        self.volumes.update(volume, |volume| {
+            volume.epoch = volume.epoch.next();
+            epoch = volume.epoch;
+        });
+        epoch
+    }
+
+    pub(super) fn delete_volume(&mut self, name: &str) -> Effect {
+        let id = self.named_volume(name)?.id;
+        if let Some(mapping) = self.mappings_of(id).next() {
+            let sdc = self.sdcs.get(mapping.sdc).map_or_else(|| SdcId::to_string(&mapping.sdc), |sdc| sdc.name.clone());
+            let what = format!("it is mapped to sdc {sdc}; unmap it first");
+            return Err(Refusal::new(ErrorCode::InUse, format!("volume {name}"), what));
+        }
+        self.volumes.remove(id);
+        done(id.get())
+    }
+}
+
+fn volume_size(object: &str, bytes: u64) -> Result<ByteCount, Refusal> {
+    let block = u64::from(BLOCK_SIZE);
+    if bytes == 0 {
+        return Err(validate::invalid(object, format!("a size of 0; give a multiple of {block} bytes")));
+    }
+    if bytes % block != 0 {
+        let what = format!(
+            "{bytes} bytes is not a multiple of {block}; the next one is {}",
+            bytes.div_ceil(block).saturating_mul(block)
+        );
+        return Err(validate::invalid(object, what));
+    }
+    if bytes > MAX_VOLUME_BYTES {
+        return Err(validate::invalid(
+            object,
+            format!("{bytes} bytes is over the limit of {MAX_VOLUME_BYTES} (1 PiB)"),
+        ));
+    }
+    Ok(ByteCount(bytes))
+}

@@ -1,0 +1,215 @@
+//! The invariants as code: after every apply in debug builds and simulation (I3, I5, S17 and plain consistency).
+//!
+//! `check` looks at one state; `check_step` compares it with the one before, for what may only grow.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pflex_proto::ids::{ClientId, DeviceId};
+
+use super::{State, names::Names};
+use crate::{placement::FaultDomain, state::limits::MAX_OUTCOMES_PER_SESSION};
+
+/// Fails with a sentence unless the condition holds.
+macro_rules! hold {
+    ($condition:expr, $($why:tt)+) => {
+        if !$condition {
+            return Err(format!($($why)+));
+        }
+    };
+}
+
+impl State {
+    /// Whether every invariant holds.
+    ///
+    /// # Errors
+    /// A sentence that says which does not, and for what.
+    pub fn check(&self) -> Result<(), String> {
+        self.check_names()?;
+        self.check_topology()?;
+        self.check_pgs()?;
+        self.check_volumes()?;
+        self.check_sessions()?;
+        self.check_tokens()
+    }
+
+    fn check_names(&self) -> Result<(), String> {
+        hold!(self.names == Names::of(self), "the name index differs from the tables");
+        for (table, rows, names) in [
+            ("domains", self.domains.len(), self.names.domains.len()),
+            ("pools", self.pools.len(), self.names.pools.len()),
+            ("SDSs", self.sds.len(), self.names.sds.len()),
+            ("SDCs", self.sdcs.len(), self.names.sdcs.len()),
+            ("volumes", self.volumes.len(), self.names.volumes.len()),
+            ("devices", self.devices.len(), self.names.devices.len()),
+        ] {
+            hold!(rows == names, "{rows} {table} share {names} names");
+        }
+        Ok(())
+    }
+
+    fn check_topology(&self) -> Result<(), String> {
+        for pool in self.pools.values() {
+            hold!(self.domains.contains(pool.domain), "pool {} is in no domain", pool.name);
+        }
+        for sds in self.sds.values() {
+            hold!(self.domains.contains(sds.domain), "sds {} is in no domain", sds.name);
+            if let Some(set) = sds.fault_set {
+                let set = self.fault_sets.get(set);
+                hold!(set.is_some_and(|set| set.domain == sds.domain), "sds {} is in a strange fault set", sds.name);
+            }
+            hold!(!sds.alive || sds.registration.is_some(), "sds {} is alive and was never seen", sds.name);
+        }
+        for device in self.devices.values() {
+            let Some(sds) = self.sds.get(device.sds) else {
+                return Err(format!("device {} is on no SDS", device.id));
+            };
+            hold!(!device.alive || sds.alive, "device {} is alive on a lost SDS", device.id);
+            if let Some(pool) = device.pool {
+                let pool = self.pools.get(pool);
+                hold!(pool.is_some_and(|p| p.domain == sds.domain), "device {} is in a strange pool", device.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_pgs(&self) -> Result<(), String> {
+        let mut placed: BTreeMap<_, u32> = BTreeMap::new();
+        for pg in self.pgs.values() {
+            let id = pg.id;
+            let Some(pool) = self.pools.get(id.pool) else { return Err(format!("pg {id} is in no pool")) };
+            *placed.entry(id.pool).or_default() += 1;
+            hold!(id.index.get() < pool.pg_count, "pg {id} is beyond its pool");
+            hold!(pg.replicas.len() == pool.copies as usize, "pg {id} has {} replicas", pg.replicas.len());
+
+            // I5: no two copies in one SDS or fault set.
+            let mut domains: BTreeSet<FaultDomain> = BTreeSet::new();
+            let mut servers = BTreeSet::new();
+            for replica in &pg.replicas {
+                let Some(device) = self.devices.get(*replica) else {
+                    return Err(format!("pg {id} has a copy on device {replica}, which is not there"));
+                };
+                hold!(device.pool == Some(pool.id), "pg {id} has a copy on device {replica} of another pool");
+                hold!(servers.insert(device.sds), "pg {id} has two copies on sds {}", device.sds);
+                let domain = self.sds.get(device.sds).map(super::model::Sds::fault_domain);
+                hold!(domain.is_some_and(|d| domains.insert(d)), "pg {id} has two copies in one fault set");
+            }
+
+            let config = &pg.config;
+            hold!(config.epoch.get() > 0, "pg {id} has no epoch");
+            hold!(!config.in_sync.is_empty(), "pg {id} has no in-sync copy");
+            let mut members: BTreeSet<DeviceId> = BTreeSet::new();
+            for member in &config.in_sync {
+                hold!(members.insert(member.device), "pg {id} has device {} in sync twice", member.device);
+                hold!(pg.replicas.contains(&member.device), "pg {id}: {member} is in sync and no replica");
+                let device = self.devices.get(member.device);
+                hold!(
+                    device.is_some_and(|d| d.sds == member.sds && d.incarnation >= member.incarnation),
+                    "pg {id}: {member} is a life its device has not had"
+                );
+            }
+            match config.primary {
+                // I3 and S2: the primary is an in-sync copy in its present life.
+                Some(primary) => hold!(
+                    config.member(primary).is_some_and(|member| self.is_alive(member)),
+                    "pg {id}: primary {primary} is not an in-sync copy that is alive"
+                ),
+                None => hold!(
+                    !config.in_sync.iter().any(|member| self.is_alive(member)),
+                    "pg {id} is unavailable although an in-sync copy is alive"
+                ),
+            }
+        }
+        for (pool, count) in placed {
+            let all = self.pools.get(pool).map_or(0, |pool| pool.pg_count);
+            hold!(count == all, "pool {pool} has {count} of {all} groups placed");
+        }
+        Ok(())
+    }
+
+    fn check_volumes(&self) -> Result<(), String> {
+        for volume in self.volumes.values() {
+            let Some(pool) = self.pools.get(volume.pool) else {
+                return Err(format!("volume {} is in no pool", volume.name));
+            };
+            hold!(pool.used, "pool {} has a volume and may still be placed anew", pool.name);
+            hold!(volume.size.get() > 0 && volume.size.get() % 4096 == 0, "volume {} has a bad size", volume.name);
+        }
+        for mapping in self.mappings.values() {
+            hold!(self.volumes.contains(mapping.volume), "volume {} is mapped and not there", mapping.volume);
+            hold!(self.sdcs.contains(mapping.sdc), "sdc {} has a volume and is not there", mapping.sdc);
+        }
+        Ok(())
+    }
+
+    fn check_sessions(&self) -> Result<(), String> {
+        let mut kept: BTreeMap<ClientId, u32> = BTreeMap::new();
+        for outcome in self.outcomes.values() {
+            let Some(session) = self.sessions.get(outcome.client) else {
+                return Err(format!("an outcome is kept for client {}, who has no session", outcome.client));
+            };
+            hold!(outcome.sequence >= session.low_water, "client {} has forgotten outcomes kept", session.client);
+            *kept.entry(outcome.client).or_default() += 1;
+        }
+        for session in self.sessions.values() {
+            let count = kept.get(&session.client).copied().unwrap_or(0);
+            hold!(session.kept == count, "client {} counts {} outcomes of {count}", session.client, session.kept);
+            hold!(count <= MAX_OUTCOMES_PER_SESSION, "client {} has {count} outcomes kept", session.client);
+        }
+        Ok(())
+    }
+
+    /// Only the newest links: the whole chain is the audit's business.
+    fn check_tokens(&self) -> Result<(), String> {
+        let mut newest = self.tokens.values().rev();
+        let chain = self.token_chain();
+        if let Some(last) = newest.next() {
+            let before = newest.next().map_or(chain.anchor, |token| token.link);
+            hold!(last.link == last.link_after(before), "token {} breaks the hash chain", last.id);
+            hold!(last.link == chain.head, "the hash chain does not end at token {}", last.id);
+        }
+        Ok(())
+    }
+
+    /// What the running apply changed may only have grown.
+    pub(super) fn check_step(&self) -> Result<(), String> {
+        for (id, before, now) in self.pgs.changes() {
+            if let (Some(before), Some(now)) = (before, now) {
+                let (old, new) = (&before.config, &now.config);
+                hold!(new.epoch > old.epoch, "pg {id} changed from epoch {} to {}", old.epoch, new.epoch);
+                hold!(new.volatility >= old.volatility, "pg {id} went back in volatility");
+            }
+        }
+        for (id, before, now) in self.devices.changes() {
+            if let (Some(before), Some(now)) = (before, now) {
+                hold!(now.incarnation >= before.incarnation, "device {id} went back to an older life");
+            }
+        }
+        for (id, before, now) in self.volumes.changes() {
+            if let (Some(before), Some(now)) = (before, now) {
+                hold!(now.epoch >= before.epoch, "volume {id} went back to an older epoch");
+                hold!(now.pool == before.pool, "volume {id} changed its pool");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the running apply changed anything but sessions and its own position.
+    pub(super) fn has_effects(&self) -> bool {
+        let config = self.config.changes().any(|(key, ..)| key != super::rows::cluster::ConfigKey::Position);
+        config
+            || self.secrets.changes().next().is_some()
+            || self.domains.changes().next().is_some()
+            || self.pools.changes().next().is_some()
+            || self.fault_sets.changes().next().is_some()
+            || self.sds.changes().next().is_some()
+            || self.devices.changes().next().is_some()
+            || self.sdcs.changes().next().is_some()
+            || self.nodes.changes().next().is_some()
+            || self.history.changes().next().is_some()
+            || self.health.changes().next().is_some()
+            || self.pgs.changes().next().is_some()
+            || self.volumes.changes().next().is_some()
+            || self.mappings.changes().next().is_some()
+            || self.tokens.changes().next().is_some()
+    }
+}

@@ -1,0 +1,55 @@
+//! What the state machine refuses to exceed (I10, ARCHITECTURE section 12: PowerFlex's documented limits times four).
+//!
+//! They are part of what a command means: changing one is a change of `COMMAND_VERSION`.
+
+/// Protection domains.
+pub const MAX_DOMAINS: usize = 1_024;
+/// Pools.
+pub const MAX_POOLS: usize = 4_096;
+/// SDSs.
+pub const MAX_SDS: usize = 2_048;
+/// Devices, eight per SDS.
+pub const MAX_DEVICES: usize = 16_384;
+/// SDCs.
+pub const MAX_SDCS: usize = 8_192;
+/// Registered MDMs and consoles.
+pub const MAX_NODES: usize = 1_024;
+/// Volumes.
+pub const MAX_VOLUMES: usize = 524_288;
+/// Mappings of one volume: every watcher gets them all with each change.
+pub const MAX_MAPPINGS_PER_VOLUME: usize = 1_024;
+/// Bytes of a volume: 1 PiB.
+pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
+/// Placement groups of a pool; all are rows of one command when the pool is placed.
+pub const MAX_PGS_PER_POOL: u32 = 4_096;
+/// Copies of a placement group.
+pub const MAX_COPIES: u32 = 4;
+/// Bytes of a name.
+pub const MAX_NAME_BYTES: usize = 63;
+/// Bytes of an address, a version or a path.
+pub const MAX_TEXT_BYTES: usize = 1_024;
+/// Devices one registration may list.
+pub const MAX_DEVICES_PER_SDS: usize = 64;
+/// Proposals, volumes or token uses in one command, so that one apply stays short.
+pub const MAX_BATCH: usize = 16_384;
+
+/// Volumes are thin: their sizes may add up to this many times what the pool can hold (its devices' bytes divided by
+/// the copies). Five is what PowerFlex allows at most; beyond it a pool can fill up faster than anyone can react.
+pub const OVERCOMMIT_RATIO: u64 = 5;
+
+/// Sessions open at once.
+pub const MAX_SESSIONS: usize = 65_536;
+/// Outcomes kept above a client's low-water mark (S17); a client with more in flight is refused until it moves it.
+pub const MAX_OUTCOMES_PER_SESSION: u32 = 1_024;
+/// A session unused for this long is forgotten: longer than any deadline of a retry, short enough that a command line
+/// run each second holds a few thousand.
+pub const SESSION_IDLE_MS: u64 = 3_600_000;
+
+/// How long a token is good (S21).
+pub const TOKEN_LIFE_MS: u64 = 60_000;
+/// How long an expired token stays in `io_tokens` for the audit.
+pub const TOKEN_RETENTION_MS: u64 = 600_000;
+/// Rows of `io_tokens`; beyond it the oldest go first, even before their retention ends.
+pub const MAX_TOKENS: usize = 262_144;
+/// Registrations remembered per component.
+pub const MAX_REGISTRATIONS_KEPT: usize = 16;

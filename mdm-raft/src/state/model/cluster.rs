@@ -1,0 +1,140 @@
+//! The cluster's identity, its counters, its secrets, and who takes part in it.
+
+use std::fmt;
+
+use pflex_proto::ids::{
+    ClientId, ClusterGeneration, ClusterId, DeviceId, DomainId, FaultSetId, KeyId, LogTime, PoolId, Revision, SdcId,
+    SdsId, TokenId, VolumeId,
+};
+
+use super::Registration;
+
+/// Who the cluster is; made once by the bootstrap command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cluster {
+    /// Checked on every connection and at every open of a store.
+    pub id: ClusterId,
+    /// Raised by a restore from backup (S19).
+    pub generation: ClusterGeneration,
+    /// The secret that signs.
+    pub newest_key: KeyId,
+}
+
+/// The last id given out of each space; ids are never reused.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs, reason = "each field is the space its type names")]
+pub struct Counters {
+    pub domain: DomainId,
+    pub pool: PoolId,
+    pub fault_set: FaultSetId,
+    pub sds: SdsId,
+    pub device: DeviceId,
+    pub sdc: SdcId,
+    pub node: u32,
+    pub volume: VolumeId,
+    pub token: TokenId,
+    pub client: ClientId,
+}
+
+/// The last command applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Position {
+    /// Its log index.
+    pub revision: Revision,
+    /// Its log time.
+    pub log_time: LogTime,
+}
+
+/// 32 bytes nobody but MDMs and SDSs may see; never printed (I7).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A generation of the cluster secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SecretRow {
+    /// Its number.
+    pub key: KeyId,
+    /// The bytes.
+    pub secret: Secret,
+}
+
+/// What a component is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[allow(missing_docs, reason = "the names of the four processes")]
+pub enum Kind {
+    Mdm,
+    Sds,
+    Sdc,
+    Mgmt,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mdm => "mdm",
+            Self::Sds => "sds",
+            Self::Sdc => "sdc",
+            Self::Mgmt => "mgmt",
+        })
+    }
+}
+
+/// One component; ids are counted per kind (MDMs and consoles share one count).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Component {
+    /// What it is.
+    pub kind: Kind,
+    /// Its id among those.
+    pub id: u32,
+}
+
+/// A registered MDM or console: found by others through the registry, not part of the map.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// Which one.
+    pub component: Component,
+    /// Its name; unique per kind.
+    pub name: String,
+    /// Its last registration.
+    pub registration: Registration,
+}
+
+/// How a component is, as its heartbeats tell; only transitions are logged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// Heard recently.
+    Active,
+    /// Late.
+    Stale,
+    /// Silent for long, or lost.
+    Down,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "ACTIVE",
+            Self::Stale => "STALE",
+            Self::Down => "DOWN",
+        })
+    }
+}
+
+/// The last status transition of a component.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// Whose.
+    pub component: Component,
+    /// What it became.
+    pub status: Status,
+    /// When.
+    pub since: LogTime,
+    /// Why, for people.
+    pub why: String,
+}

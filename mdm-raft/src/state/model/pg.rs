@@ -1,0 +1,34 @@
+//! Placement groups and their configurations (PacificA: the Raft group is the configuration manager).
+
+use pflex_proto::ids::{DeviceId, Epoch, Member, PgId, VolatilityId};
+
+/// Who may serve a group. Changes only by compare-and-set on the epoch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PgConfig {
+    /// Grows by one with every change.
+    pub epoch: Epoch,
+    /// Serves IO; none when no in-sync copy is alive, and then nobody may.
+    pub primary: Option<DeviceId>,
+    /// Every copy that has all acknowledged writes, by incarnation (S2). Never empty.
+    pub in_sync: Vec<Member>,
+    /// Changes when an epoch opens with no member that kept its memory (S14).
+    pub volatility: VolatilityId,
+}
+
+impl PgConfig {
+    /// The membership of a device.
+    pub fn member(&self, device: DeviceId) -> Option<&Member> {
+        self.in_sync.iter().find(|member| member.device == device)
+    }
+}
+
+/// A placement group. Joiners are not stored: one is a replica whose device is alive but not in sync.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pg {
+    /// Which one.
+    pub id: PgId,
+    /// Where its copies belong.
+    pub replicas: Vec<DeviceId>,
+    /// Who may serve it now.
+    pub config: PgConfig,
+}

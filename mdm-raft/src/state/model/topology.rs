@@ -1,0 +1,155 @@
+//! Domains, pools, fault sets, SDSs, devices and SDCs.
+
+use pflex_proto::ids::{
+    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PoolId, ProcessId, SdcId, SdsId,
+};
+
+use super::Component;
+use crate::placement::FaultDomain;
+
+/// A protection domain: SDSs and pools that have nothing to do with those of another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Domain {
+    /// Its id.
+    pub id: DomainId,
+    /// Unique.
+    pub name: String,
+}
+
+/// SDSs that fail together. Comes with the first SDS that names it and goes with the last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FaultSet {
+    /// Its id.
+    pub id: FaultSetId,
+    /// Where it is.
+    pub domain: DomainId,
+    /// Unique in the domain.
+    pub name: String,
+}
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WritePolicy {
+    /// When every in-sync copy has it durable.
+    Sync,
+    /// When every in-sync copy has it in memory.
+    Writeback,
+}
+
+/// A storage pool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pool {
+    /// Its id.
+    pub id: PoolId,
+    /// Where it is.
+    pub domain: DomainId,
+    /// Unique in the cluster: volumes name only the pool.
+    pub name: String,
+    /// Copies of every chunk.
+    pub copies: u32,
+    /// Placement groups; a power of two, fixed.
+    pub pg_count: u32,
+    /// When a write is acknowledged.
+    pub write_policy: WritePolicy,
+    /// Has had a volume. Until then its groups hold nothing and are placed anew when a device comes.
+    pub used: bool,
+}
+
+/// `host:port` of each plane; empty where there is none.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs, reason = "the names of the planes")]
+pub struct Addresses {
+    pub data: String,
+    pub control: String,
+    pub management: String,
+    pub raft: String,
+    pub api: String,
+    pub nbd: String,
+}
+
+/// The last start of a component's process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registration {
+    /// Which process.
+    pub process: ProcessId,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// Its binary's version.
+    pub version: String,
+    /// When, by the leader's wall clock; for people.
+    pub at_wall_ms: u64,
+    /// How many starts so far.
+    pub count: u64,
+}
+
+/// One remembered start of a component.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HistoryRow {
+    /// Whose.
+    pub component: Component,
+    /// The start.
+    pub registration: Registration,
+}
+
+/// A storage data server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sds {
+    /// Its id.
+    pub id: SdsId,
+    /// Unique.
+    pub name: String,
+    /// Where it is.
+    pub domain: DomainId,
+    /// What it fails with, if not alone.
+    pub fault_set: Option<FaultSetId>,
+    /// Its last start; none until it is seen.
+    pub registration: Option<Registration>,
+    /// The liveness verdict on that process.
+    pub alive: bool,
+}
+
+impl Sds {
+    /// What no two copies of a group may share.
+    pub fn fault_domain(&self) -> FaultDomain {
+        self.fault_set.map_or(FaultDomain::Sds(self.id), FaultDomain::Set)
+    }
+
+    /// Whether `process` is the one that registered last.
+    pub fn runs(&self, process: ProcessId) -> bool {
+        self.registration.as_ref().is_some_and(|r| r.process == process)
+    }
+}
+
+/// A device of an SDS.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Device {
+    /// Its id.
+    pub id: DeviceId,
+    /// As formatted.
+    pub uuid: DeviceUuid,
+    /// Whose it is.
+    pub sds: SdsId,
+    /// Where its capacity goes; none when its domain has no pool.
+    pub pool: Option<PoolId>,
+    /// The newest life that registered (S2).
+    pub incarnation: Incarnation,
+    /// Of the data area.
+    pub capacity: ByteCount,
+    /// On the SDS's machine, for people.
+    pub path: String,
+    /// Open in the registered process, and neither it nor its SDS was found lost since.
+    pub alive: bool,
+}
+
+/// A storage data client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sdc {
+    /// Its id.
+    pub id: SdcId,
+    /// Unique.
+    pub name: String,
+    /// Its last start; none until it is seen.
+    pub registration: Option<Registration>,
+    /// May get tokens.
+    pub approved: bool,
+}

@@ -1,0 +1,217 @@
+//! What services ask the state: by id, by name, and sums.
+
+use pflex_proto::ids::{
+    ByteCount, DeviceId, DomainId, FaultSetId, KeyId, Member, PgId, PgIndex, PoolId, SdcId, SdsId, TokenId, VolumeId,
+};
+
+use super::{
+    State,
+    limits::OVERCOMMIT_RATIO,
+    model::{Component, Device, Domain, FaultSet, Health, IoToken, Mapping, Node, Pg, Pool, Sdc, Sds, Secret, Volume},
+};
+
+/// How a placement group is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PgState {
+    /// Every copy is in sync and alive.
+    Active,
+    /// It serves with fewer copies than it should have.
+    Degraded,
+    /// No in-sync copy is alive.
+    Unavailable,
+}
+
+/// What a pool has and holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PoolUsage {
+    /// Bytes of its devices divided by its copies.
+    pub capacity: ByteCount,
+    /// Sum of its volumes' sizes.
+    pub provisioned: ByteCount,
+    /// Groups with every copy in sync.
+    pub active: u32,
+    /// Groups that serve with fewer copies.
+    pub degraded: u32,
+    /// Groups without a live in-sync copy.
+    pub unavailable: u32,
+    /// Groups without devices yet.
+    pub unassigned: u32,
+}
+
+impl PoolUsage {
+    /// How many bytes of volumes it may have.
+    pub fn limit(&self) -> ByteCount {
+        ByteCount(self.capacity.get().saturating_mul(OVERCOMMIT_RATIO))
+    }
+}
+
+macro_rules! lookups {
+    ($($one:ident, $by_name:ident, $all:ident: $row:ident by $id:ident in $table:ident;)*) => {$(
+        #[doc = concat!("The ", stringify!($row), " with this id.")]
+        pub fn $one(&self, id: $id) -> Option<&$row> {
+            self.$table.get(id)
+        }
+
+        #[doc = concat!("The ", stringify!($row), " with this name.")]
+        pub fn $by_name(&self, name: &str) -> Option<&$row> {
+            self.names.$table.get(name).and_then(|id| self.$table.get(*id))
+        }
+
+        #[doc = concat!("Every ", stringify!($row), " in id order.")]
+        pub fn $all(&self) -> impl ExactSizeIterator<Item = &$row> {
+            self.$table.values()
+        }
+    )*};
+}
+
+impl State {
+    lookups! {
+        domain, domain_by_name, all_domains: Domain by DomainId in domains;
+        pool, pool_by_name, all_pools: Pool by PoolId in pools;
+        sds, sds_by_name, all_sds: Sds by SdsId in sds;
+        sdc, sdc_by_name, all_sdcs: Sdc by SdcId in sdcs;
+        volume, volume_by_name, all_volumes: Volume by VolumeId in volumes;
+    }
+
+    /// The device with this id.
+    pub fn device(&self, id: DeviceId) -> Option<&Device> {
+        self.devices.get(id)
+    }
+
+    /// Every device in id order.
+    pub fn all_devices(&self) -> impl ExactSizeIterator<Item = &Device> {
+        self.devices.values()
+    }
+
+    /// The devices of an SDS.
+    pub fn devices_of(&self, sds: SdsId) -> impl Iterator<Item = &Device> {
+        self.devices.values().filter(move |device| device.sds == sds)
+    }
+
+    /// The fault set with this id.
+    pub fn fault_set(&self, id: FaultSetId) -> Option<&FaultSet> {
+        self.fault_sets.get(id)
+    }
+
+    /// Registered MDMs and consoles.
+    pub fn all_nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The last status transition of a component.
+    pub fn health_of(&self, component: Component) -> Option<&Health> {
+        self.health.get(component)
+    }
+
+    /// A placement group; none while its pool has too few devices.
+    pub fn pg(&self, id: PgId) -> Option<&Pg> {
+        self.pgs.get(id)
+    }
+
+    /// Every placed group, by pool and number.
+    pub fn all_pgs(&self) -> impl ExactSizeIterator<Item = &Pg> {
+        self.pgs.values()
+    }
+
+    /// The placed groups of a pool.
+    pub fn pgs_of(&self, pool: PoolId) -> impl Iterator<Item = &Pg> {
+        self.pgs.range(PgId { pool, index: PgIndex(0) }..=PgId { pool, index: PgIndex(u32::MAX) })
+    }
+
+    /// Whether the copy with this membership is alive in that very life.
+    pub fn is_alive(&self, member: &Member) -> bool {
+        self.devices.get(member.device).is_some_and(|d| d.alive && d.incarnation == member.incarnation)
+    }
+
+    /// How a group is.
+    pub fn pg_state(&self, pg: &Pg) -> PgState {
+        let alive = pg.config.in_sync.iter().filter(|member| self.is_alive(member)).count();
+        if pg.config.primary.is_none() || alive == 0 {
+            PgState::Unavailable
+        } else if alive < pg.replicas.len() {
+            PgState::Degraded
+        } else {
+            PgState::Active
+        }
+    }
+
+    /// The replicas of a group that are alive but not in sync: they join.
+    pub fn joiners<'a>(&'a self, pg: &'a Pg) -> impl Iterator<Item = &'a Device> {
+        pg.replicas
+            .iter()
+            .filter(|device| pg.config.member(**device).is_none())
+            .filter_map(|device| self.devices.get(*device))
+            .filter(|device| device.alive)
+    }
+
+    /// The mappings of a volume.
+    pub fn mappings_of(&self, volume: VolumeId) -> impl Iterator<Item = &Mapping> {
+        self.mappings.range((volume, SdcId(0))..=(volume, SdcId(u32::MAX)))
+    }
+
+    /// The mapping of a volume to an SDC.
+    pub fn mapping(&self, volume: VolumeId, sdc: SdcId) -> Option<&Mapping> {
+        self.mappings.get((volume, sdc))
+    }
+
+    /// Every mapping, by volume and SDC.
+    pub fn all_mappings(&self) -> impl ExactSizeIterator<Item = &Mapping> {
+        self.mappings.values()
+    }
+
+    /// What a pool has and holds.
+    pub fn usage_of(&self, pool: &Pool) -> PoolUsage {
+        let raw: u64 = self.devices.values().filter(|d| d.pool == Some(pool.id)).map(|d| d.capacity.get()).sum();
+        let provisioned = self.volumes.values().filter(|v| v.pool == pool.id).map(|v| v.size.get()).sum();
+        let mut usage = PoolUsage {
+            capacity: ByteCount(raw / u64::from(pool.copies)),
+            provisioned: ByteCount(provisioned),
+            ..PoolUsage::default()
+        };
+        for pg in self.pgs_of(pool.id) {
+            match self.pg_state(pg) {
+                PgState::Active => usage.active += 1,
+                PgState::Degraded => usage.degraded += 1,
+                PgState::Unavailable => usage.unavailable += 1,
+            }
+        }
+        usage.unassigned = pool.pg_count - (usage.active + usage.degraded + usage.unavailable);
+        usage
+    }
+
+    /// A generation of the cluster secret.
+    pub fn secret(&self, key: KeyId) -> Option<&Secret> {
+        self.secrets.get(key).map(|row| &row.secret)
+    }
+
+    /// Every generation of the cluster secret that may still verify.
+    pub fn all_secrets(&self) -> impl ExactSizeIterator<Item = (KeyId, &Secret)> {
+        self.secrets.values().map(|row| (row.key, &row.secret))
+    }
+
+    /// The record of a token.
+    pub fn token(&self, id: TokenId) -> Option<&IoToken> {
+        self.tokens.get(id)
+    }
+
+    /// Every recorded token, newest first.
+    pub fn tokens_newest_first(&self) -> impl Iterator<Item = &IoToken> {
+        self.tokens.values().rev()
+    }
+
+    /// Whether the token records still form the chain their links claim; the first that does not, if any.
+    ///
+    /// # Errors
+    /// The id of the first record whose link is wrong, or of the newest when the chain's end differs.
+    pub fn verify_token_chain(&self) -> Result<(), TokenId> {
+        let chain = self.token_chain();
+        let mut link = chain.anchor;
+        for token in self.tokens.values() {
+            if token.link != token.link_after(link) {
+                return Err(token.id);
+            }
+            link = token.link;
+        }
+        if link == chain.head { Ok(()) } else { Err(self.counters().token) }
+    }
+}

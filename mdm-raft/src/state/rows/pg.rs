@@ -1,0 +1,71 @@
+//! Rows of placement groups.
+
+use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, SdsId, VolatilityId};
+
+use super::{
+    Row, RowError, bad,
+    key::{KeyWriter, two_u32},
+    open, optional, proto, seal,
+};
+use crate::state::{
+    model::{Pg, PgConfig},
+    table::Table,
+};
+
+impl Row for Pg {
+    const TABLE: Table = Table::Replicas;
+    type Key = PgId;
+
+    fn key(&self) -> PgId {
+        self.id
+    }
+
+    fn encode_key(key: PgId) -> Vec<u8> {
+        KeyWriter::default().u32(key.pool.get()).u32(key.index.get()).done()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::Pg {
+            replicas: self.replicas.iter().map(|device| device.get()).collect(),
+            epoch: self.config.epoch.get(),
+            primary: self.config.primary.map_or(0, DeviceId::get),
+            in_sync: self
+                .config
+                .in_sync
+                .iter()
+                .map(|member| proto::Member {
+                    device: member.device.get(),
+                    sds: member.sds.get(),
+                    incarnation: member.incarnation.get(),
+                })
+                .collect(),
+            volatility: self.config.volatility.get(),
+        })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let (pool, index) = two_u32(key)?;
+        let row: proto::Pg = open(value)?;
+        if row.in_sync.is_empty() || row.epoch == 0 {
+            return Err(bad("pg configuration", format_args!("epoch {} of {} members", row.epoch, row.in_sync.len())));
+        }
+        Ok(Self {
+            id: PgId { pool: PoolId(pool), index: PgIndex(index) },
+            replicas: row.replicas.into_iter().map(DeviceId).collect(),
+            config: PgConfig {
+                epoch: Epoch(row.epoch),
+                primary: optional(row.primary),
+                in_sync: row
+                    .in_sync
+                    .into_iter()
+                    .map(|member| Member {
+                        device: DeviceId(member.device),
+                        sds: SdsId(member.sds),
+                        incarnation: Incarnation(member.incarnation),
+                    })
+                    .collect(),
+                volatility: VolatilityId(row.volatility),
+            },
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! Rows of domains, pools, fault sets, SDSs, devices and SDCs.
+
+use pflex_proto::ids::{
+    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PoolId, ProcessId, SdcId, SdsId,
+};
+
+use super::{
+    Row, RowError, bad,
+    key::{KeyWriter, one_u32},
+    open, optional, proto, seal,
+};
+use crate::state::{
+    model::{Addresses, Device, Domain, FaultSet, Pool, Registration, Sdc, Sds, WritePolicy},
+    table::Table,
+};
+
+/// The parts of `Row` that are the same for every table keyed by one 32-bit id.
+macro_rules! keyed_by_u32 {
+    ($table:ident, $key:ident) => {
+        const TABLE: Table = Table::$table;
+        type Key = $key;
+
+        fn key(&self) -> $key {
+            self.id
+        }
+
+        fn encode_key(key: $key) -> Vec<u8> {
+            KeyWriter::default().u32(key.get()).done()
+        }
+    };
+}
+
+impl Row for Domain {
+    keyed_by_u32!(ProtectionDomains, DomainId);
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::Domain { name: self.name.clone() })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let row: proto::Domain = open(value)?;
+        Ok(Self { id: DomainId(one_u32(key)?), name: row.name })
+    }
+}
+
+impl Row for FaultSet {
+    keyed_by_u32!(FaultSets, FaultSetId);
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::FaultSet { domain: self.domain.get(), name: self.name.clone() })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let row: proto::FaultSet = open(value)?;
+        Ok(Self { id: FaultSetId(one_u32(key)?), domain: DomainId(row.domain), name: row.name })
+    }
+}
+
+impl Row for Pool {
+    keyed_by_u32!(StoragePools, PoolId);
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::Pool {
+            domain: self.domain.get(),
+            name: self.name.clone(),
+            copies: self.copies,
+            pg_count: self.pg_count,
+            write_policy: match self.write_policy {
+                WritePolicy::Sync => 1,
+                WritePolicy::Writeback => 2,
+            },
+            used: self.used,
+        })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let row: proto::Pool = open(value)?;
+        let write_policy = match row.write_policy {
+            1 => WritePolicy::Sync,
+            2 => WritePolicy::Writeback,
+            other => return Err(bad("write policy", other)),
+        };
+        if !row.pg_count.is_power_of_two() {
+            return Err(bad("pg count", row.pg_count));
+        }
+        Ok(Self {
+            id: PoolId(one_u32(key)?),
+            domain: DomainId(row.domain),
+            name: row.name,
+            copies: row.copies,
+            pg_count: row.pg_count,
+            write_policy,
+            used: row.used,
+        })
+    }
+}
+
+impl From<&Registration> for proto::Registration {
+    fn from(registration: &Registration) -> Self {
+        let addresses = registration.addresses.clone();
+        Self {
+            process: registration.process.as_bytes().to_vec(),
+            data: addresses.data,
+            control: addresses.control,
+            management: addresses.management,
+            raft: addresses.raft,
+            api: addresses.api,
+            nbd: addresses.nbd,
+            version: registration.version.clone(),
+            at_wall_ms: registration.at_wall_ms,
+            count: registration.count,
+        }
+    }
+}
+
+pub(super) fn registration(row: Option<proto::Registration>) -> Result<Option<Registration>, RowError> {
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Registration {
+        process: ProcessId::from_slice(&row.process).map_err(|why| bad("process id", why))?,
+        addresses: Addresses {
+            data: row.data,
+            control: row.control,
+            management: row.management,
+            raft: row.raft,
+            api: row.api,
+            nbd: row.nbd,
+        },
+        version: row.version,
+        at_wall_ms: row.at_wall_ms,
+        count: row.count,
+    }))
+}
+
+impl Row for Sds {
+    keyed_by_u32!(SdsNodes, SdsId);
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::Sds {
+            name: self.name.clone(),
+            domain: self.domain.get(),
+            fault_set: self.fault_set.map_or(0, FaultSetId::get),
+            registration: self.registration.as_ref().map(Into::into),
+            alive: self.alive,
+        })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let row: proto::Sds = open(value)?;
+        Ok(Self {
+            id: SdsId(one_u32(key)?),
+            name: row.name,
+            domain: DomainId(row.domain),
+            fault_set: optional(row.fault_set),
+            registration: registration(row.registration)?,
+            alive: row.alive,
+        })
+    }
+}
+
+impl Row for Device {
+    keyed_by_u32!(Devices, DeviceId);
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::Device {
+            uuid: self.uuid.as_bytes().to_vec(),
+            sds: self.sds.get(),
+            pool: self.pool.map_or(0, PoolId::get),
+            incarnation: self.incarnation.get(),
+            capacity_bytes: self.capacity.get(),
+            path: self.path.clone(),
+            alive: self.alive,
+        })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let row: proto::Device = open(value)?;
+        Ok(Self {
+            id: DeviceId(one_u32(key)?),
+            uuid: DeviceUuid::from_slice(&row.uuid).map_err(|why| bad("device uuid", why))?,
+            sds: SdsId(row.sds),
+            pool: optional(row.pool),
+            incarnation: Incarnation(row.incarnation),
+            capacity: ByteCount(row.capacity_bytes),
+            path: row.path,
+            alive: row.alive,
+        })
+    }
+}
+
+impl Row for Sdc {
+    keyed_by_u32!(SdcClients, SdcId);
+
+    fn encode(&self) -> Vec<u8> {
+        seal(&proto::Sdc {
+            name: self.name.clone(),
+            registration: self.registration.as_ref().map(Into::into),
+            approved: self.approved,
+        })
+    }
+
+    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
+        let row: proto::Sdc = open(value)?;
+        Ok(Self {
+            id: SdcId(one_u32(key)?),
+            name: row.name,
+            registration: registration(row.registration)?,
+            approved: row.approved,
+        })
+    }
+}

@@ -1,0 +1,31 @@
+//! Seeds for random tests: every failure names its seed, and `PFLEX_TEST_SEED` runs that one alone.
+
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+
+/// The seeds a test runs: `count` fresh ones, or the one in the environment.
+pub(crate) struct Seeds(Vec<u64>);
+
+impl Seeds {
+    pub(crate) fn new(count: u64) -> Self {
+        match std::env::var("PFLEX_TEST_SEED") {
+            Ok(seed) => Self(vec![seed.parse().expect("PFLEX_TEST_SEED is a number")]),
+            Err(_) => Self((0..count).map(|_| rand::random()).collect()),
+        }
+    }
+}
+
+impl IntoIterator for Seeds {
+    type Item = u64;
+    type IntoIter = std::vec::IntoIter<u64>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        // Printed only by a failing test: the harness captures it otherwise.
+        println!("seeds: {:?}", self.0);
+        self.0.into_iter()
+    }
+}
+
+pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
