@@ -1,6 +1,10 @@
 //! The storage data client: shows volumes of the cluster as NBD exports.
 //!
-//! Reading order: [`block`] (what both halves agree on), [`nbd`] (the front: sockets and protocol).
+//! Reading order: [`block`] (what both halves agree on), [`nbd`] (the front: sockets and protocol), [`engine`] (the back:
+//! splitting, routing, sessions, retries), `buffers` (what both do with sockets).
 
 pub mod block;
+pub mod engine;
 pub mod nbd;
+
+mod buffers;

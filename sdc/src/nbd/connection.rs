@@ -17,25 +17,20 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream::FuturesUnordered};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::handshake::{Agreed, Event, Handshake};
-use super::output::Output;
 use super::reply;
 use super::request::{self, Answer, Command, Cookie, Parsed, Request};
 use super::wire::{ErrorCode, Violation};
 use crate::block::{BlockBackend, Export, Exports, IoError, Payload};
+use crate::buffers::{Output, poll_fill};
 
 /// Requests of one connection that run at the same time. Clients keep at most 64 to 128 in flight.
 const MAX_REQUESTS: usize = 512;
 /// Payload bytes of one connection that are held for running requests and unsent replies: two of the largest.
 const MAX_BYTES: usize = 64 << 20;
-/// Room for each read of the socket: 32 writes of 4 KiB at once, and then some.
-const READ_SIZE: usize = 256 << 10;
-/// Room below which a fresh buffer is taken: a read of less would cost a system call for little.
-const LEAST_READ_SIZE: usize = 32 << 10;
 
 /// Why a connection ended other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +57,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     E: Exports,
 {
-    let mut input = BytesMut::with_capacity(LEAST_READ_SIZE);
+    let mut input = BytesMut::new();
     let negotiated = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         done = tokio::time::timeout(handshake_timeout, negotiate(&mut stream, &mut input, &*exports)) => {
@@ -217,12 +212,7 @@ where
         if self.intake != Intake::Open || self.held_back.is_some() || !self.has_room(0) {
             return Ok(false);
         }
-        let missing = self.needed.saturating_sub(self.input.len());
-        let room = self.input.capacity() - self.input.len();
-        if room < missing.max(LEAST_READ_SIZE) {
-            self.input.reserve(missing.max(READ_SIZE));
-        }
-        match poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)? {
+        match poll_fill(Pin::new(&mut self.stream), context, &mut self.input, self.needed)? {
             Poll::Pending => Ok(false),
             Poll::Ready(0) if self.input.is_empty() => {
                 self.intake = Intake::Closed;

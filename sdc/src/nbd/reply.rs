@@ -5,18 +5,18 @@
 
 use pflex_proto::ids::ByteOffset;
 
-use super::output::Output;
 use super::request::Cookie;
 use super::wire::{ErrorCode, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk};
 use crate::block::Payload;
+use crate::buffers::Output;
 
 /// Answers what has no data.
-pub fn status(output: &mut Output, cookie: Cookie, outcome: Result<(), ErrorCode>) {
+pub(super) fn status(output: &mut Output, cookie: Cookie, outcome: Result<(), ErrorCode>) {
     output.put(&simple_header(cookie, outcome.err()));
 }
 
 /// Answers a read.
-pub fn data(
+pub(super) fn data(
     output: &mut Output,
     cookie: Cookie,
     offset: ByteOffset,

@@ -1,0 +1,105 @@
+//! How long an IO waits between its attempts, and when it gives up.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use pflex_proto::ids::{DeviceId, Epoch, PgId};
+use rand::RngExt;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::super::routes::{Route, Routes};
+use crate::block::IoError;
+
+/// The first pause.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest: short against any failover, long enough not to matter to an SDS that is busy coming back.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Attempts that may follow one another without a pause: more would mean that two sides disagree for good.
+const ATTEMPTS_AT_ONCE: u32 = 3;
+
+/// The pace of one IO.
+#[derive(Debug)]
+pub(super) struct Pace {
+    allowed: Duration,
+    /// Known from the first failure on: an IO that succeeds at once asks no clock.
+    started: Option<Instant>,
+    at_once: u32,
+    pause: Duration,
+}
+
+impl Pace {
+    pub(super) const fn new(allowed: Duration) -> Self {
+        Self { allowed, started: None, at_once: 0, pause: FIRST_PAUSE }
+    }
+
+    /// Whether an attempt has failed.
+    pub(super) const fn is_retrying(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// Time since the first failure.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        self.started.map(|started| started.elapsed())
+    }
+
+    /// Goes on at once, unless this happens again and again.
+    pub(super) async fn again(&mut self, why: &impl Display) -> Result<(), IoError> {
+        self.at_once += 1;
+        let pause = if self.at_once > ATTEMPTS_AT_ONCE { self.next_pause() } else { Duration::ZERO };
+        self.sleep(pause, why, std::future::pending()).await
+    }
+
+    /// Waits for a pause, or until `changes` tells something.
+    pub(super) async fn wait(&mut self, changes: &mut watch::Receiver<u64>, why: impl Display) -> Result<(), IoError> {
+        let pause = self.next_pause();
+        let changed = async {
+            // A sender that is gone tells nothing any more.
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        self.sleep(pause, &why, changed).await
+    }
+
+    /// Waits for a pause, or until the route of `pg` is another one than the attempt took.
+    pub(super) async fn wait_from(
+        &mut self,
+        changes: &mut watch::Receiver<u64>,
+        epoch: Epoch,
+        device: DeviceId,
+        pg: PgId,
+        routes: &Routes,
+        why: &impl Display,
+    ) -> Result<(), IoError> {
+        let pause = self.next_pause();
+        let tried = Some(Route { epoch, primary: Some(device) });
+        let changed = async {
+            while routes.route(pg) == tried {
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        self.sleep(pause, why, changed).await
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        // Half of it at random: those who failed together must not come back together.
+        pause / 2 + rand::rng().random_range(Duration::ZERO..=pause / 2)
+    }
+
+    async fn sleep(&mut self, pause: Duration, why: &impl Display, change: impl Future<Output = ()>) -> Result<(), IoError> {
+        let started = *self.started.get_or_insert_with(Instant::now);
+        if started.elapsed() >= self.allowed {
+            return Err(IoError::Failed(format!("not done within {:?}: {why}", self.allowed)));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = change => {}
+        }
+        Ok(())
+    }
+}

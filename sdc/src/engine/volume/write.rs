@@ -1,0 +1,122 @@
+//! A write from its admission until nothing of it can happen any more (S7, S9).
+//!
+//! A write that was sent and not answered may still be executed: its client left, or the deadline passed. Until that is
+//! impossible it keeps its place in the ledger, so that no overlapping newer write is acknowledged and then overwritten
+//! by it. It is impossible once a newer session is open at the device it was sent to, or its placement group is in a newer
+//! epoch (a request names its epoch, and a primary of another one refuses it).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pflex_proto::data::{Checksums, WriteKind};
+use pflex_proto::ids::{DeviceId, Epoch, OperationId};
+use tracing::{debug, info};
+
+use super::super::link::{Answer, AttemptError, Operation, Request, Write};
+use super::super::plan::Part;
+use super::{Attempts, Volume};
+use crate::block::{ByteRange, IoError};
+
+/// Pause between attempts to fence.
+const FENCE_PAUSE: Duration = Duration::from_millis(100);
+
+/// The place of a write in the ledger of its volume; given up when the last part of it is over.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    volume: Arc<Volume>,
+    first: OperationId,
+}
+
+impl Ticket {
+    /// Enters the ledger and waits for the turn.
+    pub(super) async fn enter(volume: Arc<Volume>, range: ByteRange, parts: usize) -> Arc<Self> {
+        let admission = volume.ledger.enter(range, parts, &volume.engine.operations);
+        let ticket = Arc::new(Self { volume, first: admission.first });
+        if let Some(turn) = admission.turn {
+            // The sender is dropped only with this ticket's own entry.
+            let _ = turn.await;
+        }
+        ticket
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.volume.ledger.leave(self.first);
+    }
+}
+
+/// One part of a write, and what is known of its attempts; fences itself when it is dropped before it was resolved.
+#[derive(Debug)]
+pub(super) struct PartOfWrite {
+    ticket: Arc<Ticket>,
+    part: Part,
+    write: Write,
+    /// Where the attempt under way went.
+    current: Option<(DeviceId, Epoch)>,
+    /// The newest earlier attempt that may have run.
+    unresolved: Option<(DeviceId, Epoch)>,
+}
+
+impl PartOfWrite {
+    /// The `nth` part of a write; the number makes its operation id.
+    pub(super) fn new(ticket: &Arc<Ticket>, nth: usize, part: Part, kind: WriteKind, fua: bool, data: Bytes) -> Self {
+        let operation = OperationId(ticket.first.0 + nth as u64);
+        let checksums = if data.is_empty() { Checksums::Bytes(0) } else { Checksums::of(part.offset, &data) };
+        let write = Write { operation, low_water: operation, kind, fua, checksums, data };
+        Self { ticket: Arc::clone(ticket), part, write, current: None, unresolved: None }
+    }
+
+    /// Sends it until it is done or cannot be done.
+    pub(super) async fn run(mut self) -> Result<(), IoError> {
+        let volume = Arc::clone(&self.ticket.volume);
+        volume.attempt(self.part, &mut self).await.map(|_done| ())
+    }
+}
+
+impl Attempts for PartOfWrite {
+    fn next(&mut self, device: DeviceId, epoch: Epoch) -> Operation {
+        self.current = Some((device, epoch));
+        let low_water = self.ticket.volume.ledger.low_water().unwrap_or(self.write.operation);
+        Operation::Write(Write { low_water, ..self.write.clone() })
+    }
+
+    fn outcome(&mut self, outcome: &Result<Answer, AttemptError>) {
+        let current = self.current.take();
+        match outcome {
+            Ok(_done) => self.unresolved = None,
+            Err(error) if error.may_have_run() => self.unresolved = current,
+            Err(_not_run) => {}
+        }
+    }
+}
+
+impl Drop for PartOfWrite {
+    fn drop(&mut self) {
+        if let Some((device, epoch)) = self.current.or(self.unresolved) {
+            let runtime = self.ticket.volume.engine.runtime.clone();
+            runtime.spawn(fence(Arc::clone(&self.ticket), self.part, device, epoch));
+        }
+    }
+}
+
+/// Waits until nothing that was sent to `device` in `epoch` can be executed any more; the ticket is held until then.
+async fn fence(ticket: Arc<Ticket>, part: Part, device: DeviceId, epoch: Epoch) {
+    let volume = &ticket.volume;
+    info!(volume = volume.spec.name, pg = %part.pg, %device, %epoch, "a write was abandoned; fencing it");
+    loop {
+        // Of a volume that is not mapped any more every request is refused (S20).
+        let is_over = volume.engine.routes.route(part.pg).is_none_or(|route| route.epoch > epoch);
+        if is_over || volume.closed.load(Ordering::Acquire) {
+            break;
+        }
+        let request = Request { auth: Arc::clone(&volume.auth), part, epoch, operation: Operation::Fence };
+        match volume.engine.link(device).send(request).await {
+            Ok(_done) => break,
+            Err(error) => debug!(%device, %error, "not fenced yet"),
+        }
+        tokio::time::sleep(FENCE_PAUSE).await;
+    }
+}
