@@ -2,3 +2,4 @@
 
 pub mod device;
 pub mod replication;
+pub mod store;

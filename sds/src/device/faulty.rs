@@ -78,7 +78,8 @@ impl Device for FaultyDevice {
 
     fn submit(&self, op: Op, done: Completion) {
         let (kind, (offset, length)) = (op.kind(), op.extent());
-        let error = DeviceError::Io { kind, offset, length, error: std::io::ErrorKind::Other, message: "injected".into() };
+        let error =
+            DeviceError::Io { kind, offset, length, error: std::io::ErrorKind::Other, message: "injected".into() };
         match self.strike(&op) {
             None => self.inner.submit(op, done),
             Some(Injected::Error) => done(Err(error)),

@@ -113,6 +113,10 @@ impl Device for FileDevice {
         self.files.capacity
     }
 
+    fn split(&self) -> Option<u64> {
+        self.files.front.as_ref().map(|_| self.files.front_bytes)
+    }
+
     fn submit(&self, op: Op, done: Completion) {
         if let Err(error) = op.check(self.files.capacity) {
             return done(Err(error));

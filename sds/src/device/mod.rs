@@ -185,6 +185,11 @@ pub trait Device: Send + Sync + 'static {
     /// Its size in bytes.
     fn capacity(&self) -> u64;
 
+    /// Where its second part starts, if the first has a file of its own: no operation may straddle it.
+    fn split(&self) -> Option<u64> {
+        None
+    }
+
     /// Starts an operation; `done` is called when it has ended. Blocks only while a bounded queue is full, which
     /// cannot deadlock because workers wait for nobody.
     fn submit(&self, op: Op, done: Completion);
