@@ -15,14 +15,14 @@ impl Seeds {
     }
 }
 
-impl IntoIterator for Seeds {
+impl Iterator for Seeds {
     type Item = u64;
-    type IntoIter = std::vec::IntoIter<u64>;
 
-    fn into_iter(self) -> Self::IntoIter {
-        // Printed only by a failing test: the harness captures it otherwise.
-        println!("seeds: {:?}", self.0);
-        self.0.into_iter()
+    fn next(&mut self) -> Option<u64> {
+        let seed = self.0.pop()?;
+        // The harness shows this only when the test fails: the last one printed is the one that did.
+        println!("PFLEX_TEST_SEED={seed}");
+        Some(seed)
     }
 }
 

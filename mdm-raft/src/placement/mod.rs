@@ -87,11 +87,12 @@ pub fn fault_domains(candidates: &[Candidate]) -> usize {
     candidates.iter().map(|candidate| candidate.domain).collect::<std::collections::BTreeSet<_>>().len()
 }
 
-/// Which of two devices would be fuller for its weight with one copy more. In integers: the state machine must reach
+/// Which of two devices is owed the next copy less: half a copy more for its weight (Webster's rule; a whole copy more
+/// would favour the large ones). In integers: the state machine must reach
 /// the same answer on every machine, and the products of 32 and 64 bits fit.
 fn relative_load(a: (u32, &Candidate), b: (u32, &Candidate)) -> std::cmp::Ordering {
     let weigh =
-        |(load, _): (u32, &Candidate), other: &Candidate| (u128::from(load) + 1) * u128::from(other.capacity.get());
+        |(load, _): (u32, &Candidate), other: &Candidate| (2 * u128::from(load) + 1) * u128::from(other.capacity.get());
     weigh(a, b.1).cmp(&weigh(b, a.1))
 }
 

@@ -65,6 +65,9 @@ pub struct LoadError {
     pub source: RowError,
 }
 
+/// A row as a store has it: table, key, value.
+pub type StoredRow = (Table, Box<[u8]>, Box<[u8]>);
+
 /// Everything the cluster has agreed on.
 #[derive(Clone, Default)]
 pub struct State {
@@ -106,7 +109,7 @@ impl State {
     ///
     /// # Errors
     /// At the first row that does not decode.
-    pub fn load(rows: impl Iterator<Item = (Table, Box<[u8]>, Box<[u8]>)>) -> Result<Self, LoadError> {
+    pub fn load(rows: impl Iterator<Item = StoredRow>) -> Result<Self, LoadError> {
         let mut state = Self::default();
         for (table, key, value) in rows {
             state.load_row(table, &key, &value).map_err(|source| LoadError { table, key: key.into(), source })?;
@@ -138,7 +141,7 @@ impl State {
     }
 
     /// Every row of the state, as a store has them.
-    pub fn dump(&self) -> Vec<(Table, Box<[u8]>, Box<[u8]>)> {
+    pub fn dump(&self) -> Vec<StoredRow> {
         let mut rows = Vec::new();
         let mut copy = self.clone();
         each_table!(copy, table => rows.extend(table.dump()));

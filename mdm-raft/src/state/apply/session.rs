@@ -76,7 +76,7 @@ impl State {
         }
         if sequence < low_water {
             let what = format!("sequence {sequence} is below the low-water mark {low_water}: it was answered before");
-            return Err(validate::invalid(object, what));
+            return Err(Refusal::new(ErrorCode::OutcomeForgotten, object, what));
         }
         Ok(None)
     }

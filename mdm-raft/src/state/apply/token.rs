@@ -1,6 +1,6 @@
 //! IO tokens: who may use which volume until when. The record is made here; signing it is the service's (section 8).
 
-use pflex_proto::ids::{ByteCount, LogTime, SdcId, TokenId, VolumeId};
+use pflex_proto::ids::{ByteCount, LogTime, ProcessId, SdcId, TokenId, VolumeId};
 
 use super::{Context, Effect, Refusal, done, validate};
 use crate::{
@@ -21,7 +21,7 @@ impl State {
         let sdc = sdc.ok_or_else(|| Refusal::new(ErrorCode::NotFound, &object, "there is no SDC of this id"))?;
         let process = validate::process(&object, &issue.process_id)?;
         // S9: two processes with one id would hold each other's rights.
-        if !sdc.registration.as_ref().is_some_and(|registration| registration.process == process) {
+        if sdc.registration.as_ref().is_none_or(|registration| registration.process != process) {
             let what = format!("process {process} is not the one that registered last; register first");
             return Err(Refusal::new(ErrorCode::Stale, object, what));
         }
@@ -34,7 +34,7 @@ impl State {
         self.drop_old_tokens(context, issue.volume_ids.len());
         let mut issued = proto::TokensIssued::default();
         for volume in &issue.volume_ids {
-            match self.issue_token(context, id, VolumeId(*volume)) {
+            match self.issue_token(context, (id, process), VolumeId(*volume)) {
                 Ok(token) => issued.token_ids.push(token.get()),
                 Err(why) => issued.refused.push(proto::TokenRefusal { volume_id: *volume, why }),
             }
@@ -42,7 +42,12 @@ impl State {
         Ok(Answer::TokensIssued(issued))
     }
 
-    fn issue_token(&mut self, context: Context, sdc: SdcId, id: VolumeId) -> Result<TokenId, String> {
+    fn issue_token(
+        &mut self,
+        context: Context,
+        (sdc, process): (SdcId, ProcessId),
+        id: VolumeId,
+    ) -> Result<TokenId, String> {
         let volume = self.volumes.get(id).ok_or("there is no such volume")?;
         let mapping = self.mapping(id, sdc).ok_or("the volume is not mapped to this SDC")?;
         let key = self.cluster().ok_or("the cluster has no secret yet")?.newest_key;
@@ -50,6 +55,7 @@ impl State {
             id: self.counters().token.next(),
             key,
             sdc,
+            process,
             volume: id,
             access: mapping.access,
             length: volume.size,

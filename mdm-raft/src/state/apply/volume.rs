@@ -74,7 +74,7 @@ impl State {
             pool.name,
             usage.limit()
         );
-        Err(Refusal::new(ErrorCode::Limit, object, what))
+        Err(Refusal::new(ErrorCode::NoCapacity, object, what))
     }
 
     /// Only grows: shrinking would need the copies to free what is cut off before it could grow again (S16).
@@ -160,7 +160,7 @@ fn volume_size(object: &str, bytes: u64) -> Result<ByteCount, Refusal> {
     if bytes == 0 {
         return Err(validate::invalid(object, format!("a size of 0; give a multiple of {block} bytes")));
     }
-    if bytes % block != 0 {
+    if !bytes.is_multiple_of(block) {
         let what = format!(
             "{bytes} bytes is not a multiple of {block}; the next one is {}",
             bytes.div_ceil(block).saturating_mul(block)

@@ -1,6 +1,6 @@
 //! The record of every issued IO token. What travels is signed from this record, outside the state machine.
 
-use pflex_proto::ids::{ByteCount, KeyId, LogTime, SdcId, TokenId, VolumeEpoch, VolumeId};
+use pflex_proto::ids::{ByteCount, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId};
 use ring::digest;
 
 use super::{Access, TokenMode};
@@ -40,6 +40,8 @@ pub struct IoToken {
     pub key: KeyId,
     /// For whom.
     pub sdc: SdcId,
+    /// For which process of it (S9).
+    pub process: ProcessId,
     /// For what.
     pub volume: VolumeId,
     /// What it allows.
@@ -65,6 +67,7 @@ impl IoToken {
     pub fn link_after(&self, before: Link) -> Link {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&before.0);
+        context.update(self.process.as_bytes());
         for fact in [
             self.id.get(),
             u64::from(self.key.get()),

@@ -1,9 +1,9 @@
 //! Rows of issued tokens.
 
-use pflex_proto::ids::{ByteCount, KeyId, LogTime, SdcId, TokenId, VolumeEpoch, VolumeId};
+use pflex_proto::ids::{ByteCount, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId};
 
 use super::{
-    Row, RowError,
+    Row, RowError, bad,
     cluster::link,
     key::{KeyWriter, one_u64},
     open, proto, seal,
@@ -42,6 +42,7 @@ impl Row for IoToken {
             read_bytes: self.used.read_bytes.get(),
             written_bytes: self.used.written_bytes.get(),
             link: self.link.0.to_vec(),
+            process: self.process.as_bytes().to_vec(),
         })
     }
 
@@ -51,6 +52,7 @@ impl Row for IoToken {
             id: TokenId(one_u64(key)?),
             key: KeyId(row.key),
             sdc: SdcId(row.sdc),
+            process: ProcessId::from_slice(&row.process).map_err(|why| bad("process id", why))?,
             volume: VolumeId(row.volume),
             access: access_of(row.access)?,
             length: ByteCount(row.length_bytes),

@@ -1,1 +1,12 @@
-//! .
+//! Conversations with the state: one file per noun, and random ones over all commands.
+
+mod pgs;
+mod planted;
+mod random;
+mod registration;
+mod sessions;
+mod tokens;
+mod volumes;
+mod world;
+
+use world::{World, code};

@@ -1,0 +1,114 @@
+//! Every check is shown to fail: a bug is planted in a good state and `check` or `check_step` must name it.
+
+use pflex_proto::ids::{ByteCount, ClientId, DeviceId, Epoch, PgId, PgIndex, SdcId, TokenId, VolumeEpoch, VolumeId};
+
+use super::world::{GIB, POOL, World, create_sdc, create_volume, map, member, register_sdc};
+use crate::{
+    command::{Body, Request, proto},
+    state::{
+        State,
+        model::{Link, Volume},
+    },
+};
+
+const PG: PgId = PgId { pool: POOL, index: PgIndex(0) };
+
+/// A state with something in every table that `check` looks at.
+fn good() -> State {
+    let mut world = World::with_sds(3);
+    world.ok(create_volume("v", GIB));
+    world.ok(create_sdc("c"));
+    world.ok(register_sdc("c", 1));
+    world.ok(map("v", "c"));
+    world.ok(Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![1] }));
+    world.ok(Body::OpenClientSession(proto::OpenClientSession { name: "t".into() }));
+    let request = Request { client: ClientId(1), sequence: 1.into(), low_water: 0.into() };
+    world.say_once(request, create_sdc("d"));
+    assert_eq!(world.state.check(), Ok(()));
+    world.state
+}
+
+#[track_caller]
+fn found(plant: impl FnOnce(&mut State), words: &str) {
+    let mut state = good();
+    plant(&mut state);
+    state.refresh_names();
+    let verdict = state.check();
+    assert!(verdict.as_ref().is_err_and(|why| why.contains(words)), "planted {words:?}, found {verdict:?}");
+}
+
+#[test]
+fn check_finds_bad_groups() {
+    found(|s| s.pgs.update(PG, |pg| pg.replicas[1] = pg.replicas[0]), "two copies");
+    found(|s| s.pgs.update(PG, |pg| pg.config.in_sync.clear()), "no in-sync copy");
+    found(|s| s.pgs.update(PG, |pg| pg.config.primary = None), "although an in-sync copy is alive");
+    found(|s| s.pgs.update(PG, |pg| pg.config.primary = Some(DeviceId(77))), "not an in-sync copy");
+    found(|s| s.pgs.update(PG, |pg| pg.config.in_sync[0].incarnation.0 = 9), "has not had");
+    found(|s| s.pgs.update(PG, |pg| pg.config.in_sync.push(member(77, 1))), "no replica");
+    found(|s| drop(s.pgs.remove(PG)), "of 8 groups placed");
+    found(|s| drop(s.devices.remove(DeviceId(1))), "not there");
+    found(|s| s.devices.update(DeviceId(1), |d| d.alive = false), "not an in-sync copy that is alive");
+    found(
+        |s| {
+            for id in 1..=3 {
+                s.sds.update(id.into(), |sds| sds.fault_set = Some(1.into()));
+            }
+        },
+        "strange fault set",
+    );
+}
+
+#[test]
+fn check_finds_bad_names_volumes_sessions_and_tokens() {
+    found(
+        |s| {
+            let twin = Volume { id: VolumeId(9), ..s.volumes.get(VolumeId(1)).unwrap().clone() };
+            s.volumes.put(twin);
+        },
+        "name",
+    );
+    found(|s| s.volumes.update(VolumeId(1), |v| v.size = ByteCount(1)), "bad size");
+    found(|s| drop(s.volumes.remove(VolumeId(1))), "mapped and not there");
+    found(|s| drop(s.sdcs.remove(SdcId(1))), "not there");
+    found(|s| s.sessions.update(ClientId(1), |session| session.kept = 7), "counts 7 outcomes");
+    found(|s| drop(s.sessions.remove(ClientId(1))), "no session");
+    found(|s| s.tokens.update(TokenId(1), |token| token.link = Link([1; 32])), "hash chain");
+    found(|s| s.pools.update(POOL, |pool| pool.used = false), "placed anew");
+}
+
+#[test]
+fn check_step_finds_what_does_not_grow() {
+    let step = |plant: fn(&mut State)| {
+        let mut state = good();
+        plant(&mut state);
+        state.check_step()
+    };
+    assert_eq!(step(|_| {}), Ok(()));
+    type Plant = fn(&mut State);
+    let steps: [(Plant, &str); 4] = [
+        (|s| s.pgs.update(PG, |pg| pg.config.primary = None), "epoch"),
+        (|s| s.pgs.update(PG, |pg| pg.config.epoch = Epoch(0)), "epoch"),
+        (|s| s.devices.update(DeviceId(1), |d| d.incarnation.0 = 0), "older life"),
+        (|s| s.volumes.update(VolumeId(1), |v| v.epoch = VolumeEpoch(0)), "older epoch"),
+    ];
+    for (plant, words) in steps {
+        let verdict = step(plant);
+        assert!(verdict.as_ref().is_err_and(|why| why.contains(words)), "planted {words:?}, found {verdict:?}");
+    }
+}
+
+#[test]
+fn a_damaged_row_stops_the_load() {
+    let state = good();
+    for cut in 0..3_usize {
+        let rows = state.dump().into_iter().map(|(table, key, value)| {
+            let value = match cut {
+                0 => value[..value.len().min(1) / 2].into(),
+                1 => [&[99][..], &value[1..]].concat().into(),
+                _ => [&value[..], &[0xff]].concat().into(),
+            };
+            (table, key, value)
+        });
+        assert!(State::load(rows).is_err(), "damage {cut} was loaded");
+    }
+}

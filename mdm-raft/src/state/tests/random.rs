@@ -1,0 +1,209 @@
+//! Random conversations over every command. A failure prints its seed; `PFLEX_TEST_SEED` runs one again.
+//!
+//! Each apply runs `check` and `check_step` (debug builds). On top, after any prefix: the rows written so far load to
+//! the same state, and a second machine fed the same log has the same state, outcomes and rows.
+
+use std::collections::BTreeMap;
+
+use pflex_proto::ids::{Epoch, PgId};
+use rand::{RngExt as _, seq::IndexedRandom as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::world::{
+    GIB, World, create_pool, create_sdc, create_volume, delete, lost, map, opened, register_sdc, returned, unmap,
+};
+use crate::{
+    command::{Answer, Body, Request, proto},
+    testing::{Seeds, rng},
+};
+
+const STEPS: usize = 250;
+
+/// What the conversation remembers of what it said, to be able to say it again, late or wrongly.
+#[derive(Default)]
+struct Memory {
+    /// Process and incarnation of each SDS's last start.
+    starts: BTreeMap<u8, (u8, u64)>,
+    /// Next sequence of the session, and its client.
+    client: Option<(u64, u64)>,
+    /// The last request in the session, for a retry.
+    last: Option<(Request, Body, crate::command::Outcome)>,
+    processes: u8,
+}
+
+fn name(rng: &mut ChaCha8Rng, prefix: &str, n: u32) -> String {
+    format!("{prefix}{}", rng.random_range(1..=n))
+}
+
+fn start_sds(rng: &mut ChaCha8Rng, memory: &mut Memory) -> Body {
+    let n = rng.random_range(1..=5_u8);
+    let (process, incarnation) = memory.starts.get(&n).copied().unwrap_or((0, 0));
+    // Mostly a proper restart; now and then a retry or a process with an old incarnation.
+    let (process, incarnation) = if rng.random_bool(0.8) {
+        memory.processes = memory.processes.wrapping_add(1);
+        (memory.processes, incarnation + 1)
+    } else {
+        (process, incarnation.max(1))
+    };
+    memory.starts.insert(n, (process, incarnation));
+    let mut devices = vec![proto::OpenedDevice { empty: rng.random_bool(0.1), ..opened(n, incarnation) }];
+    if rng.random_bool(0.3) {
+        devices.push(opened(100 + n, incarnation));
+    }
+    if rng.random_bool(0.05) {
+        devices.clear();
+    }
+    Body::RegisterComponent(proto::RegisterComponent {
+        kind: proto::Kind::Sds.into(),
+        name: format!("s{n}"),
+        process_id: vec![process; 16],
+        devices,
+        ..Default::default()
+    })
+}
+
+fn a_proposal(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
+    let pgs: Vec<_> = world.state.all_pgs().collect();
+    let pg = *pgs.choose(rng)?;
+    let primary = pg.config.primary.and_then(|device| pg.config.member(device))?;
+    let process = world.state.sds(primary.sds)?.registration.as_ref()?.process;
+    let mut in_sync = pg.config.in_sync.clone();
+    if rng.random_bool(0.5) {
+        in_sync.extend(world.state.joiners(pg).map(|d| pflex_proto::ids::Member {
+            device: d.id,
+            sds: d.sds,
+            incarnation: d.incarnation,
+        }));
+    } else {
+        in_sync.retain(|_| rng.random_bool(0.6));
+    }
+    let late = u64::from(rng.random_bool(0.1));
+    Some(Body::ReconfigurePgs(proto::ReconfigurePgs {
+        sds_id: primary.sds.get(),
+        process_id: process.as_bytes().to_vec(),
+        proposals: vec![proto::Proposal {
+            pool_id: pg.id.pool.get(),
+            index: pg.id.index.get(),
+            expected_epoch: pg.config.epoch.get().saturating_sub(late),
+            in_sync: in_sync
+                .iter()
+                .map(|m| proto::Member {
+                    device_id: m.device.get(),
+                    sds_id: m.sds.get(),
+                    incarnation: m.incarnation.get(),
+                })
+                .collect(),
+            primary_device_id: 0,
+        }],
+    }))
+}
+
+fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
+    match rng.random_range(0..24_u32) {
+        0..=4 => start_sds(rng, memory),
+        5..=6 => {
+            let n = rng.random_range(1..=5_u8);
+            lost(n, memory.starts.get(&n).map_or(0, |start| start.0))
+        }
+        7..=8 => {
+            let n = rng.random_range(1..=5_u8);
+            let (process, incarnation) = memory.starts.get(&n).copied().unwrap_or((0, 0));
+            returned(n, process, incarnation)
+        }
+        9..=13 => a_proposal(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
+        14 => create_volume(&name(rng, "v", 6), rng.random_range(0..30_u64) * GIB),
+        15 => map(&name(rng, "v", 6), &name(rng, "c", 3)),
+        16 => unmap(&name(rng, "v", 6), &name(rng, "c", 3)),
+        17 => delete(proto::Object::Volume, &name(rng, "v", 6)),
+        18 => match rng.random_range(0..6_u32) {
+            0 => delete(proto::Object::Pool, "p"),
+            1 => delete(proto::Object::Sds, &name(rng, "s", 5)),
+            2 => delete(proto::Object::Sdc, &name(rng, "c", 3)),
+            3 => Body::RemoveDevice(proto::RemoveDevice { device_id: rng.random_range(1..=8) }),
+            4 => create_pool("p", rng.random_range(1..=3), 8),
+            _ => Body::Rename(proto::Rename {
+                kind: proto::Object::Volume.into(),
+                name: name(rng, "v", 6),
+                new_name: name(rng, "v", 6),
+            }),
+        },
+        19 => create_sdc(&name(rng, "c", 3)),
+        20 => register_sdc(&name(rng, "c", 3), rng.random_range(1..=2)),
+        21 => Body::IssueTokens(proto::IssueTokens {
+            sdc_id: rng.random_range(1..=3),
+            process_id: vec![rng.random_range(1..=2); 16],
+            volume_ids: vec![1, 2, 3],
+        }),
+        22 => Body::AckTokens(proto::AckTokens {
+            sds_id: 1,
+            uses: vec![proto::TokenUse { token_id: rng.random_range(1..=20), reads: 1, ..Default::default() }],
+        }),
+        _ => {
+            let n = rng.random_range(1..=5_u32);
+            let fault_set = if n == 5 { "rack".into() } else { String::new() };
+            Body::CreateSds(proto::CreateSds { name: format!("s{n}"), fault_set, ..Default::default() })
+        }
+    }
+}
+
+/// Says the body, half of the time in a session; then a retry must return the same and change nothing.
+fn say(rng: &mut ChaCha8Rng, world: &mut World, memory: &mut Memory, body: Body, seed: u64) {
+    let Some((client, sequence)) = memory.client.filter(|_| rng.random_bool(0.5)) else {
+        world.say(body);
+        return;
+    };
+    let low_water = sequence.saturating_sub(rng.random_range(0..4));
+    let request = Request { client: client.into(), sequence: sequence.into(), low_water: low_water.into() };
+    let outcome = world.say_once(request, body.clone());
+    memory.client = Some((client, sequence + 1));
+    if rng.random_bool(0.3) {
+        let before = world.state.clone();
+        let retry = world.say_once(request, body.clone());
+        assert_eq!(retry, outcome, "seed {seed}: a retry answers as the first try did");
+        let last = world.last.as_ref().expect("just applied");
+        assert_eq!(last.rows.len(), 1, "seed {seed}: a retry writes only its position: {:?}", last.rows);
+        assert!(last.events.is_empty() && before.all_volumes().len() == world.state.all_volumes().len());
+    }
+    memory.last = Some((request, body, outcome));
+}
+
+fn epochs(world: &World) -> BTreeMap<PgId, Epoch> {
+    world.state.all_pgs().map(|pg| (pg.id, pg.config.epoch)).collect()
+}
+
+#[test]
+fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
+    for seed in Seeds::new(60) {
+        let mut rng = rng(seed);
+        let mut twin_rng = crate::testing::rng(seed);
+        let (mut world, mut twin) = (World::with_sds(4), World::with_sds(4));
+        let (mut memory, mut twin_memory) = (start(&mut world), start(&mut twin));
+        for step in 0..STEPS {
+            let before = epochs(&world);
+            world.now += rng.random_range(0..5_000_u64);
+            let body = next(&mut rng, &world, &mut memory);
+            say(&mut rng, &mut world, &mut memory, body, seed);
+            for (pg, epoch) in epochs(&world) {
+                assert!(before.get(&pg).is_none_or(|old| *old <= epoch), "seed {seed}: an epoch of {pg} went back");
+            }
+            if rng.random_bool(0.1) {
+                assert!(world.reloaded() == world.state, "seed {seed}, step {step}: the rows are another state");
+                // And it goes on from there.
+                world.state = world.reloaded();
+            }
+
+            twin.now += twin_rng.random_range(0..5_000_u64);
+            let body = next(&mut twin_rng, &twin, &mut twin_memory);
+            say(&mut twin_rng, &mut twin, &mut twin_memory, body, seed);
+            let _ = twin_rng.random_bool(0.1);
+        }
+        assert!(world.state == twin.state && world.store == twin.store, "seed {seed}: the same log, another state");
+    }
+}
+
+fn start(world: &mut World) -> Memory {
+    let answer = world.ok(Body::OpenClientSession(proto::OpenClientSession { name: "random".into() }));
+    let Answer::SessionOpened(opened) = answer else { panic!("{answer:?}") };
+    let starts = (1..=4).map(|n| (n, (n, 1))).collect();
+    Memory { client: Some((opened.client_id, 1)), processes: 10, starts, ..Memory::default() }
+}

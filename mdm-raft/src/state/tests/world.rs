@@ -1,0 +1,204 @@
+//! A state with a log and a store beside it, and short ways to say commands.
+
+use std::collections::BTreeMap;
+
+use pflex_proto::ids::{DeviceId, Incarnation, LogTime, Member, PgId, PgIndex, PoolId, Revision, SdsId};
+
+use crate::{
+    command::{Answer, Body, Command, ErrorCode, Outcome, Request, proto},
+    state::{Applied, State, Table, model::Pg},
+};
+
+pub(super) const GIB: u64 = 1 << 30;
+/// The pool every conversation is about.
+pub(super) const POOL: PoolId = PoolId(1);
+
+/// The state, and what a store would hold that wrote every row change.
+#[derive(Default)]
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) store: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+    pub(super) revision: u64,
+    pub(super) now: u64,
+    pub(super) last: Option<Applied>,
+}
+
+impl World {
+    /// A bootstrapped cluster with nothing in it.
+    pub(super) fn new() -> Self {
+        let mut world = Self { now: 1_000, ..Self::default() };
+        world.ok(Body::BootstrapCluster(proto::BootstrapCluster {
+            cluster_id: vec![7; 16],
+            secret: vec![9; 32],
+            key_id: 1,
+        }));
+        world
+    }
+
+    /// A cluster with domain `d`, pool `p` (two copies, eight groups) and `n` SDSs `s1`.. with one device each, whose
+    /// processes, incarnations and devices all have number n.
+    pub(super) fn with_sds(n: u8) -> Self {
+        let mut world = Self::new();
+        world.ok(Body::CreateDomain(proto::CreateDomain { name: "d".into(), if_not_exists: false }));
+        world.ok(create_pool("p", 2, 8));
+        for i in 1..=n {
+            world.ok(create_sds(&format!("s{i}")));
+            world.ok(register_sds(i, i, 1));
+        }
+        world
+    }
+
+    pub(super) fn command(&mut self, command: &Command) -> Outcome {
+        self.revision += 1;
+        let applied = self.state.apply(Revision(self.revision), LogTime(self.now), command);
+        for row in &applied.rows {
+            let key = (row.table, row.key.clone());
+            match &row.value {
+                Some(value) => self.store.insert(key, value.clone()),
+                None => self.store.remove(&key),
+            };
+        }
+        let outcome = applied.outcome.clone();
+        self.last = Some(applied);
+        outcome
+    }
+
+    /// The state a restarted member would load.
+    pub(super) fn reloaded(&self) -> State {
+        State::load(
+            self.store.iter().map(|((table, key), value)| (*table, key.as_slice().into(), value.as_slice().into())),
+        )
+        .expect("rows just written load")
+    }
+
+    pub(super) fn say(&mut self, body: Body) -> Outcome {
+        self.command(&Command::internal(1_700_000_000_000, body))
+    }
+
+    pub(super) fn say_once(&mut self, request: Request, body: Body) -> Outcome {
+        self.command(&Command::once(request, 1_700_000_000_000, body))
+    }
+
+    #[track_caller]
+    pub(super) fn ok(&mut self, body: Body) -> Answer {
+        let outcome = self.say(body);
+        assert!(outcome.error().is_none(), "refused: {}", outcome.error().unwrap());
+        outcome.result.expect("an outcome has a result")
+    }
+
+    #[track_caller]
+    pub(super) fn refused(&mut self, body: Body) -> ErrorCode {
+        let outcome = self.say(body);
+        code(&outcome).unwrap_or_else(|| panic!("accepted: {outcome:?}"))
+    }
+
+    pub(super) fn pg(&self, index: u32) -> &Pg {
+        self.state.pg(PgId { pool: POOL, index: PgIndex(index) }).expect("the pool is placed")
+    }
+
+    /// A group that has its primary on one SDS and its backup on another.
+    pub(super) fn pg_between(&self, primary: u32, backup: u32) -> u32 {
+        let found = self.state.all_pgs().find(|pg| pg.replicas == [DeviceId(primary), DeviceId(backup)]);
+        found.expect("groups of three devices cover every pair").id.index.get()
+    }
+
+    pub(super) fn propose(&mut self, sds: u8, process: u8, proposal: proto::Proposal) -> proto::ProposalResult {
+        let answer = self.ok(Body::ReconfigurePgs(proto::ReconfigurePgs {
+            sds_id: sds.into(),
+            process_id: vec![process; 16],
+            proposals: vec![proposal],
+        }));
+        let Answer::Reconfigured(mut reconfigured) = answer else { panic!("{answer:?}") };
+        reconfigured.results.remove(0)
+    }
+}
+
+/// The error of an outcome.
+pub(super) fn code(outcome: &Outcome) -> Option<ErrorCode> {
+    outcome.error().map(|error| error.code())
+}
+
+pub(super) fn member(n: u32, incarnation: u64) -> Member {
+    Member { device: DeviceId(n), sds: SdsId(n), incarnation: Incarnation(incarnation) }
+}
+
+pub(super) fn member_message(n: u32, incarnation: u64) -> proto::Member {
+    proto::Member { device_id: n, sds_id: n, incarnation }
+}
+
+pub(super) fn create_pool(name: &str, copies: u32, pg_count: u32) -> Body {
+    Body::CreatePool(proto::CreatePool { name: name.into(), copies, pg_count, ..Default::default() })
+}
+
+pub(super) fn create_sds(name: &str) -> Body {
+    Body::CreateSds(proto::CreateSds { name: name.into(), ..Default::default() })
+}
+
+/// SDS `s{n}` starts as `process`, with its device n in this life.
+pub(super) fn register_sds(n: u8, process: u8, incarnation: u64) -> Body {
+    Body::RegisterComponent(proto::RegisterComponent {
+        kind: proto::Kind::Sds.into(),
+        name: format!("s{n}"),
+        process_id: vec![process; 16],
+        addresses: Some(proto::Addresses { data: format!("10.0.0.{n}:9700"), ..Default::default() }),
+        version: "1".into(),
+        devices: vec![opened(n, incarnation)],
+    })
+}
+
+pub(super) fn opened(n: u8, incarnation: u64) -> proto::OpenedDevice {
+    proto::OpenedDevice {
+        uuid: vec![n; 16],
+        incarnation,
+        capacity_bytes: 10 * GIB,
+        path: format!("/dev/{n}"),
+        ..Default::default()
+    }
+}
+
+pub(super) fn register_sdc(name: &str, process: u8) -> Body {
+    Body::RegisterComponent(proto::RegisterComponent {
+        kind: proto::Kind::Sdc.into(),
+        name: name.into(),
+        process_id: vec![process; 16],
+        ..Default::default()
+    })
+}
+
+pub(super) fn lost(n: u8, process: u8) -> Body {
+    Body::SdsLost(proto::SdsLost {
+        sds_id: n.into(),
+        whole: true,
+        process_id: vec![process; 16],
+        why: "silent for 3 s".into(),
+        ..Default::default()
+    })
+}
+
+pub(super) fn returned(n: u8, process: u8, incarnation: u64) -> Body {
+    Body::SdsReturned(proto::SdsReturned {
+        sds_id: n.into(),
+        devices: vec![proto::DeviceLife { device_id: n.into(), incarnation }],
+        process_id: vec![process; 16],
+    })
+}
+
+pub(super) fn create_volume(name: &str, size: u64) -> Body {
+    Body::CreateVolume(proto::CreateVolume { name: name.into(), size_bytes: size, ..Default::default() })
+}
+
+pub(super) fn create_sdc(name: &str) -> Body {
+    Body::CreateSdc(proto::CreateSdc { name: name.into(), if_not_exists: false })
+}
+
+pub(super) fn map(volume: &str, sdc: &str) -> Body {
+    Body::MapVolume(proto::MapVolume { volume: volume.into(), sdc: sdc.into(), ..Default::default() })
+}
+
+pub(super) fn unmap(volume: &str, sdc: &str) -> Body {
+    Body::UnmapVolume(proto::UnmapVolume { volume: volume.into(), sdc: sdc.into() })
+}
+
+pub(super) fn delete(kind: proto::Object, name: &str) -> Body {
+    Body::Delete(proto::Delete { kind: kind.into(), name: name.into() })
+}
