@@ -54,7 +54,6 @@ impl Output {
         self.queued
     }
 
-
     /// Adds a copy of `bytes`.
     pub(crate) fn put(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);
@@ -74,7 +73,11 @@ impl Output {
     }
 
     /// Sends until nothing waits or the socket takes no more. Cancel-safe: what was sent is forgotten at once.
-    pub(crate) fn poll_send<W: AsyncWrite>(&mut self, mut io: Pin<&mut W>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_send<W: AsyncWrite>(
+        &mut self,
+        mut io: Pin<&mut W>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.queued > 0 {
             let sent = if self.pieces.is_empty() {
                 ready!(io.as_mut().poll_write(context, &self.tail))?

@@ -136,8 +136,19 @@ impl Engine {
     fn link(&self, device: DeviceId) -> link::Link {
         let mut links = self.links.lock().expect("no holder panics");
         let start = || {
-            let greeting = link::Greeting { cluster: self.identity.cluster, sdc: self.identity.sdc, process: self.identity.process, device };
-            link::Link::start(&self.runtime, greeting, self.patience, Arc::clone(&self.routes), Arc::clone(&self.generations))
+            let greeting = link::Greeting {
+                cluster: self.identity.cluster,
+                sdc: self.identity.sdc,
+                process: self.identity.process,
+                device,
+            };
+            link::Link::start(
+                &self.runtime,
+                greeting,
+                self.patience,
+                Arc::clone(&self.routes),
+                Arc::clone(&self.generations),
+            )
         };
         links.entry(device).or_insert_with(start).clone()
     }

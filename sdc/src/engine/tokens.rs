@@ -144,7 +144,10 @@ impl TokenKeeper {
                     Err(error) => {
                         failures += 1;
                         if failures == 1 {
-                            warn!(error = format!("{error:#}"), "tokens cannot be renewed; IO goes on until they expire");
+                            warn!(
+                                error = format!("{error:#}"),
+                                "tokens cannot be renewed; IO goes on until they expire"
+                            );
                         }
                         due = Instant::now() + (LEAST_INTERVAL * 2_u32.pow(failures.min(8))).min(LONGEST_PAUSE);
                     }

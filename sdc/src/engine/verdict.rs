@@ -69,10 +69,22 @@ mod tests {
     #[test]
     fn only_what_waiting_cannot_cure_is_final() {
         let is_final = |code| matches!(judge(&refused(code), false), Verdict::Final(_));
-        for code in [RefusalCode::NoSpace, RefusalCode::BadRange, RefusalCode::BadRequest, RefusalCode::Unreadable, RefusalCode::NotAllowed] {
+        for code in [
+            RefusalCode::NoSpace,
+            RefusalCode::BadRange,
+            RefusalCode::BadRequest,
+            RefusalCode::Unreadable,
+            RefusalCode::NotAllowed,
+        ] {
             assert!(is_final(code), "{code:?}");
         }
-        for code in [RefusalCode::Busy, RefusalCode::NotReady, RefusalCode::OutcomeUnknown, RefusalCode::ShuttingDown, RefusalCode::TokenExpired] {
+        for code in [
+            RefusalCode::Busy,
+            RefusalCode::NotReady,
+            RefusalCode::OutcomeUnknown,
+            RefusalCode::ShuttingDown,
+            RefusalCode::TokenExpired,
+        ] {
             assert!(!is_final(code), "{code:?}");
         }
         assert_eq!(judge(&AttemptError::Lost, false), Verdict::Wait);

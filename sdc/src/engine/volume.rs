@@ -18,12 +18,12 @@ use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, VolumeId};
 use tracing::{debug, warn};
 
 use self::pace::Pace;
+use super::Engine;
 use super::ledger::Ledger;
 use super::link::{Answer, AttemptError, Operation, Request};
 use super::plan::{Layout, Part, whole_blocks};
 use super::tokens::VolumeAuth;
 use super::verdict::{Verdict, judge};
-use super::Engine;
 use crate::block::{BlockBackend, ByteRange, Durability, IoError, Payload, ZeroOptions};
 
 /// Parts of one request that are under way at the same time: all parts of the largest read or write (33), while a TRIM
@@ -148,14 +148,18 @@ impl Volume {
             };
             self.statistics.retries.fetch_add(1, Ordering::Relaxed);
             let learned = match &error {
-                AttemptError::Refused(refusal) => refusal.config.as_ref().is_some_and(|config| self.engine.routes.learn(config)),
+                AttemptError::Refused(refusal) => {
+                    refusal.config.as_ref().is_some_and(|config| self.engine.routes.learn(config))
+                }
                 _other => false,
             };
             debug!(volume = %self.spec.id, pg = %part.pg, %epoch, %device, %error, "an attempt failed");
             let mut changes = changes.unwrap_or_else(|| self.engine.routes.subscribe());
             match judge(&error, learned) {
                 Verdict::Again => pace.again(&error).await?,
-                Verdict::Wait => pace.wait_from(&mut changes, epoch, device, part.pg, &self.engine.routes, &error).await?,
+                Verdict::Wait => {
+                    pace.wait_from(&mut changes, epoch, device, part.pg, &self.engine.routes, &error).await?
+                }
                 Verdict::NewToken => {
                     let mut versions = self.auth.want_newer();
                     pace.wait(&mut versions, &error).await?;
@@ -188,7 +192,13 @@ impl Volume {
         }
     }
 
-    fn count<T>(&self, outcome: Result<T, IoError>, count: &AtomicU64, bytes: &AtomicU64, length: ByteCount) -> Result<T, IoError> {
+    fn count<T>(
+        &self,
+        outcome: Result<T, IoError>,
+        count: &AtomicU64,
+        bytes: &AtomicU64,
+        length: ByteCount,
+    ) -> Result<T, IoError> {
         if outcome.is_ok() {
             count.fetch_add(1, Ordering::Relaxed);
             bytes.fetch_add(length.0, Ordering::Relaxed);
@@ -205,7 +215,13 @@ pub struct VolumeBackend(pub Arc<Volume>);
 
 impl VolumeBackend {
     /// Changes a range: `data` is empty for zeros.
-    async fn change(&self, range: ByteRange, kind: WriteKind, data: Bytes, durability: Durability) -> Result<(), IoError> {
+    async fn change(
+        &self,
+        range: ByteRange,
+        kind: WriteKind,
+        data: Bytes,
+        durability: Durability,
+    ) -> Result<(), IoError> {
         let volume = &self.0;
         let parts = volume.spec.layout.parts(range);
         let ticket = write::Ticket::enter(Arc::clone(volume), range, parts.len()).await;

@@ -226,7 +226,13 @@ impl Core {
         }
     }
 
-    fn frame(&mut self, header: &FrameHeader, body: &[u8], payload: Bytes, now: Instant) -> Result<(), ConnectionFault> {
+    fn frame(
+        &mut self,
+        header: &FrameHeader,
+        body: &[u8],
+        payload: Bytes,
+        now: Instant,
+    ) -> Result<(), ConnectionFault> {
         let outcome = match header.kind {
             FrameKind::SessionOpened => {
                 self.session_opened(header.request_id, &header.decode(body)?, now);
@@ -273,7 +279,10 @@ impl Core {
     fn after_refusal(&mut self, volume: VolumeId, code: RefusalCode) {
         let spoiled = matches!(
             code,
-            RefusalCode::NoSession | RefusalCode::NotAuthentic | RefusalCode::TokenExpired | RefusalCode::StaleGeneration
+            RefusalCode::NoSession
+                | RefusalCode::NotAuthentic
+                | RefusalCode::TokenExpired
+                | RefusalCode::StaleGeneration
         );
         if spoiled && let Some(session) = self.sessions.get_mut(&volume) {
             session.opened = None;
@@ -281,7 +290,8 @@ impl Core {
     }
 
     fn opening_of(&self, request_id: u64) -> Option<VolumeId> {
-        let is_opening = |session: &Session| session.opening.as_ref().is_some_and(|opening| opening.request_id == request_id);
+        let is_opening =
+            |session: &Session| session.opening.as_ref().is_some_and(|opening| opening.request_id == request_id);
         self.sessions.iter().find(|(_, session)| is_opening(session)).map(|(volume, _)| *volume)
     }
 
@@ -290,7 +300,8 @@ impl Core {
         let Some(volume) = self.opening_of(request_id) else { return };
         let session = self.sessions.get_mut(&volume).expect("just found");
         let opening = session.opening.take().expect("just found");
-        let sequence = session.opened.as_ref().filter(|opened| opened.id == message.session).map_or(0, |opened| opened.sequence);
+        let sequence =
+            session.opened.as_ref().filter(|opened| opened.id == message.session).map_or(0, |opened| opened.sequence);
         session.opened = Some(Opened {
             id: message.session,
             generation: opening.generation,
@@ -332,7 +343,8 @@ impl Core {
     /// Answers everything that waits for a device which is not the primary any more.
     pub(super) fn routes_changed(&mut self, routes: &Routes) {
         let moved = |submission: &Submission| has_moved(submission, self.device, routes);
-        let gone: Vec<_> = self.sent.extract_if(|_, sent| moved(&sent.submission)).map(|(_, sent)| sent.submission).collect();
+        let gone: Vec<_> =
+            self.sent.extract_if(|_, sent| moved(&sent.submission)).map(|(_, sent)| sent.submission).collect();
         let waiting = self.sessions.values_mut().flat_map(|session| session.waiting.extract_if(.., |one| moved(one)));
         let gone: Vec<_> = waiting.chain(gone).collect();
         gone.into_iter().for_each(|submission| submission.answer(Err(AttemptError::Moved)));

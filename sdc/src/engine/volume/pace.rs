@@ -91,7 +91,12 @@ impl Pace {
         pause / 2 + rand::rng().random_range(Duration::ZERO..=pause / 2)
     }
 
-    async fn sleep(&mut self, pause: Duration, why: &impl Display, change: impl Future<Output = ()>) -> Result<(), IoError> {
+    async fn sleep(
+        &mut self,
+        pause: Duration,
+        why: &impl Display,
+        change: impl Future<Output = ()>,
+    ) -> Result<(), IoError> {
         let started = *self.started.get_or_insert_with(Instant::now);
         if started.elapsed() >= self.allowed {
             return Err(IoError::Failed(format!("not done within {:?}: {why}", self.allowed)));

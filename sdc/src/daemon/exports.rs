@@ -1,0 +1,167 @@
+//! The volumes mapped to this client, as the map has them, offered as NBD exports under their names.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use pflex_common::map::{Access, ClusterMap, VolumeInfo, Watcher};
+use pflex_common::shutdown::Shutdown;
+use pflex_proto::ids::{SdcId, VolumeEpoch};
+use pflex_proto::token::TokenMode;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::block::{Export, ExportInfo, ExportSummary, Exports, OpenError};
+use crate::engine::plan::Layout;
+use crate::engine::volume::VolumeBackend;
+use crate::engine::{Engine, TokenKeeper, VolumeSpec};
+
+/// How long a name that is not there is waited for: the map reaches this client a moment after `volume map` has returned.
+const NAME_GRACE: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Debug)]
+struct Mapped {
+    spec: VolumeSpec,
+    info: ExportInfo,
+    epoch: VolumeEpoch,
+    /// Why it cannot be opened by this release.
+    refused: Option<&'static str>,
+}
+
+/// The volumes mapped to one client.
+#[derive(Debug)]
+pub struct MappedVolumes {
+    engine: Arc<Engine>,
+    keeper: Arc<TokenKeeper>,
+    sdc: SdcId,
+    volumes: RwLock<BTreeMap<String, Mapped>>,
+    changes: watch::Sender<u64>,
+}
+
+/// Follows the map until `shutdown`.
+pub(super) async fn follow(volumes: Arc<MappedVolumes>, mut watcher: Watcher, shutdown: Shutdown) {
+    let work = async {
+        while watcher.changed().await.is_ok() {
+            let map = watcher.borrow_and_update().clone();
+            volumes.follow(map.as_deref());
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = work => {}
+    }
+}
+
+impl MappedVolumes {
+    /// No volumes yet.
+    pub fn new(engine: Arc<Engine>, keeper: Arc<TokenKeeper>, sdc: SdcId) -> Self {
+        Self { engine, keeper, sdc, volumes: RwLock::default(), changes: watch::Sender::new(0) }
+    }
+
+    /// The engine behind them.
+    pub const fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Takes a map: routes first, so that a volume that appears can be used.
+    pub fn follow(&self, map: Option<&ClusterMap>) {
+        let Some(map) = map else { return };
+        let addresses = map.devices.values().filter_map(|device| {
+            let sds = map.sds.get(&device.sds)?;
+            Some((device.id, sds.data.clone()?))
+        });
+        self.engine.routes().replace(map.pgs.values().map(AsRef::as_ref), addresses);
+
+        let present = map.volumes.values().filter_map(|volume| self.mapped(map, volume));
+        let present: BTreeMap<_, _> = present.map(|mapped| (mapped.spec.name.clone(), mapped)).collect();
+        for new in present.values() {
+            let auth = self.keeper.auth(new.spec.id);
+            let known = self.read().values().find(|old| old.spec.id == new.spec.id).map(|old| old.epoch);
+            if known.is_none() {
+                info!(volume = new.spec.name, size = new.info.size.0, read_only = new.info.read_only, "volume mapped");
+            }
+            // A raised epoch voids the token (S20): another one is asked for before an IO is refused.
+            if known.is_some_and(|known| known != new.epoch) {
+                drop(auth.want_newer());
+            }
+        }
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *volumes, present);
+        let gone: Vec<_> =
+            before.values().filter(|old| volumes.values().all(|new| new.spec.id != old.spec.id)).cloned().collect();
+        drop(volumes);
+        for old in gone {
+            info!(volume = old.spec.name, "volume unmapped");
+            let opened = self.engine.volumes().into_iter().find(|volume| volume.spec().id == old.spec.id);
+            if let Some(volume) = opened {
+                volume.close();
+            }
+            self.engine.forget(old.spec.id);
+            self.keeper.forget(old.spec.id);
+        }
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn mapped(&self, map: &ClusterMap, volume: &VolumeInfo) -> Option<Mapped> {
+        let mapping = volume.mapping(self.sdc)?;
+        let pool = map.pools.get(&volume.pool)?;
+        let layout = Layout { pool: pool.id, pg_count: pool.pg_count, vtree: volume.vtree, layer: volume.layer };
+        let refused = match volume.token_mode {
+            _any if pool.writeback => Some("its pool's write policy is `writeback`, which this release does not serve"),
+            TokenMode::PerIo => Some("its token mode is `per-io`, which this release does not serve"),
+            TokenMode::Lease => None,
+        };
+        let info = ExportInfo {
+            name: volume.name.clone(),
+            description: format!("pflex volume {} in pool {}", volume.id, pool.name),
+            size: volume.size,
+            read_only: mapping.access == Access::ReadOnly,
+        };
+        let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout };
+        Some(Mapped { spec, info, epoch: volume.epoch, refused })
+    }
+
+    fn find(&self, name: &str) -> Option<Mapped> {
+        let volumes = self.read();
+        match name {
+            "" if volumes.len() == 1 => volumes.values().next().cloned(),
+            _ => volumes.get(name).cloned(),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Mapped>> {
+        self.volumes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Exports for MappedVolumes {
+    type Backend = VolumeBackend;
+
+    fn list(&self) -> Vec<ExportSummary> {
+        let summary =
+            |info: &ExportInfo| ExportSummary { name: info.name.clone(), description: info.description.clone() };
+        self.read().values().map(|mapped| summary(&mapped.info)).collect()
+    }
+
+    async fn open(&self, name: &str) -> Result<Export<VolumeBackend>, OpenError> {
+        let mut changes = self.changes.subscribe();
+        let found = async {
+            loop {
+                if let Some(mapped) = self.find(name) {
+                    return mapped;
+                }
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let unknown = |_elapsed| OpenError::Unknown { name: name.to_owned() };
+        let mapped = tokio::time::timeout(NAME_GRACE, found).await.map_err(unknown)?;
+        if let Some(reason) = mapped.refused {
+            return Err(OpenError::Refused { name: name.to_owned(), reason: reason.to_owned() });
+        }
+        let auth = self.keeper.auth(mapped.spec.id);
+        let volume = self.engine.volume(mapped.spec, &auth);
+        Ok(Export { info: mapped.info, backend: Arc::new(VolumeBackend(volume)) })
+    }
+}

@@ -1,0 +1,189 @@
+//! The SDC process: registers with the MDM, follows the map, keeps tokens, and serves NBD.
+//!
+//! Block IO has a runtime of its own, so that nothing the control plane does delays it. Order at the start: the boot
+//! counter is raised and synced before anything else (S9), ports are taken before the cluster is asked for anything, and
+//! clients are served once the first map is there.
+
+mod config;
+mod exports;
+mod management;
+mod mdm;
+mod state;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pflex_common::map;
+use pflex_common::mdm::MdmClient;
+use pflex_common::net::{self, Endpoint};
+use pflex_common::shutdown::Shutdown;
+use pflex_proto::ids::{ClusterId, ProcessId};
+use pflex_proto::pb::ComponentKind;
+use tokio::net::{TcpListener, UnixListener};
+use tracing::info;
+
+pub use config::{ConfigError, ConfigFile, SdcConfig};
+pub use exports::MappedVolumes;
+pub use state::StateError;
+
+use crate::engine::{Engine, Identity, Patience, Routes, TokenKeeper};
+use crate::nbd::{NbdServer, ServerLimits};
+
+/// How long running requests may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the SDC does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SdcError {
+    /// Its own files.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A port.
+    #[error(transparent)]
+    Listen(#[from] net::ListenError),
+    /// The unix socket.
+    #[error("cannot listen on unix socket {path}")]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The runtime of the data plane.
+    #[error("cannot start the data-plane threads")]
+    Threads(#[source] io::Error),
+    /// The MDMs belong to another cluster than this client's data directory.
+    #[error(
+        "{dir} belongs to cluster {ours}, the MDMs at {members} to {theirs}; use another data directory or list of MDMs"
+    )]
+    OtherCluster {
+        /// The data directory.
+        dir: PathBuf,
+        /// Its cluster.
+        ours: ClusterId,
+        /// The configured MDMs.
+        members: String,
+        /// Their cluster, or what they say.
+        theirs: String,
+    },
+    /// The MDM refuses this client for good.
+    #[error("the MDM refuses SDC {name}: {why}")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// What the MDM says.
+        why: String,
+    },
+}
+
+/// Runs an SDC until `shutdown`.
+///
+/// # Errors
+/// See [`SdcError`]; the process should end with its message.
+pub async fn run(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
+    let mut state = state::State::open(&config.data_dir)?;
+    let process = ProcessId(uuid::Uuid::new_v4());
+    let data = DataPlane::start(config.data_threads)?;
+    let nbd = data.listen(config.nbd.clone()).await?;
+    let unix = config.nbd_socket.clone().map(|path| data.listen_unix(path)).transpose()?;
+    let management = net::listen("SDC management", &config.management).await?;
+    let control = net::listen("SDC control", &config.control).await?;
+    let addresses = mdm::Addresses::bound(&config, &nbd, &control, &management);
+
+    let client = MdmClient::new(format!("sdc {}", config.name), config.mdm.clone());
+    let (health, health_service) = management::health().await;
+    let management_task = tokio::spawn(management::serve_health(control, health_service.clone(), shutdown.clone()));
+
+    let registered = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        registered = mdm::register(&client, &config, &mut state, process, &addresses) => registered?,
+    };
+    let identity = Identity { cluster: registered.cluster, sdc: registered.sdc, process, boot: state.boot() };
+    info!(sdc = %identity.sdc, cluster = %identity.cluster, boot = identity.boot, nbd = %addresses.nbd, "SDC registered");
+
+    let mut watcher = map::watch(client.clone(), ComponentKind::Sdc, identity.sdc.0, shutdown.clone());
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        first = watcher.wait_for(Option::is_some) => if first.is_err() { return Ok(()) },
+    }
+    let patience = Patience { io_deadline: config.io_deadline, ..Patience::default() };
+    let engine = data.enter(|| Engine::new(identity, patience, Arc::new(Routes::default())));
+    let keeper = Arc::new(TokenKeeper::default());
+    let volumes = Arc::new(MappedVolumes::new(engine, Arc::clone(&keeper), identity.sdc));
+    volumes.follow(watcher.borrow_and_update().as_deref());
+
+    let source = mdm::LeaderTokens::new(client.clone(), identity);
+    let tokens = data.runtime().spawn({
+        let (keeper, shutdown) = (Arc::clone(&keeper), shutdown.clone());
+        async move { keeper.run(source, shutdown).await }
+    });
+    let following = tokio::spawn(exports::follow(Arc::clone(&volumes), watcher, shutdown.clone()));
+    let reports =
+        tokio::spawn(mdm::report(client, identity, config.name.clone(), Arc::clone(&volumes), shutdown.clone()));
+    let stats = management::serve(management, health_service, Arc::clone(&volumes), identity.sdc, shutdown.clone());
+    let stats = tokio::spawn(stats);
+
+    let server = NbdServer::new(Arc::clone(&volumes), ServerLimits { drain_timeout: DRAIN, ..ServerLimits::default() });
+    let mut serving = vec![data.runtime().spawn(server.clone().serve_tcp(nbd, shutdown.clone()))];
+    if let Some(unix) = unix {
+        serving.push(data.runtime().spawn(server.serve_unix(unix, shutdown.clone())));
+    }
+    management::serving(&health).await;
+    for task in serving.into_iter().chain([tokens, following, reports, stats, management_task]) {
+        // A task that panicked has said so; the others still end in order.
+        let _ = task.await;
+    }
+    if let Some(path) = &config.nbd_socket {
+        let _ = std::fs::remove_file(path);
+    }
+    info!("SDC stopped");
+    Ok(())
+}
+
+/// The runtime of block IO.
+struct DataPlane(Option<tokio::runtime::Runtime>);
+
+impl DataPlane {
+    fn start(threads: usize) -> Result<Self, SdcError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(threads).thread_name("sdc-data").enable_all().build();
+        runtime.map(|runtime| Self(Some(runtime))).map_err(SdcError::Threads)
+    }
+
+    fn runtime(&self) -> &tokio::runtime::Runtime {
+        self.0.as_ref().expect("taken only by drop")
+    }
+
+    fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _inside = self.runtime().enter();
+        work()
+    }
+
+    /// Listens with the data plane's own reactor.
+    async fn listen(&self, endpoint: Endpoint) -> Result<TcpListener, SdcError> {
+        let listening = self.runtime().spawn(async move { net::listen("NBD", &endpoint).await });
+        Ok(listening.await.expect("binding does not panic")?)
+    }
+
+    /// A socket file that nobody listens on is left from a crash and replaced.
+    fn listen_unix(&self, path: PathBuf) -> Result<UnixListener, SdcError> {
+        if std::os::unix::net::UnixStream::connect(&path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        {
+            let _ = std::fs::remove_file(&path);
+        }
+        self.enter(|| UnixListener::bind(&path)).map_err(|source| SdcError::Socket { path, source })
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        // Requests were drained; what still runs waits for a cluster that may never answer.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

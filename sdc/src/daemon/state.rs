@@ -1,0 +1,172 @@
+//! What an SDC remembers: its cluster, and how often it has started.
+//!
+//! `DATA_DIR/sdc.json`, replaced whole and synced. The boot counter is the high part of generations and operation
+//! ids (S7, S9): it is on disk before the first IO of a start, so that no start ever uses the numbers of an earlier one.
+//! A lock on `DATA_DIR/lock` keeps a second process away.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pflex_common::durable::{self, DurableError};
+use pflex_proto::ids::ClusterId;
+use serde::{Deserialize, Serialize};
+
+/// The version this code writes, and the only one there is.
+const VERSION: u32 = 1;
+/// Boot counters fit above the 40 bits of an operation id's counter.
+const LAST_BOOT: u64 = (1 << 24) - 1;
+
+/// Why the files of an SDC cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The disk.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// Another process runs on the directory.
+    #[error("another SDC runs on {0}; stop it or use another data directory")]
+    InUse(PathBuf),
+    /// The lock file.
+    #[error("cannot lock {path}")]
+    Lock {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not what this code writes.
+    #[error("{path} is damaged; restore it, or remove the directory to start as a new client")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// How.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Of a newer release.
+    #[error("{path} has version {found}, this release knows {VERSION}; use a newer release")]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// 2^24 starts.
+    #[error("{0} has counted all starts it can; remove the directory to start as a new client")]
+    Exhausted(PathBuf),
+}
+
+#[derive(Debug, Deserialize)]
+struct Header {
+    version: u32,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Stored {
+    version: u32,
+    cluster: Option<ClusterId>,
+    boot: u64,
+}
+
+/// The state of a running SDC.
+#[derive(Debug)]
+pub(super) struct State {
+    path: PathBuf,
+    stored: Stored,
+    /// Held as long as the process runs.
+    _lock: File,
+}
+
+impl State {
+    /// Opens the directory, creating it when it is new, and counts this start.
+    pub(super) fn open(dir: &Path) -> Result<Self, StateError> {
+        durable::create_dir(dir)?;
+        let lock_path = dir.join("lock");
+        let lock = File::create(&lock_path).map_err(|source| StateError::Lock { path: lock_path.clone(), source })?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => StateError::InUse(dir.to_owned()),
+            TryLockError::Error(source) => StateError::Lock { path: lock_path, source },
+        })?;
+        let path = dir.join("sdc.json");
+        let mut stored = match durable::read_if_exists(&path)? {
+            Some(content) => parse(&path, &content)?,
+            None => Stored { version: VERSION, cluster: None, boot: 0 },
+        };
+        if stored.boot >= LAST_BOOT {
+            return Err(StateError::Exhausted(dir.to_owned()));
+        }
+        stored.boot += 1;
+        let state = Self { path, stored, _lock: lock };
+        state.save()?;
+        Ok(state)
+    }
+
+    /// How often the client has started, this time included.
+    pub(super) const fn boot(&self) -> u64 {
+        self.stored.boot
+    }
+
+    /// The cluster it belongs to, once it has registered.
+    pub(super) const fn cluster(&self) -> Option<ClusterId> {
+        self.stored.cluster
+    }
+
+    /// Joins a cluster for good.
+    pub(super) fn set_cluster(&mut self, cluster: ClusterId) -> Result<(), StateError> {
+        if self.stored.cluster != Some(cluster) {
+            self.stored.cluster = Some(cluster);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> PathBuf {
+        self.path.parent().map(Path::to_owned).unwrap_or_default()
+    }
+
+    fn save(&self) -> Result<(), StateError> {
+        let content = serde_json::to_vec_pretty(&self.stored).expect("plain data is always JSON");
+        Ok(durable::replace(&self.path, &content)?)
+    }
+}
+
+fn parse(path: &Path, content: &[u8]) -> Result<Stored, StateError> {
+    let damaged = |source| StateError::Damaged { path: path.to_owned(), source };
+    // The version first: a newer file may have any other fields.
+    let Header { version } = serde_json::from_slice(content).map_err(damaged)?;
+    if version != VERSION {
+        return Err(StateError::Newer { path: path.to_owned(), found: version });
+    }
+    serde_json::from_slice(content).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_start_has_a_higher_boot_counter() {
+        let dir = tempfile::tempdir().unwrap();
+        for boot in 1..4 {
+            let mut state = State::open(dir.path()).unwrap();
+            assert_eq!(state.boot(), boot);
+            state.set_cluster(ClusterId::from_bytes([3; 16])).unwrap();
+        }
+        assert_eq!(State::open(dir.path()).unwrap().cluster(), Some(ClusterId::from_bytes([3; 16])));
+    }
+
+    #[test]
+    fn a_directory_in_use_a_damaged_file_and_a_newer_one_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = State::open(dir.path()).unwrap();
+        assert!(matches!(State::open(dir.path()), Err(StateError::InUse(_))));
+        drop(running);
+        let path = dir.path().join("sdc.json");
+        std::fs::write(&path, "{").unwrap();
+        assert!(matches!(State::open(dir.path()), Err(StateError::Damaged { .. })));
+        std::fs::write(&path, r#"{"version": 9, "surprise": 1}"#).unwrap();
+        assert!(matches!(State::open(dir.path()), Err(StateError::Newer { found: 9, .. })));
+    }
+}
