@@ -20,6 +20,8 @@ pub mod log_store;
 pub mod network;
 pub mod snapshot;
 pub mod state_store;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 pub use error::StoreError;

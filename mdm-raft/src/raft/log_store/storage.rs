@@ -90,7 +90,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = WriteBatch::default();
         batch.delete_range_cf(&self.0.column(LOG), keep_until.to_be_bytes(), u64::MAX.to_be_bytes());
         self.0.write(batch)?;
-        self.0.cached().last = last;
+        {
+            let mut cached = self.0.cached();
+            cached.last = cached.last.min(last);
+        }
         self.0.synced().await
     }
 

@@ -20,7 +20,7 @@ impl Links {
         self.0.store(false, Ordering::Relaxed);
     }
 
-    pub(super) fn are_cut(&self) -> bool {
+    pub(in crate::raft) fn are_cut(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -1,6 +1,13 @@
 //! Applying entries, and installing a snapshot.
 
-use std::{fs, io, path::Path, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use futures::{Stream, StreamExt as _};
 use openraft::{
@@ -77,17 +84,25 @@ struct Effects {
 }
 
 impl StateStore {
-    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> Result<(), StoreError> {
+    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let mark = &mut self.mark;
         let shared = &self.shared;
-        let effects = shared.apply(|state, revision| {
-            let mut effects = Effects::default();
-            for (entry, responder) in batch {
-                apply_entry(state, mark, entry, responder, &mut effects);
-            }
-            *revision = mark.revision;
-            effects
+        let effects = || {
+            shared.apply(|state, revision| {
+                let mut effects = Effects::default();
+                for (entry, responder) in batch {
+                    apply_entry(state, mark, entry, responder, &mut effects);
+                }
+                *revision = mark.revision;
+                effects
+            })
+        };
+        // The state panics rather than diverge (a command of a newer version, a broken invariant). openraft would only
+        // lose its worker; the process must stop.
+        let effects = catch_unwind(AssertUnwindSafe(effects)).inspect_err(|panic| {
+            self.fatal.call(&format!("cannot apply the log: {}", panic_text(&**panic)));
         });
+        let effects = effects.map_err(|panic| io::Error::other(panic_text(&*panic)))?;
         let led = effects.replies.iter().any(|(responder, _)| responder.is_some());
         let mut clock = shared.clock();
         if led {
@@ -166,4 +181,9 @@ fn stage(handle: &SnapshotHandle, to: &Path) -> Result<(), StoreError> {
         }
     }
     durable::sync_files(to).map_err(StoreError::io("sync", to))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "a panic".into())
 }

@@ -1,0 +1,8 @@
+//! The Raft layer on real disks and sockets: openraft's own suite, crashes, failing disks, and whole groups.
+
+mod cluster;
+mod crash;
+mod kit;
+mod log_store;
+mod membership;
+mod suite;
