@@ -1,0 +1,329 @@
+//! The engine against fake SDSs that break, hold, refuse, damage, move and die.
+//!
+//! Random tests print their seed and take one from `PFLEX_SEED`.
+
+mod fake_sds;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fake_sds::{FakeCluster, Faults, PG_COUNT, POOL, Shared};
+use pflex_proto::ids::{
+    ByteOffset, ClusterId, DeviceId, KeyId, LayerId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId, VtreeId,
+};
+use pflex_proto::token::{Rights, Token, TokenMode};
+use pflex_sdc::block::{BlockBackend, ByteRange, Durability, IoError, ZeroOptions};
+use pflex_sdc::engine::plan::Layout;
+use pflex_sdc::engine::tokens::Issued;
+use pflex_sdc::engine::volume::VolumeBackend;
+use pflex_sdc::engine::{Engine, Identity, Patience, TokenKeeper, TokenSource, VolumeSpec};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const PROCESS: [u8; 16] = [5; 16];
+const VOLUME: VolumeId = VolumeId(9);
+const BLOCK: u64 = 4096;
+
+/// Tokens signed with the fake cluster's secret.
+struct Issuer {
+    shared: Arc<Mutex<Shared>>,
+    next: AtomicU64,
+}
+
+impl TokenSource for Issuer {
+    async fn issue(&self, volumes: &[VolumeId]) -> anyhow::Result<Vec<Issued>> {
+        let id = TokenId(self.next.fetch_add(1, Ordering::Relaxed));
+        let secret = self.shared.lock().unwrap().secret.clone();
+        let issue = |volume: &VolumeId| {
+            let token = Token {
+                cluster: ClusterId::default(),
+                key: KeyId(1),
+                id,
+                sdc: SdcId(1),
+                process: ProcessId::from_bytes(PROCESS),
+                volume: *volume,
+                rights: Rights::ReadWrite,
+                from: ByteOffset(0),
+                to: ByteOffset(u64::MAX),
+                volume_epoch: VolumeEpoch(1),
+                issued: LogTime(0),
+                expires: LogTime(u64::MAX),
+                mode: TokenMode::Lease,
+            };
+            let (signed, key) = secret.sign(&token);
+            Issued { volume: *volume, signed, key }
+        };
+        Ok(volumes.iter().map(issue).collect())
+    }
+}
+
+struct Client {
+    volume: VolumeBackend,
+    _tokens: DropGuard,
+}
+
+fn client(cluster: &FakeCluster, patience: Patience) -> Client {
+    let process = ProcessId::from_bytes(PROCESS);
+    let identity = Identity { cluster: ClusterId::default(), sdc: SdcId(1), process, boot: 1 };
+    let engine = Engine::new(identity, patience, Arc::clone(&cluster.routes));
+    let (keeper, shutdown) = (Arc::new(TokenKeeper::default()), CancellationToken::new());
+    let auth = keeper.auth(VOLUME);
+    let issuer = Issuer { shared: Arc::clone(&cluster.shared), next: AtomicU64::new(1) };
+    let stop = shutdown.clone();
+    tokio::spawn(async move { keeper.run(issuer, stop).await });
+    let layout = Layout { pool: POOL, pg_count: PG_COUNT, vtree: VtreeId(9), layer: LayerId(0) };
+    let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout }, &auth);
+    Client { volume: VolumeBackend(volume), _tokens: shutdown.drop_guard() }
+}
+
+/// Short enough for tests, long enough for a busy machine.
+fn patience() -> Patience {
+    Patience {
+        io_deadline: Duration::from_secs(30),
+        request_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_secs(2),
+    }
+}
+
+impl Client {
+    async fn write(&self, offset: u64, data: Vec<u8>) -> Result<(), IoError> {
+        self.volume.write(ByteOffset(offset), data.into(), Durability::Policy).await
+    }
+
+    async fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, IoError> {
+        let payload = self.volume.read(ByteRange::new(offset, length)).await?;
+        Ok(payload.pieces().flat_map(|piece: Bytes| piece.to_vec()).collect())
+    }
+}
+
+fn pattern(length: usize, salt: u8) -> Vec<u8> {
+    (0..length).map(|i| (i % 241) as u8 ^ salt).collect()
+}
+
+#[tokio::test]
+async fn what_is_written_over_several_chunks_at_any_byte_is_read_back() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    let (offset, data) = ((1 << 20) - 777, pattern(3 << 20, 3));
+    client.write(offset, data.clone()).await.unwrap();
+    assert_eq!(client.read(offset, data.len() as u64).await.unwrap(), data);
+    assert_eq!(client.read(offset - 10, 20).await.unwrap(), [&[0; 10][..], &data[..10]].concat());
+    assert!(client.read(100 << 20, 2 << 20).await.unwrap().iter().all(|byte| *byte == 0), "holes are zeros");
+    client.volume.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn trim_drops_whole_blocks_only_and_zeroes_are_exact() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.write(0, vec![1; 8 * 4096]).await.unwrap();
+    client.volume.trim(ByteRange::new(100, 3 * BLOCK), Durability::Policy).await.unwrap();
+    let data = client.read(0, 8 * BLOCK).await.unwrap();
+    let zeros =
+        |data: &[u8]| data.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at).collect::<Vec<_>>();
+    assert_eq!(zeros(&data), (4096..3 * 4096).collect::<Vec<_>>());
+    let options = ZeroOptions { durability: Durability::Stable, keep_provisioned: true, only_if_fast: false };
+    client.volume.write_zeroes(ByteRange::new(5 * BLOCK + 7, 11), options).await.unwrap();
+    let data = client.read(5 * BLOCK, BLOCK).await.unwrap();
+    assert_eq!(zeros(&data), (7..18).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_dead_primary_is_waited_for_and_its_successor_found() {
+    let mut cluster = FakeCluster::start(2, 1).await;
+    let client = client(&cluster, patience());
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    cluster.kill_device(DeviceId(1)).await;
+    let writing = client.write(0, pattern(4096, 2));
+    let promoting = async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        cluster.promote(Some(DeviceId(2)));
+        cluster.publish();
+        Instant::now()
+    };
+    let (written, promoted) = tokio::join!(writing, promoting);
+    written.unwrap();
+    assert!(promoted.elapsed() < Duration::from_secs(1), "the map wakes what waits");
+    assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, 2));
+}
+
+#[tokio::test]
+async fn a_refusal_brings_the_configuration_before_the_map_does() {
+    let cluster = FakeCluster::start(2, 1).await;
+    let client = client(&cluster, patience());
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    cluster.promote(Some(DeviceId(2)));
+    client.write(0, pattern(4096, 2)).await.unwrap();
+    assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, 2));
+}
+
+#[tokio::test]
+async fn without_any_copy_io_waits_and_the_deadline_ends_it() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, Patience { io_deadline: Duration::from_millis(300), ..patience() });
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    cluster.promote(None);
+    cluster.publish();
+    let started = Instant::now();
+    let error = client.write(0, pattern(4096, 2)).await.unwrap_err();
+    assert!(matches!(&error, IoError::Failed(why) if why.contains("no copy")), "{error}");
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    cluster.promote(Some(DeviceId(1)));
+    cluster.publish();
+    assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, 1));
+}
+
+#[tokio::test]
+async fn an_expired_token_is_replaced_and_the_session_renewed() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    cluster.shared().oldest_token = TokenId(3);
+    cluster.shared().faults.break_before = 1000;
+    let writing = client.write(0, pattern(4096, 2));
+    let mending = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        cluster.shared().faults.break_before = 0;
+    };
+    let (written, ()) = tokio::join!(writing, mending);
+    written.unwrap();
+}
+
+#[tokio::test]
+async fn space_that_is_gone_and_other_final_answers_are_not_retried() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.volume.0.close();
+    assert!(matches!(client.write(0, vec![1]).await, Err(IoError::Failed(why)) if why.contains("no longer mapped")));
+}
+
+#[tokio::test]
+async fn damage_on_the_way_is_noticed_and_read_again() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.write(3, pattern(9000, 1)).await.unwrap();
+    cluster.shared().faults.damage = 500;
+    for _ in 0..20 {
+        assert_eq!(client.read(3, 9000).await.unwrap(), pattern(9000, 1));
+        assert_eq!(client.read(4096, 4096).await.unwrap(), pattern(9000, 1)[4093..4093 + 4096]);
+    }
+    assert!(client.volume.0.statistics().retries.load(Ordering::Relaxed) > 0);
+}
+
+/// What random workers found wrong.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Findings {
+    executed_twice: usize,
+    below_low_water: usize,
+    stale_reads: usize,
+}
+
+/// Workers, each alone on some blocks, write, abandon writes, read and compare, while everything goes wrong.
+///
+/// An abandoned write may or may not be executed, but never after a later write of the same block was acknowledged: from
+/// then on reads return the later one.
+async fn torture(seed: u64, faults: Faults, moves: bool) -> Findings {
+    println!("PFLEX_SEED={seed}");
+    let mut cluster = FakeCluster::start(2, seed).await;
+    let client = Arc::new(client(&cluster, patience()));
+    cluster.shared().faults = faults;
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..6 {
+        workers.spawn(work(Arc::clone(&client), worker, ChaCha8Rng::seed_from_u64(seed ^ (worker << 32))));
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(!seed);
+    let mut stale_reads = 0;
+    let mut ticks = tokio::time::interval(Duration::from_millis(30));
+    loop {
+        tokio::select! {
+            joined = workers.join_next() => match joined {
+                Some(found) => stale_reads += found.unwrap(),
+                None => break,
+            },
+            _ = ticks.tick() => {
+                if moves && random.random_range(0..3) == 0 {
+                    cluster.promote(Some(DeviceId(random.random_range(1..3))));
+                }
+                if random.random_range(0..3) == 0 {
+                    cluster.publish();
+                }
+                if moves && random.random_range(0..10) == 0 {
+                    let device = DeviceId(random.random_range(1..3));
+                    cluster.kill_device(device).await;
+                    cluster.start_device(device).await;
+                }
+            }
+        }
+    }
+    let shared = cluster.shared();
+    println!("{} requests, {} sessions", shared.requests, shared.sessions);
+    Findings { executed_twice: shared.twice.len(), below_low_water: shared.below_low_water.len(), stale_reads }
+}
+
+async fn work(client: Arc<Client>, worker: u64, mut random: ChaCha8Rng) -> usize {
+    let mut stale = 0;
+    for round in 0..60_u64 {
+        // Two blocks of its own, in two chunks, so that a write of both has two parts.
+        let offset = (worker + 1) * (1 << 20) * 2 - BLOCK;
+        let value =
+            |version: u64| (worker * 1000 + round * 10 + version).to_le_bytes().repeat((2 * BLOCK / 8) as usize);
+        if random.random() {
+            // Abandoned: dropped somewhere on its way.
+            let patience = Duration::from_micros(random.random_range(0..5_000));
+            let _ = tokio::time::timeout(patience, client.write(offset, value(1))).await;
+        }
+        client.write(offset, value(2)).await.unwrap();
+        for _ in 0..random.random_range(1..4) {
+            stale += usize::from(client.read(offset, 2 * BLOCK).await.unwrap() != value(2));
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..15))).await;
+        }
+    }
+    stale
+}
+
+fn seed() -> u64 {
+    std::env::var("PFLEX_SEED")
+        .map_or_else(|_| rand::rng().random(), |text| text.parse().expect("PFLEX_SEED is a number"))
+}
+
+fn everything() -> Faults {
+    Faults {
+        break_before: 10,
+        break_after: 10,
+        hold: 150,
+        mute: 4,
+        refuse: 30,
+        unknown: 20,
+        damage: 10,
+        ..Faults::default()
+    }
+}
+
+#[tokio::test]
+async fn under_all_faults_nothing_runs_twice_and_no_old_write_comes_back() {
+    assert_eq!(torture(seed(), everything(), true).await, Findings::default());
+}
+
+#[tokio::test]
+async fn under_all_faults_on_several_threads_too() {
+    let seed = seed();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let found = runtime.spawn(torture(seed, everything(), true)).await.unwrap();
+    runtime.shutdown_background();
+    assert_eq!(found, Findings::default());
+}
+
+#[tokio::test]
+async fn planted_bug_an_sds_that_forgets_operation_ids_is_found() {
+    let faults = Faults { forgetful: true, break_after: 100, ..everything() };
+    assert!(torture(seed(), faults, false).await.executed_twice > 0);
+}
+
+#[tokio::test]
+async fn planted_bug_an_sds_that_executes_what_a_newer_session_fenced_is_found() {
+    let faults = Faults { ghosts: true, hold: 400, break_before: 40, ..everything() };
+    assert!(torture(seed(), faults, false).await.stale_reads > 0);
+}
