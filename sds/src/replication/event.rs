@@ -50,7 +50,8 @@ pub struct ClientRead {
 #[derive(Clone, Debug)]
 pub enum Event<D> {
     /// The MDM's configuration, and which live replicas are not in it (they may join). Sent again with the same epoch
-    /// when only the joiners changed. Older epochs are ignored.
+    /// when only the joiners changed; those of one epoch come in the order in which they changed. Older epochs are
+    /// ignored.
     Config {
         /// The configuration.
         config: PgConfig,

@@ -16,7 +16,7 @@ use super::limits::{JOINER_SILENT, SYNC_PARALLEL};
 use super::message::Body;
 use super::planted::Bug;
 use super::stream::Stream;
-use super::types::{ChunkEntry, ChunkImage, Round, Time};
+use super::types::{ChunkEntry, ChunkImage, Round, Ticket, Time};
 
 /// What a write to a chunk means for the joiner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +42,9 @@ enum Stage {
     OwnList { dirty: HashSet<ChunkId> },
     /// Chunks are copied.
     Syncing { needs: BTreeSet<ChunkId>, syncing: HashMap<ChunkId, Turn> },
+    /// All chunks are copied; the writes in them become durable here first: an operation whose write could yet fail
+    /// here must not enter the joiner's table (S7).
+    Settling { through: Ticket },
     /// The joiner flushes.
     Ending,
     /// The joiner has everything durable.
@@ -87,7 +90,7 @@ impl Join {
         match &self.stage {
             Stage::Listing | Stage::OwnList { .. } => None,
             Stage::Syncing { needs, syncing } => Some(needs.len() + syncing.len()),
-            Stage::Ending | Stage::Ready => Some(0),
+            Stage::Settling { .. } | Stage::Ending | Stage::Ready => Some(0),
         }
     }
 
@@ -102,7 +105,7 @@ impl Join {
                 Forward::No
             }
             Stage::Syncing { needs, .. } if needs.contains(&chunk) => Forward::No,
-            Stage::Syncing { .. } | Stage::Ending | Stage::Ready => Forward::Yes,
+            Stage::Syncing { .. } | Stage::Settling { .. } | Stage::Ending | Stage::Ready => Forward::Yes,
         }
     }
 
@@ -197,11 +200,23 @@ impl Join {
             base.send(cx, member, Body::SumsRequest { round, chunk });
         }
         if needs.is_empty() && syncing.is_empty() {
-            // From here on every write is forwarded, so the table and the chunks are complete with what follows.
+            self.owes_since = None;
+            self.stage = Stage::Settling { through: base.issued };
+            self.on_durable(base, cx);
+        }
+    }
+
+    /// Ends the join: from the last copied chunk on every write was forwarded, so chunks and table are complete with
+    /// those.
+    pub(super) fn on_durable<D: Clone>(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>) {
+        if let Stage::Settling { through } = self.stage
+            && through <= base.durable
+        {
             self.stage = Stage::Ending;
             self.owes_since = Some(cx.now);
             let (last, watermark, operations) = (base.last, base.committed, base.operations.snapshot());
-            base.send(cx, member, Body::JoinEnd { round, last, watermark, operations });
+            let round = self.stream.round;
+            base.send(cx, self.stream.member, Body::JoinEnd { round, last, watermark, operations });
         }
     }
 
@@ -229,7 +244,9 @@ impl Join {
                 held.sort_unstable();
                 held
             }
-            Stage::Listing | Stage::OwnList { .. } | Stage::Ending | Stage::Ready => Vec::new(),
+            Stage::Listing | Stage::OwnList { .. } | Stage::Settling { .. } | Stage::Ending | Stage::Ready => {
+                Vec::new()
+            }
         }
     }
 }

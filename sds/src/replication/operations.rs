@@ -23,14 +23,14 @@ pub(super) enum Lookup {
     Full,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct ClientOperations {
     low_water: OperationId,
     executed: BTreeMap<OperationId, (Version, ChunkId)>,
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Operations {
     clients: HashMap<ClientKey, ClientOperations>,
 }

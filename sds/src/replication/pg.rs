@@ -130,6 +130,16 @@ impl<D: Clone> Pg<D> {
         matches!(&self.role, Role::Primary(primary) if primary.is_serving() && !self.base.failed)
     }
 
+    /// Whether a read would be answered at this moment.
+    pub fn may_read(&self, now: Time, leases: &Leases) -> bool {
+        match &self.role {
+            Role::Primary(primary) if self.is_serving() => {
+                primary.holds_leases(&self.base, &Cx { now, leases, out: &mut Vec::new() })
+            }
+            Role::Primary(_) | Role::Backup(_) | Role::Joiner(_) | Role::Outside | Role::Orphan => false,
+        }
+    }
+
     /// For people and metrics.
     pub fn status(&self) -> PgStatus {
         let (role, in_flight, joining) = match &self.role {

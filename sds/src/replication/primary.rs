@@ -330,6 +330,10 @@ impl<D: Clone> Primary<D> {
     // ---- what comes from the store and the other copies
 
     pub(super) fn on_message(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, from: Member, body: Body<D>) {
+        // Memory is ahead of the store here: nothing of it may reach another copy.
+        if base.failed {
+            return;
+        }
         if let Phase::Opening(reconcile) = &mut self.phase {
             if matches!(body, Body::CannotApply) {
                 return self.membership.cannot_apply(base, cx, from);
@@ -395,6 +399,7 @@ impl<D: Clone> Primary<D> {
 
     pub(super) fn on_listed(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, round: Round, entries: &[ChunkEntry]) {
         match &mut self.phase {
+            _ if base.failed => {}
             Phase::Opening(reconcile) => {
                 if reconcile.on_listed(base, cx, round, entries) {
                     self.try_serve(base, cx);
@@ -419,6 +424,7 @@ impl<D: Clone> Primary<D> {
         image: Option<ChunkImage<D>>,
     ) {
         match (&mut self.phase, image) {
+            _ if base.failed => {}
             (Phase::Opening(reconcile), Some(image)) => reconcile.on_difference(base, cx, round, chunk, image),
             (Phase::Serving, Some(image)) => {
                 if let Some(join) = &mut self.join {
@@ -432,6 +438,15 @@ impl<D: Clone> Primary<D> {
     }
 
     pub(super) fn on_durable(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        if base.failed {
+            return;
+        }
+        if let Phase::Opening(reconcile) = &mut self.phase {
+            reconcile.list_own(base, cx);
+        }
+        if let Some(join) = &mut self.join {
+            join.on_durable(base, cx);
+        }
         self.try_serve(base, cx);
         self.advance(base, cx);
     }
@@ -447,6 +462,7 @@ impl<D: Clone> Primary<D> {
         for request in self.holds.drain() {
             cx.refuse(request, Refusal::CopyFailed);
         }
+        self.drop_joiner(base, cx);
         self.membership.give_up(base, cx);
     }
 

@@ -148,9 +148,11 @@ impl Reconcile {
         }
     }
 
-    /// Lists this copy's own chunks once everybody's watermark is known.
-    fn list_own<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
-        if self.own == Own::Waiting && self.peers.iter().all(|peer| peer.stage == Stage::Collected) {
+    /// Lists this copy's own chunks once everybody's watermark is known, and once all this copy ordered is durable: an
+    /// operation whose write could yet fail here must not enter another copy's table (S7).
+    pub(super) fn list_own<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        let durable = base.durable >= base.issued;
+        if self.own == Own::Waiting && durable && self.peers.iter().all(|peer| peer.stage == Stage::Collected) {
             let above = self.peers.iter().map(|peer| peer.watermark).fold(base.committed, Sequence::min);
             let round = base.next_round();
             self.own = Own::Listing(round);

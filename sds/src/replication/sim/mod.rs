@@ -1,1 +1,127 @@
+//! Whole clusters by seed: three devices, a model MDM, clients that resend, and everything that can go wrong with
+//! network, disks, clocks and processes. The real core runs inside; only its surroundings are models.
+//!
+//! `PFLEX_SIM_SEED` runs one seed, `PFLEX_SIM_RUNS` that many from there on. A failing run names its seed.
 
+mod client;
+mod faults;
+mod history;
+mod mdm;
+mod network;
+mod node;
+mod oracle;
+mod rng;
+mod store;
+mod world;
+
+use super::planted::Bug;
+use oracle::Oracle;
+use world::{MS, World};
+
+/// Seeds of an ordinary test run: under a minute unoptimised.
+const DEFAULT_RUNS: u64 = 200;
+/// Load and faults last this long.
+const STORM: u64 = 25_000 * MS;
+/// After that everything must be whole again within this.
+const RECOVERY: u64 = 60_000 * MS;
+
+fn run(seed: u64, bug: Option<Bug>) -> Result<u64, String> {
+    let mut world = World::new(seed, bug);
+    let end = world.now + STORM;
+    world.run(end, |_| false)?;
+    faults::heal(&mut world);
+    settle(&mut world, "after the storm")?;
+    if seed.is_multiple_of(3) {
+        // Everybody at once: what was acknowledged is on disks.
+        let devices: Vec<_> = world.nodes.keys().copied().collect();
+        for device in devices {
+            world.crash(device, 50 * MS);
+        }
+        let restarted = world.now + 200 * MS;
+        world.run(restarted, |_| false)?;
+        settle(&mut world, "after all restarted")?;
+    }
+    world.read_everything();
+    settle(&mut world, "after reading everything")?;
+    let quiet = world.now + 1000 * MS;
+    world.run(quiet, |_| false)?;
+    for pg in world.mdm.pgs() {
+        Oracle::identical(&world.nodes, pg, world.mdm.replicas(pg))?;
+    }
+    world.check_history()?;
+    Ok(world.finished_operations)
+}
+
+/// Liveness: all copies in sync, all requests answered.
+fn settle(world: &mut World, when: &str) -> Result<(), String> {
+    let until = world.now + RECOVERY;
+    if world.run(until, |world| world.is_idle() && world.mdm.all_in_sync())? {
+        return Ok(());
+    }
+    let mut stuck = Vec::new();
+    for pg in world.mdm.pgs() {
+        let copies: Vec<_> = world
+            .nodes
+            .values()
+            .filter_map(|node| Some((node.member().to_string(), node.pgs.get(&pg)?.status())))
+            .collect();
+        stuck.push(format!("{:?} joiners {:?}: {copies:#?}", world.mdm.config(pg), world.mdm.joiners(pg)));
+    }
+    let pending: Vec<_> = world.clients.iter().map(|client| &client.pending).collect();
+    Err(format!("not whole {when}: requests {pending:#?}, groups {}", stuck.join("\n")))
+}
+
+fn environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a whole number"))
+}
+
+#[test]
+fn no_seed_breaks_a_rule() {
+    let first = environment("PFLEX_SIM_SEED");
+    let runs = environment("PFLEX_SIM_RUNS").unwrap_or(if first.is_some() { 1 } else { DEFAULT_RUNS });
+    let first = first.unwrap_or(1);
+    let mut operations = 0;
+    for seed in first..first + runs {
+        match run(seed, None) {
+            Ok(finished) => operations += finished,
+            Err(broken) => panic!("seed {seed} (PFLEX_SIM_SEED={seed}): {broken}"),
+        }
+    }
+    println!("seeds {first}..{}: {operations} operations", first + runs);
+}
+
+#[test]
+fn one_seed_gives_one_run() {
+    assert_eq!(run(7, None), run(7, None));
+}
+
+/// The simulator finds this bug within so many seeds.
+fn finds(bug: Bug, seeds: u64) {
+    let found = (1..=seeds).find_map(|seed| Some((seed, run(seed, Some(bug)).err()?)));
+    let (seed, broken) = found.unwrap_or_else(|| panic!("{bug:?} was not noticed in {seeds} seeds"));
+    println!("{bug:?} noticed by seed {seed}: {}", broken.lines().next().unwrap_or_default());
+}
+
+macro_rules! planted {
+    ($($name:ident: $bug:ident within $seeds:literal),* $(,)?) => {$(
+        #[test]
+        fn $name() {
+            finds(Bug::$bug, $seeds);
+        }
+    )*};
+}
+
+planted! {
+    s1_skipped_reconciliation_is_noticed: SkipReconcile within 200,
+    s2_an_old_incarnation_is_noticed: AcceptOldIncarnation within 200,
+    s3_a_joiner_not_awaited_is_noticed: JoinerNotAwaited within 300,
+    s4_a_gap_is_noticed: AcceptGap within 200,
+    s4_an_early_acknowledgement_is_noticed: AckBeforeBackup within 200,
+    s5_a_dirty_read_is_noticed: DirtyRead within 200,
+    s5_a_read_without_lease_is_noticed: ReadWithoutLease within 200,
+    s6_no_wait_for_leases_is_noticed: NoLeaseWait within 200,
+    s7_a_forgotten_operation_is_noticed: ForgetOperations within 200,
+    s7_an_undone_write_with_its_id_kept_is_noticed: KeepUndoneOperations within 300,
+    s10_a_missing_unsynced_mark_is_noticed: SkipUnsyncedMark within 200,
+    s10_a_write_during_the_lists_is_noticed: ForgetDirtyDuringList within 300,
+}

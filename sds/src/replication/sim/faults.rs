@@ -1,0 +1,77 @@
+//! What goes wrong, and when.
+
+use super::rng::Rng;
+use super::world::{MS, World};
+
+/// One random fault, and the next one later.
+pub(super) fn strike(world: &mut World) {
+    if !world.stormy {
+        return;
+    }
+    let devices: Vec<_> = world.nodes.keys().copied().collect();
+    let device = *world.rng.pick(&devices);
+    let pairs = world.pairs();
+    let pair = *world.rng.pick(&pairs);
+    let now = world.now;
+    match world.rng.below(100) {
+        0..22 => {
+            let down = length(&mut world.rng, 20, 4000);
+            world.crash(device, down);
+        }
+        22..26 => {
+            for device in devices {
+                let down = length(&mut world.rng, 20, 1500);
+                world.crash(device, down);
+            }
+        }
+        26..41 => {
+            let pause = length(&mut world.rng, 50, 8000);
+            world.pause(device, pause);
+        }
+        41..61 => world.cut(pair),
+        61..73 => {
+            let until = now + length(&mut world.rng, 100, 6000);
+            world.network.block(pair, until);
+            if world.rng.percent(50) {
+                world.cut(pair);
+            }
+        }
+        73..83 => {
+            let until = now + length(&mut world.rng, 100, 6000);
+            world.nodes.get_mut(&device).expect("known node").mdm_cut_until = until;
+        }
+        // Alone: cut off from everybody, while its clients still reach it.
+        83..88 => {
+            let until = now + length(&mut world.rng, 1000, 8000);
+            for pair in pairs.into_iter().filter(|(a, b)| *a == device || *b == device) {
+                world.network.block(pair, until);
+            }
+            world.nodes.get_mut(&device).expect("known node").mdm_cut_until = until;
+        }
+        88..95 => {
+            let until = now + length(&mut world.rng, 100, 3000);
+            world.nodes.get_mut(&device).expect("known node").slow_until = until;
+        }
+        _ => world.nodes.get_mut(&device).expect("known node").full = true,
+    }
+    let calm = length(&mut world.rng, 5, 4500);
+    world.next_fault_after(calm);
+}
+
+/// Of all magnitudes alike, milliseconds in, nanoseconds out.
+fn length(rng: &mut Rng, low_ms: u64, high_ms: u64) -> u64 {
+    let ceiling = rng.between(low_ms, high_ms);
+    rng.between(low_ms, ceiling) * MS
+}
+
+/// Everything is whole again, or will be as soon as crashed members are back.
+pub(super) fn heal(world: &mut World) {
+    world.stormy = false;
+    world.network.heal();
+    let now = world.now;
+    for node in world.nodes.values_mut() {
+        (node.slow_until, node.mdm_cut_until, node.full) = (0, 0, false);
+        // A pause under way ends by its own.
+        debug_assert!(node.paused_until < now + 10_000 * MS);
+    }
+}

@@ -1,0 +1,162 @@
+//! What clients saw, and whether one register per block could have shown it.
+//!
+//! Every written value is unique, so linearizability of a register is decidable in polynomial time (Gibbons and Korach,
+//! "Testing Shared Memories", 1997, section 5): each value with its write and reads is a zone from the earliest end to
+//! the latest start of them. No two forward zones may overlap, no backward zone may lie inside a forward one.
+
+use std::collections::BTreeMap;
+
+use pflex_proto::ids::ChunkId;
+
+/// A block of a volume.
+pub(super) type Register = (ChunkId, usize);
+
+/// A moment; every call and return has its own.
+pub(super) type Moment = u64;
+
+#[derive(Clone, Copy)]
+struct Zone {
+    written_from: Moment,
+    earliest_end: Moment,
+    latest_start: Moment,
+    earliest_read_end: Moment,
+    acked: bool,
+    read: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct History {
+    zones: BTreeMap<Register, BTreeMap<u64, Zone>>,
+}
+
+impl History {
+    pub(super) fn write_called(&mut self, register: Register, value: u64, at: Moment) {
+        let zone = Zone {
+            written_from: at,
+            earliest_end: Moment::MAX,
+            latest_start: at,
+            earliest_read_end: Moment::MAX,
+            acked: false,
+            read: false,
+        };
+        self.zones.entry(register).or_default().insert(value, zone);
+    }
+
+    pub(super) fn write_returned(&mut self, register: Register, value: u64, at: Moment) {
+        let zone = self.zones.entry(register).or_default().get_mut(&value).expect("called before");
+        zone.acked = true;
+        zone.earliest_end = zone.earliest_end.min(at);
+    }
+
+    /// Zero is what every block held before the beginning.
+    pub(super) fn read(
+        &mut self,
+        register: Register,
+        value: u64,
+        called: Moment,
+        returned: Moment,
+    ) -> Result<(), String> {
+        let values = self.zones.entry(register).or_default();
+        if value == 0 {
+            values.entry(0).or_insert(Zone {
+                written_from: 0,
+                earliest_end: 0,
+                latest_start: 0,
+                earliest_read_end: Moment::MAX,
+                acked: true,
+                read: true,
+            });
+        }
+        let Some(zone) = values.get_mut(&value) else {
+            return Err(format!("{register:?}: read {value}, which nobody wrote"));
+        };
+        zone.read = true;
+        zone.earliest_end = zone.earliest_end.min(returned);
+        zone.earliest_read_end = zone.earliest_read_end.min(returned);
+        zone.latest_start = zone.latest_start.max(called);
+        Ok(())
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (register, values) in &self.zones {
+            let zones: Vec<(u64, Zone)> =
+                values.iter().filter(|(_, zone)| zone.acked || zone.read).map(|(v, z)| (*v, *z)).collect();
+            for (value, zone) in &zones {
+                if zone.earliest_read_end < zone.written_from {
+                    return Err(format!("{register:?}: {value} was read before it was written"));
+                }
+            }
+            let mut forward: Vec<(Moment, Moment, u64)> = zones
+                .iter()
+                .filter(|(_, zone)| zone.earliest_end < zone.latest_start)
+                .map(|(value, zone)| (zone.earliest_end, zone.latest_start, *value))
+                .collect();
+            forward.sort_unstable();
+            for pair in forward.windows(2) {
+                if pair[0].1 > pair[1].0 {
+                    return Err(format!(
+                        "{register:?} is not linearizable: {} was current during {}..{}, {} during {}..{}",
+                        pair[0].2, pair[0].0, pair[0].1, pair[1].2, pair[1].0, pair[1].1
+                    ));
+                }
+            }
+            for (value, zone) in zones.iter().filter(|(_, zone)| zone.earliest_end >= zone.latest_start) {
+                // The zones do not overlap, so only the last one that starts before can contain this one.
+                let before = forward.partition_point(|(start, ..)| *start < zone.latest_start);
+                if let Some((start, end, other)) = before.checked_sub(1).map(|last| forward[last])
+                    && start < zone.latest_start
+                    && zone.earliest_end < end
+                {
+                    return Err(format!(
+                        "{register:?} is not linearizable: {value} took effect during {}..{}, \
+                         while {other} was current during {start}..{end}",
+                        zone.latest_start, zone.earliest_end
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(block: usize) -> Register {
+        (ChunkId::default(), block)
+    }
+
+    #[test]
+    fn a_lost_write_and_a_write_executed_twice_are_seen() {
+        let mut lost = History::default();
+        lost.write_called(at(0), 1, 1);
+        lost.write_returned(at(0), 1, 2);
+        lost.read(at(0), 0, 3, 4).expect("known value");
+        assert!(lost.check().is_err(), "an acknowledged write was not read");
+
+        let mut twice = History::default();
+        twice.write_called(at(0), 1, 1);
+        twice.read(at(0), 1, 2, 3).expect("known value");
+        twice.write_called(at(0), 2, 4);
+        twice.write_returned(at(0), 2, 5);
+        assert!(twice.check().is_ok());
+        twice.read(at(0), 1, 6, 7).expect("known value");
+        assert!(twice.check().is_err(), "1 is back after 2");
+        assert!(History::default().read(at(0), 9, 1, 2).is_err(), "out of nowhere");
+    }
+
+    #[test]
+    fn an_unanswered_write_may_appear_once_at_any_time_after() {
+        let mut history = History::default();
+        history.write_called(at(0), 1, 1);
+        history.write_called(at(0), 2, 2);
+        history.write_returned(at(0), 2, 3);
+        history.read(at(0), 2, 4, 5).expect("known value");
+        history.read(at(0), 1, 6, 7).expect("known value");
+        assert!(history.check().is_ok());
+        history.read(at(0), 2, 8, 9).expect("known value");
+        assert!(history.check().is_err());
+    }
+}

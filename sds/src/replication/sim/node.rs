@@ -1,0 +1,107 @@
+//! One device of the simulated cluster: its replicas, stores, leases, clock, and what is wrong with it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use pflex_proto::ids::{DeviceId, Incarnation, Member, PgId};
+
+use crate::replication::planted::Planted;
+use crate::replication::{Effect, Event, Leases, Pg, Time};
+
+use super::mdm::member;
+use super::rng::Rng;
+use super::store::{Data, PgStore};
+
+/// See the module.
+pub(super) struct Node {
+    pub(super) device: DeviceId,
+    pub(super) incarnation: Incarnation,
+    pub(super) up: bool,
+    pub(super) pgs: BTreeMap<PgId, Pg<Data>>,
+    pub(super) stores: BTreeMap<PgId, PgStore>,
+    pub(super) leases: Leases,
+    /// When the last flush asked for ends, per group: flushes end in order.
+    pub(super) flush_ends: HashMap<PgId, u64>,
+    pub(super) paused_until: u64,
+    pub(super) slow_until: u64,
+    /// No message to or from the MDM gets through before this.
+    pub(super) mdm_cut_until: u64,
+    /// The next store change fails for want of space.
+    pub(super) full: bool,
+    /// The clock runs at this many parts per thousand, from this.
+    rate: u64,
+    offset: u64,
+}
+
+impl Node {
+    pub(super) fn new(device: DeviceId, rng: &mut Rng) -> Self {
+        // Any two rates are within 10 % of one another, which is what leases allow for.
+        let (rate, offset) = (rng.between(955, 1045), rng.below(1 << 40));
+        let mut node = Self {
+            device,
+            incarnation: Incarnation(0),
+            up: false,
+            pgs: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            leases: Leases::new(member(device, Incarnation(0)), Time(0)),
+            flush_ends: HashMap::new(),
+            paused_until: 0,
+            slow_until: 0,
+            mdm_cut_until: 0,
+            full: false,
+            rate,
+            offset,
+        };
+        node.incarnation = Incarnation(0);
+        node
+    }
+
+    pub(super) fn member(&self) -> Member {
+        member(self.device, self.incarnation)
+    }
+
+    pub(super) fn clock(&self, now: u64) -> Time {
+        Time(self.offset + now / 1000 * self.rate)
+    }
+
+    /// A new life on what the disk holds (S2: the incarnation is raised at each open).
+    pub(super) fn open(&mut self, now: u64, planted: Planted) {
+        self.incarnation = self.incarnation.next();
+        self.up = true;
+        self.full = false;
+        (self.paused_until, self.slow_until) = (0, 0);
+        self.flush_ends.clear();
+        self.leases = Leases::new(self.member(), self.clock(now));
+        let own = self.member();
+        self.pgs = self
+            .stores
+            .iter()
+            .map(|(id, store)| (*id, Pg::with_planted(*id, own, store.applied.recovered(), &self.leases, planted)))
+            .collect();
+    }
+
+    pub(super) fn crash(&mut self, rng: &mut Rng) {
+        self.up = false;
+        self.pgs.clear();
+        for store in self.stores.values_mut() {
+            store.crash(rng);
+        }
+    }
+
+    pub(super) fn handle(&mut self, now: u64, pg: PgId, event: Event<Data>) -> Vec<Effect<Data>> {
+        let mut out = Vec::new();
+        let clock = self.clock(now);
+        if let Some(pg) = self.pgs.get_mut(&pg) {
+            pg.handle(clock, &self.leases, event, &mut out);
+        }
+        out
+    }
+
+    /// I3: this device would answer a read of the group now.
+    pub(super) fn may_read(&self, now: u64, pg: PgId) -> bool {
+        self.up && self.pgs.get(&pg).is_some_and(|pg| pg.may_read(self.clock(now), &self.leases))
+    }
+
+    pub(super) fn disk_delay(&self, now: u64, rng: &mut Rng) -> u64 {
+        if now < self.slow_until { rng.between(50_000_000, 900_000_000) } else { rng.between(50_000, 3_000_000) }
+    }
+}

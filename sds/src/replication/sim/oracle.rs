@@ -1,0 +1,123 @@
+//! What must be true at every step of every run.
+
+use std::collections::{BTreeMap, HashMap};
+
+use pflex_proto::ids::{ChunkId, DeviceId, OperationId, PgId, Sequence, Version};
+
+use crate::replication::{ClientKey, Outcome, RoleName};
+
+use super::node::Node;
+use super::store::{BLOCKS, Data, Image};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Oracle {
+    /// S4: a version means one content, on every copy, for ever.
+    contents: HashMap<(PgId, ChunkId, Version), [u64; BLOCKS]>,
+    /// S7: the write that executed an operation, once that was told to somebody.
+    executed: HashMap<(ClientKey, OperationId), Version>,
+    /// S1: the highest watermark a serving primary had.
+    committed: HashMap<PgId, Sequence>,
+}
+
+impl Oracle {
+    pub(super) fn versions(&mut self, pg: PgId, image: &Image) -> Result<(), String> {
+        for (id, chunk) in &image.chunks {
+            let Some(version) = chunk.version else { continue };
+            let known = *self.contents.entry((pg, *id, version)).or_insert(chunk.blocks);
+            if known != chunk.blocks {
+                return Err(format!(
+                    "S4: pg {pg} chunk {id} {version} is {:?} here, {known:?} elsewhere",
+                    chunk.blocks
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn executed(
+        &mut self,
+        client: ClientKey,
+        operation: OperationId,
+        version: Version,
+    ) -> Result<(), String> {
+        let first = *self.executed.entry((client, operation)).or_insert(version);
+        if first != version {
+            return Err(format!("S7: {client:?} {operation:?} was executed as {first} and as {version}"));
+        }
+        Ok(())
+    }
+
+    /// S1: no copy believes more to be committed than a primary committed.
+    pub(super) fn watermark(
+        &mut self,
+        nodes: &BTreeMap<DeviceId, Node>,
+        device: DeviceId,
+        pg: PgId,
+    ) -> Result<(), String> {
+        let Some(status) = nodes[&device].pgs.get(&pg).map(|replica| replica.status()) else { return Ok(()) };
+        let committed = self.committed.entry(pg).or_default();
+        if status.role == RoleName::Serving {
+            *committed = (*committed).max(status.committed);
+        } else if status.committed > *committed {
+            return Err(format!("S1: pg {pg} on {device}: watermark {} above {committed}", status.committed));
+        }
+        Ok(())
+    }
+
+    /// An answer goes out.
+    pub(super) fn answer(
+        &mut self,
+        now: u64,
+        nodes: &BTreeMap<DeviceId, Node>,
+        device: DeviceId,
+        pg: PgId,
+        chunk: ChunkId,
+        outcome: &Outcome<Data>,
+    ) -> Result<(), String> {
+        match outcome {
+            Outcome::Refused(_) => return Ok(()),
+            Outcome::Read { .. } => {
+                let config = nodes[&device].pgs[&pg].config();
+                let newer = nodes.values().filter(|node| node.may_read(now, pg));
+                let newer = newer.filter_map(|node| node.pgs[&pg].config()).map(|config| config.epoch).max();
+                if newer > config.map(|config| config.epoch) {
+                    return Err(format!("I3: pg {pg}: a read is answered by {device} while {newer:?} is served"));
+                }
+            }
+            // S4: durable on every in-sync copy, so every one of them has that version or a later one.
+            Outcome::Written { version, .. } => {
+                let config = nodes[&device].pgs[&pg].config().expect("it serves");
+                for member in &config.in_sync {
+                    let copy = nodes[&member.device].stores[&pg].durable.chunks.get(&chunk);
+                    if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
+                        return Err(format!(
+                            "S4: pg {pg}: {version} of {chunk} is acknowledged, {member} has {:?}",
+                            copy.map(|copy| copy.version)
+                        ));
+                    }
+                }
+            }
+        }
+        let serving: Vec<_> =
+            nodes.values().filter(|node| node.may_read(now, pg)).map(|node| node.member().to_string()).collect();
+        if serving.len() > 1 {
+            return Err(format!("I3: pg {pg} is served by {serving:?}"));
+        }
+        Ok(())
+    }
+
+    /// I4: in-sync copies that are idle are identical.
+    pub(super) fn identical(nodes: &BTreeMap<DeviceId, Node>, pg: PgId, devices: &[DeviceId]) -> Result<(), String> {
+        let images: Vec<_> = devices.iter().map(|device| (device, &nodes[device].stores[&pg].durable)).collect();
+        for pair in images.windows(2) {
+            if pair[0].1.chunks != pair[1].1.chunks {
+                return Err(format!(
+                    "I4: pg {pg}: {} has {:?}, {} has {:?}",
+                    pair[0].0, pair[0].1.chunks, pair[1].0, pair[1].1.chunks
+                ));
+            }
+        }
+        Ok(())
+    }
+}

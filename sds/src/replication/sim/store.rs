@@ -1,0 +1,216 @@
+//! A model of one device's store for one placement group: what is applied, what is durable, and what a crash leaves.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use pflex_proto::ids::{ChunkId, Sequence, Version};
+
+use crate::replication::operations::Operations;
+use crate::replication::{
+    BlockRun, BlockSums, ChunkEntry, ChunkImage, Effect, Extent, OrderedWrite, Recovered, Ticket, WriteKind,
+};
+
+use super::rng::Rng;
+
+/// Blocks of a model chunk.
+pub(super) const BLOCKS: usize = 4;
+/// Bytes of a block.
+pub(super) const BLOCK: u32 = 4096;
+
+/// A payload: one value per block.
+pub(super) type Data = Vec<u64>;
+
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    /// None: unsynced.
+    pub(super) version: Option<Version>,
+    pub(super) blocks: [u64; BLOCKS],
+}
+
+/// What is on the disk, or would be if everything were flushed.
+#[derive(Clone, Default)]
+pub(super) struct Image {
+    pub(super) chunks: BTreeMap<ChunkId, Chunk>,
+    pub(super) operations: Operations,
+    pub(super) watermark: Sequence,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct PgStore {
+    pub(super) applied: Image,
+    pub(super) durable: Image,
+    queue: VecDeque<(Ticket, Effect<Data>)>,
+    /// The ticket that failed; nothing from it on is done.
+    failed: Option<Ticket>,
+}
+
+impl Image {
+    fn apply(&mut self, effect: &Effect<Data>) {
+        match effect.clone() {
+            Effect::Apply { write, watermark, .. } => {
+                self.watermark = watermark;
+                self.write(&write);
+            }
+            Effect::FixChunk { chunk, image, operations, .. } => {
+                self.operations.replace_chunk(chunk, &operations);
+                self.blocks(chunk, &image.runs);
+                self.version(chunk, image.version);
+            }
+            Effect::MarkUnsynced { chunk, .. } => self.chunks.entry(chunk).or_default().version = None,
+            Effect::WriteBlocks { chunk, runs, .. } => self.blocks(chunk, &runs),
+            Effect::SetVersion { chunk, version, .. } => self.version(chunk, version),
+            Effect::ReplaceOperations { operations, watermark, .. } => {
+                self.operations.replace(&operations);
+                self.watermark = watermark;
+            }
+            other => panic!("not a store change: {other:?}"),
+        }
+    }
+
+    fn write(&mut self, write: &OrderedWrite<Data>) {
+        self.operations.record(write);
+        let chunk =
+            self.chunks.entry(write.chunk).or_insert(Chunk { version: Some(Version::ZERO), ..Chunk::default() });
+        let first = (write.extent.offset / BLOCK) as usize;
+        for block in 0..(write.extent.length / BLOCK) as usize {
+            chunk.blocks[first + block] = match &write.kind {
+                WriteKind::Data(data) => data[block],
+                WriteKind::Zeroes => 0,
+            };
+        }
+        // An unsynced chunk stays so: a write says nothing about the rest of it.
+        if chunk.version.is_some() {
+            chunk.version = Some(write.version);
+        }
+    }
+
+    fn blocks(&mut self, chunk: ChunkId, runs: &[BlockRun<Data>]) {
+        let chunk = self.chunks.entry(chunk).or_default();
+        for run in runs {
+            for block in 0..usize::from(run.blocks) {
+                let value = run.data.as_ref().map_or(0, |data| data[block]);
+                chunk.blocks[usize::from(run.first_block) + block] = value;
+            }
+        }
+    }
+
+    fn version(&mut self, chunk: ChunkId, version: Option<Version>) {
+        match version {
+            Some(version) => self.chunks.entry(chunk).or_default().version = Some(version),
+            None => drop(self.chunks.remove(&chunk)),
+        }
+    }
+
+    pub(super) fn recovered(&self) -> Recovered {
+        let operations = self.operations.snapshot();
+        let chunks = self.chunks.values().filter_map(|chunk| chunk.version);
+        let executed = operations.entries.iter().map(|entry| entry.version);
+        let highest = chunks.chain(executed).map(|version| version.sequence).max().unwrap_or_default();
+        Recovered { highest, watermark: self.watermark, operations }
+    }
+}
+
+fn place(effect: &Effect<Data>) -> Option<ChunkId> {
+    match effect {
+        Effect::Apply { write, .. } => Some(write.chunk),
+        Effect::FixChunk { chunk, .. }
+        | Effect::MarkUnsynced { chunk, .. }
+        | Effect::WriteBlocks { chunk, .. }
+        | Effect::SetVersion { chunk, .. } => Some(*chunk),
+        _ => None,
+    }
+}
+
+impl PgStore {
+    /// Takes a change; `fails`: there is no space for it. Whether this is the first to fail.
+    pub(super) fn change(&mut self, ticket: Ticket, effect: Effect<Data>, fails: bool) -> bool {
+        if let Effect::ClearFailure { .. } = effect {
+            self.failed = None;
+            self.queue.retain(|(queued, _)| *queued > ticket);
+            return false;
+        }
+        if self.failed.is_some() {
+            return false;
+        }
+        if fails {
+            self.failed = Some(ticket);
+            return true;
+        }
+        self.applied.apply(&effect);
+        self.queue.push_back((ticket, effect));
+        false
+    }
+
+    /// Everything up to the ticket reaches the disk. None: it failed, or something before it did.
+    pub(super) fn flush(&mut self, through: Ticket) -> Option<Ticket> {
+        while self.queue.front().is_some_and(|(ticket, _)| *ticket <= through) {
+            let (_, effect) = self.queue.pop_front().expect("just seen");
+            self.durable.apply(&effect);
+        }
+        self.failed.is_none_or(|failed| through < failed).then_some(through)
+    }
+
+    /// Power fails. Of each chunk's unflushed changes some prefix made it; a whole-group change only if all before
+    /// it did.
+    pub(super) fn crash(&mut self, rng: &mut Rng) {
+        let mut lost: Vec<ChunkId> = Vec::new();
+        let mut all = true;
+        for (_, effect) in std::mem::take(&mut self.queue) {
+            match place(&effect) {
+                Some(chunk) if lost.contains(&chunk) => {}
+                Some(chunk) if rng.percent(30) => {
+                    lost.push(chunk);
+                    all = false;
+                    // Block writes into an unsynced chunk need not be atomic.
+                    if let Effect::WriteBlocks { ticket, chunk, mut runs } = effect
+                        && rng.percent(50)
+                    {
+                        runs.truncate(1);
+                        self.durable.apply(&Effect::WriteBlocks { ticket, chunk, runs });
+                    }
+                }
+                Some(_) => self.durable.apply(&effect),
+                None if all => self.durable.apply(&effect),
+                None => {}
+            }
+        }
+        self.applied = self.durable.clone();
+        self.failed = None;
+    }
+
+    pub(super) fn read(&self, chunk: ChunkId, extent: Extent) -> Data {
+        let blocks = self.blocks(chunk);
+        let first = (extent.offset / BLOCK) as usize;
+        blocks[first..first + (extent.length / BLOCK) as usize].to_vec()
+    }
+
+    fn blocks(&self, chunk: ChunkId) -> [u64; BLOCKS] {
+        self.applied.chunks.get(&chunk).map(|chunk| chunk.blocks).unwrap_or_default()
+    }
+
+    pub(super) fn list(&self, above: Option<Sequence>) -> Vec<ChunkEntry> {
+        let listed =
+            |chunk: &&Chunk| above.is_none_or(|above| chunk.version.is_none_or(|version| version.sequence > above));
+        let chunks = self.applied.chunks.iter().filter(|(_, chunk)| listed(chunk));
+        chunks.map(|(chunk, state)| ChunkEntry { chunk: *chunk, version: state.version }).collect()
+    }
+
+    pub(super) fn sums(&self, chunk: ChunkId) -> BlockSums {
+        match self.applied.chunks.get(&chunk) {
+            Some(chunk) => BlockSums(chunk.blocks.iter().map(|value| *value as u32).collect()),
+            None => BlockSums::default(),
+        }
+    }
+
+    pub(super) fn difference(&self, chunk: ChunkId, theirs: &BlockSums) -> ChunkImage<Data> {
+        let version = self.applied.chunks.get(&chunk).and_then(|chunk| chunk.version);
+        let blocks = self.blocks(chunk);
+        let differs = |block: &usize| theirs.0.get(*block).copied().unwrap_or(0) != blocks[*block] as u32;
+        let run = |block: usize| BlockRun {
+            first_block: block as u16,
+            blocks: 1,
+            data: (blocks[block] != 0).then(|| vec![blocks[block]]),
+        };
+        ChunkImage { version, runs: (0..BLOCKS).filter(differs).map(run).collect() }
+    }
+}
