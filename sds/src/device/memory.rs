@@ -13,10 +13,13 @@ use std::{
 use bytes::BytesMut;
 use rand::{Rng, RngExt};
 
-use super::{ALIGNMENT, Completion, Device, Done, Op};
+use super::{ALIGNMENT, Completion, Device, Done, Op, OpKind};
 
 /// What disks write without tearing.
 const SECTOR: usize = 512;
+
+/// How often a slow operation has to be chosen in a row to run.
+const SLOW_TRIES: usize = 4;
 
 type Page = Box<[u8; ALIGNMENT]>;
 
@@ -26,8 +29,18 @@ pub struct MemoryDevice {
     state: Mutex<State>,
 }
 
+/// What a lying device only pretends to do; a crash checker that does not notice is broken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lie {
+    /// Durable writes are not.
+    WriteDurable,
+    /// Syncs do nothing.
+    Sync,
+}
+
 #[derive(Default)]
 struct State {
+    lie: Option<Lie>,
     durable: BTreeMap<u64, Page>,
     /// What reads see; pages not here are as in `durable`.
     visible: BTreeMap<u64, Page>,
@@ -35,6 +48,7 @@ struct State {
     unsynced: Vec<(u64, u64, Page)>,
     writes: u64,
     manual: bool,
+    slow: Option<OpKind>,
     dead: bool,
     /// Submitted and not run; a sync remembers which writes it covers.
     queue: Vec<(Op, u64, Completion)>,
@@ -51,6 +65,16 @@ impl MemoryDevice {
         self.state().manual = manual;
     }
 
+    /// Operations of this kind mostly wait for all others, so that rare orders become common ones.
+    pub fn set_slow(&self, kind: Option<OpKind>) {
+        self.state().slow = kind;
+    }
+
+    /// Makes it lie from now on.
+    pub fn set_lie(&self, lie: Lie) {
+        self.state().lie = Some(lie);
+    }
+
     /// Operations that wait.
     pub fn queued(&self) -> usize {
         self.state().queue.len()
@@ -63,6 +87,11 @@ impl MemoryDevice {
             return false;
         }
         let mut choice = random.random_range(0..state.queue.len());
+        for _ in 0..SLOW_TRIES {
+            if state.slow == Some(state.queue[choice].0.kind()) {
+                choice = random.random_range(0..state.queue.len());
+            }
+        }
         if let Op::WriteDurable { .. } = state.queue[choice].0 {
             let first = state.queue.iter().position(|(op, ..)| matches!(op, Op::WriteDurable { .. }));
             choice = first.unwrap_or(choice);
@@ -139,6 +168,8 @@ impl State {
                 self.read(offset, &mut buffer);
                 return Done::Read(buffer);
             }
+            Op::WriteDurable { .. } if self.lie == Some(Lie::WriteDurable) => self.execute_as_unsynced(op),
+            Op::Sync if self.lie == Some(Lie::Sync) => {}
             Op::WriteDurable { offset, data } => {
                 let first = self.writes;
                 self.write(offset, data.as_slice());

@@ -9,7 +9,6 @@ use super::{
     DirtyKey, Stats, Store,
     chunk::{Chunk, Pending, Stable},
     error::ApplyError,
-    pg::Pg,
     pipeline::Work,
     record::{Kind, MAX_OPERATIONS, Record},
     ring::{HEADER_BYTES, MAX_GROUP_BYTES, Ring},
@@ -311,7 +310,7 @@ impl Store {
 
     /// Makes a change visible.
     fn show(&mut self, ticket: Ticket, record: &Arc<Record>) {
-        let pg = self.pgs.entry(record.pg).or_insert_with(Pg::default);
+        let pg = self.pgs.entry(record.pg).or_default();
         pg.visible.apply(record);
         if let Some(chunk) = self.chunks.get_mut(&record.chunk)
             && record.kind.is_of_chunk()

@@ -179,7 +179,7 @@ impl Store {
             }
             match self.dirty.pop_oldest() {
                 Some(DirtyKey::Pg(id)) => {
-                    let row = self.pgs.get(&id).map(|pg| pg.durable.encode_row(pg.record));
+                    let row = self.pgs.get(&id).map(|pg| persisted(pg).encode_row(pg.record));
                     active.rows.rows.push((MetaTable::Pgs, pg::row_key(id), row));
                 }
                 Some(DirtyKey::Chunk(id)) => {
@@ -260,4 +260,15 @@ pub(super) fn device_row(generation: u64, tail: Position) -> Vec<u8> {
     tail.lsn.encode(&mut out);
     tail.sequence.encode(&mut out);
     out
+}
+
+#[cfg(not(test))]
+const fn persisted(pg: &pg::Pg) -> &pg::Operations {
+    &pg.durable
+}
+
+/// With a planted bug for the crash test to find.
+#[cfg(test)]
+fn persisted(pg: &pg::Pg) -> &pg::Operations {
+    if super::tests::is_planted(super::tests::Bug::PersistVisibleOperations) { &pg.visible } else { &pg.durable }
 }

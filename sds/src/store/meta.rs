@@ -41,6 +41,9 @@ pub struct Batch {
     pub rows: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
 }
 
+/// Keys without the device, and values.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Called once, on any thread, when a batch is durable or failed.
 pub type Committed = Box<dyn FnOnce(Result<(), MetaError>) + Send>;
 
@@ -50,7 +53,7 @@ pub trait MetaStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the database fails.
-    fn rows(&self, device: DeviceUuid, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError>;
+    fn rows(&self, device: DeviceUuid, table: Table) -> Result<Rows, MetaError>;
 
     /// Makes a batch durable; batches commit in the order of submission. Blocks at most while a bounded queue is full.
     fn commit(&self, device: DeviceUuid, batch: Batch, done: Committed);

@@ -35,7 +35,7 @@ mod tests;
 mod types;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -52,7 +52,7 @@ use self::{
 };
 pub use self::{
     error::{ApplyError, MetaError, OpenError, Poison, ReadError},
-    meta::{Batch, Committed, LocalDb, MemoryMeta, MetaStore, Table},
+    meta::{Batch, Committed, LocalDb, MemoryMeta, MetaStore, Rows, Table},
     open::{DEFAULT_JOURNAL_BYTES, FormatConfig, OpenReport, StoreConfig, inspect},
     read::Read,
     superblock::{Geometry, Superblock},
@@ -76,8 +76,8 @@ struct DirtyIndex {
 
 impl DirtyIndex {
     fn mark(&mut self, key: DirtyKey, position: Position) {
-        if !self.of_key.contains_key(&key) {
-            self.of_key.insert(key, position);
+        if let Entry::Vacant(vacant) = self.of_key.entry(key) {
+            vacant.insert(position);
             self.by_position.insert((position, key));
         }
     }

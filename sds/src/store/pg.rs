@@ -196,10 +196,6 @@ impl Pg {
         self.by_version.len() + self.unsynced.len()
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.outstanding.is_empty()
-    }
-
     pub(super) fn begin(&mut self, ticket: Ticket) {
         self.outstanding.push_back((ticket, false));
     }

@@ -312,6 +312,10 @@ impl Store {
             return if is_first { record.unit } else { self.space.take_spare() };
         }
         let blocks = BlockSet::of(run.blocks);
+        #[cfg(test)]
+        if super::tests::is_planted(super::tests::Bug::OverwriteReferenced) {
+            return chunk.stable.unit;
+        }
         if earlier().next().is_some() || chunk.stable.written.intersects(&blocks) {
             return None;
         }
@@ -458,6 +462,11 @@ impl Store {
         let mut waiting = Vec::new();
         for quarantined in std::mem::take(&mut self.space.quarantine) {
             let Freed { unit, discard } = quarantined.freed;
+            #[cfg(test)]
+            if super::tests::is_planted(super::tests::Bug::SkipQuarantine) {
+                self.space.give_back(unit);
+                continue;
+            }
             if quarantined.checkpoint > completed || self.readers.are_reading(unit, None, &self.awaits_readers) {
                 waiting.push(quarantined);
             } else if discard {

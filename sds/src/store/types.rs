@@ -51,7 +51,7 @@ impl BlockRange {
 
     /// From bytes of the chunk; none unless they are whole blocks inside it.
     pub const fn from_bytes(offset: u32, length: u32) -> Option<Self> {
-        if offset % BLOCK_SIZE != 0 || length % BLOCK_SIZE != 0 {
+        if !offset.is_multiple_of(BLOCK_SIZE) || !length.is_multiple_of(BLOCK_SIZE) {
             return None;
         }
         let (first, count) = (offset / BLOCK_SIZE, length / BLOCK_SIZE);

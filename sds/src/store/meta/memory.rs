@@ -7,7 +7,7 @@ use std::{
 
 use pflex_proto::ids::DeviceUuid;
 
-use super::{Batch, Committed, MetaStore, Table};
+use super::{Batch, Committed, MetaStore, Rows, Table};
 use crate::store::error::MetaError;
 
 /// See the module.
@@ -32,6 +32,11 @@ impl MemoryMeta {
     /// Whether batches wait for [`Self::step`].
     pub fn set_manual(&self, manual: bool) {
         self.state().manual = manual;
+    }
+
+    /// Batches that wait.
+    pub fn queued(&self) -> usize {
+        self.state().queue.len()
     }
 
     /// Commits the oldest waiting batch; false if none waits.
@@ -76,7 +81,7 @@ impl State {
 }
 
 impl MetaStore for MemoryMeta {
-    fn rows(&self, device: DeviceUuid, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+    fn rows(&self, device: DeviceUuid, table: Table) -> Result<Rows, MetaError> {
         let state = self.state();
         let of_device = state.rows.range((table, device, Vec::new())..);
         let rows = of_device.take_while(|((t, d, _), _)| *t == table && *d == device);

@@ -13,7 +13,7 @@ use std::{
 use pflex_proto::ids::DeviceUuid;
 use rocksdb::{DB, IteratorMode, Options, WriteBatch, WriteOptions};
 
-use super::{Batch, Committed, MetaStore, Table};
+use super::{Batch, Committed, MetaStore, Rows, Table};
 use crate::store::error::MetaError;
 
 /// Batches that may wait: each device has one checkpoint at a time.
@@ -79,7 +79,7 @@ impl Drop for LocalDb {
 }
 
 impl MetaStore for LocalDb {
-    fn rows(&self, device: DeviceUuid, table: Table) -> Result<Vec<(Vec<u8>, Vec<u8>)>, MetaError> {
+    fn rows(&self, device: DeviceUuid, table: Table) -> Result<Rows, MetaError> {
         let family = family(&self.db, table)?;
         let prefix = device.as_bytes();
         let mut rows = Vec::new();

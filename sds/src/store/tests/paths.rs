@@ -1,0 +1,222 @@
+//! The ordinary cases, each by name.
+
+use super::*;
+use crate::device::{Fault, FaultyDevice, Injected, OpKind};
+
+fn opened(units: u32) -> (Arc<MemoryDevice>, Store) {
+    let (device, meta) = formatted(units);
+    let (store, _) = Store::open(device.clone(), meta, CONFIG).unwrap();
+    (device, store)
+}
+
+#[test]
+fn a_full_device_refuses_new_chunks_before_anything_changes_and_takes_overwrites() {
+    let (_, mut store) = opened(3);
+    for index in 0..3 {
+        store.apply(write(pg(0), chunk(index), index + 1, run(0, 256, 1))).unwrap();
+    }
+    settle(&mut store);
+    let error = store.apply(write(pg(0), chunk(3), 9, run(0, 1, 1))).unwrap_err();
+    assert!(matches!(error, ApplyError::NoSpace { .. }), "{error}");
+    assert_eq!((store.chunk(chunk(3)), store.find_operation(pg(0), CLIENT, OperationId(9))), (None, None));
+    assert!(!store.reserve(pg(0), chunk(3)));
+    assert!(store.reserve(pg(0), chunk(0)), "it has its unit");
+    for sequence in 10..20 {
+        store.apply(write(pg(0), chunk(0), sequence, run(0, 256, sequence as u32))).unwrap();
+    }
+    settle(&mut store);
+    assert_eq!(tags(&read_now(&mut store, chunk(0), BlockRange::WHOLE).unwrap().data), [19; 256]);
+    // Zeros need no space and give it back.
+    store.apply(write(pg(0), chunk(1), 30, run(0, 256, 0))).unwrap();
+    settle(&mut store);
+    poll_durable(&mut store).unwrap();
+    store.apply(write(pg(0), chunk(3), 31, run(0, 1, 7))).unwrap();
+    let tombstone = ChunkEntry { chunk: chunk(1), version: Some(version(30)) };
+    assert_eq!(store.chunk(chunk(1)), Some(tombstone));
+}
+
+#[test]
+fn reserved_space_is_kept_for_its_chunk() {
+    let (_, mut store) = opened(2);
+    assert!(store.reserve(pg(0), chunk(0)) && store.reserve(pg(0), chunk(0)) && store.reserve(pg(1), chunk(1)));
+    assert!(!store.reserve(pg(0), chunk(2)));
+    assert!(matches!(store.apply(write(pg(0), chunk(2), 1, run(0, 1, 1))), Err(ApplyError::NoSpace { .. })));
+    store.apply(write(pg(0), chunk(0), 2, run(0, 1, 1))).unwrap();
+    store.release_reservations(pg(1));
+    store.apply(write(pg(0), chunk(2), 3, run(0, 1, 1))).unwrap();
+    assert_eq!(store.stats().units_reserved, 0);
+}
+
+#[test]
+fn a_ring_far_smaller_than_the_work_never_fails_it() {
+    let (_, mut store) = opened(8);
+    let mut waited = false;
+    for sequence in 1..=40_000_u64 {
+        let first = (sequence * 7 % 256) as u16;
+        store.apply(write(pg(0), chunk(sequence % 8), sequence, run(first, 1, sequence as u32))).unwrap();
+        waited |= store.stats().waiting_changes > 0;
+        if sequence % 4000 == 0 {
+            settle(&mut store);
+        }
+    }
+    settle(&mut store);
+    let stats = store.stats();
+    assert!(stats.checkpoints > 5 && waited, "{stats:?}");
+    let last = read_now(&mut store, chunk(40_000 % 8), range((40_000_u64 * 7 % 256) as u16, 1)).unwrap();
+    assert_eq!(tags(&last.data), [40_000]);
+    close(store).unwrap();
+}
+
+#[test]
+fn corruption_is_named_and_never_returned_and_repaired_only_at_its_version() {
+    let (device, mut store) = opened(2);
+    store.apply(write(pg(0), chunk(0), 1, run(0, 256, 3))).unwrap();
+    settle(&mut store);
+    device.corrupt(geometry(2).unit_offset(0) + 5 * 4096 + 17);
+    let error = read_now(&mut store, chunk(0), range(4, 4)).unwrap_err();
+    assert!(matches!(error, ReadError::Corrupt { block: 5, .. }), "{error}");
+    assert_eq!(tags(&read_now(&mut store, chunk(0), range(6, 4)).unwrap().data), [3; 4]);
+    let stale = store.repair(pg(0), chunk(0), version(9), run(5, 1, 3)).unwrap_err();
+    assert!(matches!(stale, ApplyError::WrongState { .. }), "{stale}");
+    store.repair(pg(0), chunk(0), version(1), run(5, 1, 3)).unwrap();
+    settle(&mut store);
+    assert_eq!(tags(&read_now(&mut store, chunk(0), BlockRange::WHOLE).unwrap().data), [3; 256]);
+    assert_eq!(store.chunk(chunk(0)).unwrap().version, Some(version(1)));
+}
+
+#[test]
+fn any_failed_write_or_flush_takes_the_device_out_of_service() {
+    let cases = [
+        (OpKind::WriteDurable, 0, "a journal write"),
+        (OpKind::Write, 0, "a data write"),
+        (OpKind::Sync, 0, "a data flush"),
+    ];
+    for (kind, after, during) in cases {
+        let (device, meta) = formatted(2);
+        let faulty = FaultyDevice::new(device);
+        let (mut store, _) = Store::open(faulty.clone(), meta, CONFIG).unwrap();
+        faulty.inject(Fault { kind, after, within: None, injected: Injected::Error });
+        store.apply(write(pg(0), chunk(0), 1, run(0, 256, 3))).unwrap();
+        let poison = std::iter::repeat_with(|| poll_durable(&mut store)).find_map(Result::err).unwrap();
+        assert_eq!(poison.during, during);
+        assert!(matches!(store.apply(write(pg(0), chunk(0), 2, run(0, 1, 3))), Err(ApplyError::Poisoned(_))));
+        assert!(matches!(read_now(&mut store, chunk(0), range(0, 1)), Err(ReadError::Poisoned(_))));
+        assert!(poll_durable(&mut store).unwrap().is_empty(), "told once");
+    }
+}
+
+#[test]
+fn a_failed_read_is_only_that_reads_affair() {
+    let (device, meta) = formatted(2);
+    let faulty = FaultyDevice::new(device);
+    let (mut store, _) = Store::open(faulty.clone(), meta, CONFIG).unwrap();
+    store.apply(write(pg(0), chunk(0), 1, run(0, 256, 3))).unwrap();
+    settle(&mut store);
+    for injected in [Injected::Error, Injected::FlipBit] {
+        faulty.inject(Fault { kind: OpKind::Read, after: 0, within: None, injected });
+        assert!(read_now(&mut store, chunk(0), range(0, 2)).is_err());
+        assert!(read_now(&mut store, chunk(0), range(0, 2)).is_ok());
+    }
+}
+
+#[test]
+fn versions_ids_and_states_are_checked() {
+    let (_, mut store) = opened(4);
+    store.apply(write(pg(0), chunk(0), 5, run(0, 1, 1))).unwrap();
+    assert!(matches!(store.apply(write(pg(0), chunk(0), 5, run(0, 1, 1))), Err(ApplyError::StaleVersion { .. })));
+    assert!(matches!(store.apply(write(pg(1), chunk(0), 6, run(0, 1, 1))), Err(ApplyError::WrongPg { .. })));
+    let mut crooked = run(0, 2, 1);
+    crooked.checksums.pop();
+    assert!(matches!(store.apply(write(pg(0), chunk(0), 6, crooked)), Err(ApplyError::BadRun { .. })));
+    store.mark_unsynced(pg(0), chunk(0)).unwrap();
+    assert!(matches!(store.apply(write(pg(0), chunk(0), 7, run(0, 1, 1))), Err(ApplyError::WrongState { .. })));
+    store.apply(write(pg(0), chunk(1), 8, run(0, 1, 1))).unwrap();
+    store.apply(write(pg(0), chunk(2), 9, run(0, 1, 1))).unwrap();
+    let unsynced = ChunkEntry { chunk: chunk(0), version: None };
+    let last = ChunkEntry { chunk: chunk(2), version: Some(version(9)) };
+    assert_eq!(store.versions(pg(0), Some(Sequence(8))), [last, unsynced]);
+    assert_eq!(store.versions(pg(0), None).len(), 3);
+    store.write_blocks(pg(0), chunk(0), vec![run(0, 1, 4), run(2, 1, 5)]).unwrap();
+    store.set_version(pg(0), chunk(0), Some(version(2))).unwrap();
+    let sums = store.checksums(chunk(0)).unwrap();
+    assert_eq!(sums.version, Some(version(2)));
+    assert_eq!(sums.blocks[0], run(0, 1, 4).checksums[0]);
+    assert_eq!(sums.blocks[1..2], zero_checksums(1));
+    settle(&mut store);
+    assert_eq!(tags(&read_now(&mut store, chunk(0), range(0, 4)).unwrap().data), [4, 0, 5, 0]);
+}
+
+#[test]
+fn ids_are_trimmed_replaced_and_survive() {
+    let (device, meta) = formatted(4);
+    let (mut store, _) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
+    for sequence in 1..=5 {
+        let mut write = write(pg(0), chunk(0), sequence, run(0, 1, 1));
+        write.origin.low_water = OperationId(sequence.saturating_sub(2));
+        store.apply(write).unwrap();
+    }
+    let ids = |store: &Store| store.operations(pg(0)).entries.iter().map(|entry| entry.id.0).collect::<Vec<_>>();
+    assert_eq!(ids(&store), [3, 4, 5]);
+    let other = Operation { client: CLIENT, id: OperationId(40), version: version(4), chunk: chunk(0) };
+    let table = OperationSnapshot { entries: vec![other], low_waters: vec![(CLIENT, OperationId(40))] };
+    store.replace_operations(pg(0), table.clone(), Sequence(1)).unwrap();
+    assert_eq!(ids(&store), [40]);
+    settle(&mut store);
+    for _ in 0..2 {
+        store = Store::open(device.clone(), meta.clone(), CONFIG).unwrap().0;
+        assert_eq!((store.operations(pg(0)), store.watermark(pg(0)).unwrap().0), (table.clone(), Sequence(1)));
+    }
+}
+
+#[test]
+fn dropped_groups_and_trimmed_volumes_are_gone_and_their_space_is_free() {
+    let (device, meta) = formatted(4);
+    let (mut store, _) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
+    for index in 0..4 {
+        store.apply(write(pg(index as u32 % 2), chunk(index), index + 1, run(0, 256, 1))).unwrap();
+    }
+    store.drop_pg(pg(0)).unwrap();
+    assert!(matches!(store.apply(write(pg(0), chunk(0), 9, run(0, 1, 1))), Err(ApplyError::Dropping { .. })));
+    settle(&mut store);
+    poll_durable(&mut store).unwrap();
+    assert_eq!((store.stats().units_available, store.versions(pg(0), None)), (2, vec![]));
+    store.apply(write(pg(0), chunk(0), 1, run(0, 1, 8))).unwrap();
+    store.trim_volume(pg(1), VtreeId(9)).unwrap().unwrap();
+    settle(&mut store);
+    poll_durable(&mut store).unwrap();
+    assert_eq!(store.stats().units_available, 3);
+    for reopen in 0..2 {
+        let (mut store, report) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
+        assert_eq!(report.pgs.iter().map(|pg| pg.chunks).collect::<Vec<_>>(), [1, 0]);
+        assert_eq!(tags(&read_now(&mut store, chunk(0), range(0, 2)).unwrap().data), [8, 0]);
+        if reopen == 0 {
+            close(store).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tombstones_are_forgotten_only_when_told() {
+    let (_, mut store) = opened(2);
+    store.apply(write(pg(0), chunk(0), 1, run(0, 256, 3))).unwrap();
+    store.apply(write(pg(0), chunk(0), 2, run(0, 256, 0))).unwrap();
+    settle(&mut store);
+    assert_eq!(store.versions(pg(0), Some(Sequence(1))).len(), 1);
+    assert_eq!(store.forget_tombstones(pg(0), Sequence(1)).unwrap(), None);
+    assert!(store.forget_tombstones(pg(0), Sequence(2)).unwrap().is_some());
+    settle(&mut store);
+    assert!(store.versions(pg(0), None).is_empty());
+    assert!(store.find_operation(pg(0), CLIENT, OperationId(2)).is_some(), "who did it is still known");
+}
+
+#[test]
+fn sub_block_writes_are_merged() {
+    let range = BlockRange::around(4000, 200).unwrap();
+    assert_eq!((range.first(), range.count()), (0, 2));
+    let (bytes, checksums) = patch_blocks(&[1; 8192], 4000, &[2; 200]).unwrap();
+    assert_eq!((bytes[3999], bytes[4000], bytes[4199], bytes[4200]), (1, 2, 2, 1));
+    assert_eq!(checksums, [crc32c::crc32c(&bytes[..4096]), crc32c::crc32c(&bytes[4096..])]);
+    assert_eq!(patch_blocks(&[1; 4096], 4000, &[2; 200]), None);
+    assert_eq!(BlockRange::around(1 << 20, 1), None);
+    assert_eq!(BlockRange::from_bytes(512, 4096), None);
+}
