@@ -3,8 +3,9 @@
 use openraft::{Raft, async_runtime::watch::WatchReceiver as _, vote::RaftLeaderId as _};
 use pflex_proto::ids::MdmId;
 use tokio::{runtime::Handle, sync::watch};
+use tokio_util::sync::CancellationToken;
 
-use crate::raft::{state_store::StateStore, types::TypeConfig};
+use crate::raft::{fatal::FatalHook, state_store::StateStore, types::TypeConfig};
 
 /// A leader and where its clients go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,9 +27,16 @@ pub struct LeaderView {
     pub leading: bool,
 }
 
-/// Keeps a view up to date on the Raft runtime until Raft ends.
-pub(super) fn watch(raft: &Raft<TypeConfig, StateStore>, runtime: &Handle) -> watch::Receiver<LeaderView> {
+/// Keeps a view up to date on the Raft runtime until Raft ends. If nobody asked it to end, the process must: openraft
+/// stops its core on any storage error, and a member without one only looks alive.
+pub(super) fn watch(
+    raft: &Raft<TypeConfig, StateStore>,
+    runtime: &Handle,
+    stop: CancellationToken,
+    fatal: FatalHook,
+) -> watch::Receiver<LeaderView> {
     let mut metrics = raft.server_metrics();
+    let all = raft.metrics();
     let (sender, receiver) = watch::channel(LeaderView::default());
     runtime.spawn(async move {
         loop {
@@ -46,6 +54,10 @@ pub(super) fn watch(raft: &Raft<TypeConfig, StateStore>, runtime: &Handle) -> wa
             if metrics.changed().await.is_err() {
                 // Raft ended: nobody leads here any more.
                 sender.send_modify(|current| *current = LeaderView { leader: None, leading: false, ..*current });
+                let end = all.borrow_watched().running_state.clone();
+                if !stop.is_cancelled() {
+                    fatal.call(&format!("raft ended: {}", end.err().map_or("no reason".into(), |end| end.to_string())));
+                }
                 return;
             }
         }

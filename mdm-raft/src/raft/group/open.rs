@@ -97,7 +97,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
             tracing::error!("the Raft port failed: {error}");
         }
     });
-    let leader = leader::watch(&raft, runtime.handle());
+    let leader = leader::watch(&raft, runtime.handle(), stop.clone(), config.fatal.clone());
     Ok(Group(Arc::new(Inner {
         config,
         identity,

@@ -47,6 +47,7 @@ struct Inner {
     db: Arc<Database>,
     path: PathBuf,
     flusher: Flusher,
+    fatal: FatalHook,
     cached: Mutex<Cached>,
 }
 
@@ -91,8 +92,8 @@ impl LogStore {
         open::check_header(&db, &path, dir, identity)?;
         let cached = open::read_all(&db, &path)?;
         let sync = wrap(Box::new(flusher::RocksSync(db.clone())));
-        let flusher = Flusher::start(sync, fatal)?;
-        Ok(Self(Arc::new(Inner { db, path, flusher, cached: Mutex::new(cached) })))
+        let flusher = Flusher::start(sync, fatal.clone())?;
+        Ok(Self(Arc::new(Inner { db, path, flusher, fatal, cached: Mutex::new(cached) })))
     }
 
     /// How many records were made durable by how many syncs.

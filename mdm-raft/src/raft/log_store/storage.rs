@@ -126,6 +126,7 @@ impl Inner {
         self.flusher.check()?;
         self.db.write(batch).map_err(|error| {
             self.flusher.poison(error.as_ref());
+            self.fatal.call(&format!("a write to raft.db failed: {error}"));
             StoreError::database("write", self.path.clone())(error)
         })
     }

@@ -114,3 +114,95 @@ impl Drop for Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pflex_proto::ids::ClusterId;
+
+    use super::*;
+    use crate::raft::snapshot::FORMAT;
+
+    fn store(dir: &std::path::Path) -> SnapshotStore {
+        SnapshotStore::create(dir).unwrap();
+        SnapshotStore::open(dir, ClusterId::default()).unwrap()
+    }
+
+    fn manifest(files: &[(&str, &[u8])]) -> pb::SnapshotManifest {
+        let file = |(name, bytes): &(&str, &[u8])| pb::SnapshotFile {
+            name: (*name).into(),
+            size: bytes.len() as u64,
+            crc32c: crc32c::crc32c(bytes),
+        };
+        pb::SnapshotManifest {
+            format: FORMAT,
+            cluster: vec![0; 16],
+            last_log: Some(pb::LogId { term: 1, index: 9 }),
+            membership: None,
+            files: files.iter().map(file).collect(),
+        }
+    }
+
+    fn bytes(file: u32, offset: u64, data: &[u8]) -> pb::FileBytes {
+        pb::FileBytes { file, offset, data: data.into() }
+    }
+
+    fn left_over(dir: &std::path::Path) -> usize {
+        std::fs::read_dir(dir.join("snapshots")).unwrap().count()
+    }
+
+    #[test]
+    fn what_comes_whole_is_kept_once_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut incoming =
+            Incoming::begin(&store, manifest(&[("empty", b""), ("a.sst", b"abcd"), ("CURRENT", b"x")])).unwrap();
+        incoming.write(&bytes(1, 0, b"ab")).unwrap();
+        incoming.write(&bytes(1, 2, b"cd")).unwrap();
+        incoming.write(&bytes(2, 0, b"x")).unwrap();
+        let handle = incoming.finish().unwrap();
+        assert!(store.current().is_none(), "received is not installed");
+        store.adopt(&handle).unwrap();
+        drop((handle, store));
+        let found = SnapshotStore::open(dir.path(), ClusterId::default()).unwrap().current().unwrap();
+        assert_eq!(std::fs::read(found.path().join("a.sst")).unwrap(), b"abcd");
+        assert_eq!(found.last_log().unwrap().index, 9);
+    }
+
+    #[test]
+    fn what_is_received_and_not_installed_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let incoming = Incoming::begin(&store, manifest(&[])).unwrap();
+        std::mem::forget(incoming.finish().unwrap());
+        assert_eq!(left_over(dir.path()), 1);
+        assert!(SnapshotStore::open(dir.path(), ClusterId::default()).unwrap().current().is_none());
+        assert_eq!(left_over(dir.path()), 0);
+    }
+
+    #[test]
+    fn damage_disorder_and_ends_are_refused_and_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let begin = || Incoming::begin(&store, manifest(&[("a", b"abcd"), ("b", b"ef")])).unwrap();
+        assert!(matches!(begin().write(&bytes(0, 0, b"abcx")), Err(ReceiveError::File(_))));
+        assert!(matches!(begin().write(&bytes(0, 0, b"abcde")), Err(ReceiveError::File(_))));
+        assert!(matches!(begin().write(&bytes(0, 1, b"b")), Err(ReceiveError::Order { .. })));
+        assert!(matches!(begin().write(&bytes(1, 0, b"ef")), Err(ReceiveError::Order { .. })));
+        let mut short = begin();
+        short.write(&bytes(0, 0, b"abcd")).unwrap();
+        assert!(matches!(short.finish(), Err(ReceiveError::Short(1))));
+        assert_eq!(left_over(dir.path()), 0);
+    }
+
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        for name in ["", "..", "../x", "/etc/passwd", "a/b", ".hidden", "SNAPSHOT", "a\0"] {
+            let refused = Incoming::begin(&store, manifest(&[(name, b"x")]));
+            assert!(matches!(refused, Err(ReceiveError::Manifest(_))), "{name:?}");
+        }
+        assert!(matches!(Incoming::begin(&store, manifest(&[("a", b""), ("a", b"")])), Err(ReceiveError::Manifest(_))));
+        assert_eq!(left_over(dir.path()), 0);
+    }
+}
