@@ -92,9 +92,12 @@ pub enum IoError {
     /// The mapping or the export allows no change.
     #[error("the export is read-only")]
     ReadOnly,
+    /// The cluster does not let this client do it.
+    #[error("not allowed: {0}")]
+    NotAllowed(String),
     /// The request makes no sense to the backend.
     #[error("invalid request: {0}")]
-    Invalid(&'static str),
+    Invalid(String),
     /// No space is left in the pool.
     #[error("the pool has no space left")]
     NoSpace,

@@ -1,4 +1,5 @@
 //! The clients people use, against the NBD server over memory. A missing client fails its test: `make` installs all.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::Stdio;

@@ -14,6 +14,9 @@ pub enum Verdict {
     Wait,
     /// Send it again when there is another token.
     NewToken,
+    /// Send it again for a moment: the SDS may not have heard of a change that this client knows (a mapping, a new size). If
+    /// it still says so then, it is right.
+    Grace(IoError),
     /// It cannot succeed.
     Final(IoError),
 }
@@ -44,9 +47,9 @@ fn judge_refusal(refusal: &Refusal, learned: bool) -> Verdict {
         // The same operation id makes these safe (S7).
         RefusalCode::OutcomeUnknown | RefusalCode::BadChecksum => Verdict::Wait,
         RefusalCode::NoSpace => Verdict::Final(IoError::NoSpace),
-        RefusalCode::NotAllowed => Verdict::Final(IoError::ReadOnly),
-        RefusalCode::BadRange => Verdict::Final(IoError::Invalid("outside the volume")),
-        RefusalCode::BadRequest | RefusalCode::Unreadable | RefusalCode::LostMemory => failed(),
+        RefusalCode::NotAllowed => Verdict::Grace(IoError::NotAllowed(refusal.why.clone())),
+        RefusalCode::BadRange | RefusalCode::BadRequest => Verdict::Grace(IoError::Invalid(refusal.why.clone())),
+        RefusalCode::Unreadable | RefusalCode::LostMemory => failed(),
     }
 }
 
@@ -69,13 +72,7 @@ mod tests {
     #[test]
     fn only_what_waiting_cannot_cure_is_final() {
         let is_final = |code| matches!(judge(&refused(code), false), Verdict::Final(_));
-        for code in [
-            RefusalCode::NoSpace,
-            RefusalCode::BadRange,
-            RefusalCode::BadRequest,
-            RefusalCode::Unreadable,
-            RefusalCode::NotAllowed,
-        ] {
+        for code in [RefusalCode::NoSpace, RefusalCode::Unreadable, RefusalCode::LostMemory] {
             assert!(is_final(code), "{code:?}");
         }
         for code in [
@@ -88,5 +85,8 @@ mod tests {
             assert!(!is_final(code), "{code:?}");
         }
         assert_eq!(judge(&AttemptError::Lost, false), Verdict::Wait);
+        for code in [RefusalCode::NotAllowed, RefusalCode::BadRange, RefusalCode::BadRequest] {
+            assert!(matches!(judge(&refused(code), false), Verdict::Grace(_)), "{code:?}: its map may be behind");
+        }
     }
 }

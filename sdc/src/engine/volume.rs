@@ -30,6 +30,9 @@ use crate::block::{BlockBackend, ByteRange, Durability, IoError, Payload, ZeroOp
 /// of 4 GiB does not flood the cluster with 4,096 requests.
 const PARTS_AT_ONCE: usize = 33;
 
+/// How long an SDS may be behind the map of this client: liveness is lost after 3 s without the leader.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// A chunk of zeros, for holes.
 static ZEROS: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![0; CHUNK_SIZE as usize]));
 
@@ -164,6 +167,10 @@ impl Volume {
                     let mut versions = self.auth.want_newer();
                     pace.wait(&mut versions, &error).await?;
                 }
+                Verdict::Grace(final_error) if pace.stalled().is_some_and(|stalled| stalled >= GRACE) => {
+                    return Err(final_error);
+                }
+                Verdict::Grace(_) => pace.wait(&mut changes, &error).await?,
                 Verdict::Final(error) => return Err(error),
             }
         }

@@ -139,7 +139,7 @@ pub enum ErrorCode {
 impl From<&IoError> for ErrorCode {
     fn from(error: &IoError) -> Self {
         match error {
-            IoError::ReadOnly => Self::Eperm,
+            IoError::ReadOnly | IoError::NotAllowed(_) => Self::Eperm,
             IoError::Invalid(_) => Self::Einval,
             IoError::NoSpace => Self::Enospc,
             IoError::NotSupported(_) => Self::Enotsup,

@@ -310,7 +310,8 @@ fn open(
     shared: &mut Shared,
     sessions: &mut HashMap<SessionId, Session>,
 ) -> Result<SessionOpened, Refusal> {
-    let (token, key) = token::verify(&message.token, &[shared.secret.clone()]).expect("the client has a signed token");
+    let (token, key) =
+        token::verify(&message.token, std::slice::from_ref(&shared.secret)).expect("the client has a signed token");
     if token.id < shared.oldest_token {
         return Err(refusal(RefusalCode::TokenExpired, None));
     }
