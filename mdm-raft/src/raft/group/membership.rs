@@ -1,17 +1,24 @@
 //! The members: the first ones, changes online, handing leadership over, and how they all do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    time::Duration,
+};
 
 use openraft::{
     ServerState,
     async_runtime::watch::WatchReceiver as _,
-    errors::{ClientWriteError, RaftError},
+    errors::{ClientWriteError, Fatal, RaftError},
     vote::RaftLeaderId as _,
 };
 use pflex_proto::ids::MdmId;
 
 use super::{Group, LeaderInfo};
 use crate::raft::types::{LogId, MdmNode, TypeConfig};
+
+/// Two entries through a quorum; without one the caller should know soon.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the membership was not changed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -90,9 +97,10 @@ impl Group {
     /// # Errors
     /// When the group has members already, or this one is not among them.
     pub async fn bootstrap(&self, members: BTreeMap<MdmId, MdmNode>) -> Result<(), MembershipError> {
-        self.0.raft.initialize(members).await.map_err(|error| match error {
+        let made = within(CHANGE_TIMEOUT, self.0.raft.initialize(members)).await?;
+        made.map_err(|error| match error {
             RaftError::APIError(refused) => MembershipError::Refused { reason: refused.to_string() },
-            RaftError::Fatal(fatal) => MembershipError::Unknown { reason: fatal.to_string() },
+            RaftError::Fatal(fatal) => ended(&fatal),
         })
     }
 
@@ -101,17 +109,23 @@ impl Group {
     /// # Errors
     /// When Raft stopped.
     pub async fn is_bootstrapped(&self) -> Result<bool, MembershipError> {
-        let known = self.0.raft.is_initialized().await;
-        known.map_err(|fatal| MembershipError::Unknown { reason: fatal.to_string() })
+        self.0.raft.is_initialized().await.map_err(|fatal| ended(&fatal))
     }
 
-    /// Adds a member that gets the log but does not vote; with `wait`, returns once it has caught up.
+    /// Adds a member that gets the log but does not vote. With `catch_up`, returns once it has almost all of the log, or
+    /// after that time with `Unknown`; it stays a learner then and goes on catching up.
     ///
     /// # Errors
     /// See [`MembershipError`].
-    pub async fn add_learner(&self, id: MdmId, node: MdmNode, wait: bool) -> Result<(), MembershipError> {
-        let written = self.0.raft.add_learner(id, node, wait).await;
-        written.map(drop).map_err(|error| self.unchanged(error))
+    pub async fn add_learner(
+        &self,
+        id: MdmId,
+        node: MdmNode,
+        catch_up: Option<Duration>,
+    ) -> Result<(), MembershipError> {
+        let added = self.0.raft.add_learner(id, node, catch_up.is_some());
+        let added = within(catch_up.unwrap_or(CHANGE_TIMEOUT), added).await?;
+        added.map(drop).map_err(|error| self.unchanged(error))
     }
 
     /// Makes exactly these members the voters; they must be learners or voters now. Others leave the group.
@@ -119,8 +133,8 @@ impl Group {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn change_voters(&self, voters: BTreeSet<MdmId>) -> Result<(), MembershipError> {
-        let written = self.0.raft.change_membership(voters, false).await;
-        written.map(drop).map_err(|error| self.unchanged(error))
+        let changed = within(CHANGE_TIMEOUT, self.0.raft.change_membership(voters, false)).await?;
+        changed.map(drop).map_err(|error| self.unchanged(error))
     }
 
     /// Asks `to` to take over. It did once [`leader`](Self::leader) says so.
@@ -128,8 +142,7 @@ impl Group {
     /// # Errors
     /// When Raft stopped.
     pub async fn transfer_leader(&self, to: MdmId) -> Result<(), MembershipError> {
-        let asked = self.0.raft.trigger().transfer_leader(to).await;
-        asked.map_err(|fatal| MembershipError::Unknown { reason: fatal.to_string() })
+        self.0.raft.trigger().transfer_leader(to).await.map_err(|fatal| ended(&fatal))
     }
 
     /// Builds a snapshot now, beside the ones the log's growth causes.
@@ -137,8 +150,7 @@ impl Group {
     /// # Errors
     /// When Raft stopped.
     pub async fn build_snapshot(&self) -> Result<(), MembershipError> {
-        let asked = self.0.raft.trigger().snapshot().await;
-        asked.map_err(|fatal| MembershipError::Unknown { reason: fatal.to_string() })
+        self.0.raft.trigger().snapshot().await.map_err(|fatal| ended(&fatal))
     }
 
     /// How this member does.
@@ -173,9 +185,18 @@ impl Group {
                 MembershipError::Refused { reason: refused.to_string() }
             }
             RaftError::APIError(error) => MembershipError::Unknown { reason: error.to_string() },
-            RaftError::Fatal(fatal) => MembershipError::Unknown { reason: fatal.to_string() },
+            RaftError::Fatal(fatal) => ended(&fatal),
         }
     }
+}
+
+async fn within<T>(deadline: Duration, change: impl Future<Output = T>) -> Result<T, MembershipError> {
+    let done = tokio::time::timeout(deadline, change).await;
+    done.map_err(|_| MembershipError::Unknown { reason: format!("not done within {} s", deadline.as_secs()) })
+}
+
+fn ended(fatal: &Fatal<TypeConfig>) -> MembershipError {
+    MembershipError::Unknown { reason: fatal.to_string() }
 }
 
 const fn role(state: ServerState) -> Role {

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use openraft::Raft;
@@ -24,6 +25,9 @@ use crate::raft::{
 
 /// Raft does little work of its own; disk waits are on the flush thread.
 const RAFT_THREADS: usize = 2;
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// openraft has one append, a vote and a hand-over under way with each peer.
+const REQUESTS_PER_CONNECTION: usize = 16;
 
 /// Why a member does not start.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,10 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
     let service = PeerService::new(identity, raft.clone(), snapshots, config.links.clone());
     let serve = tonic::transport::Server::builder()
         .tcp_nodelay(true)
+        // A peer that vanished without a word does not keep its connection, nor a flood of requests the memory.
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
         .add_service(service)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
     let server = runtime.handle().spawn(async move {

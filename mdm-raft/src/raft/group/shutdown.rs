@@ -30,8 +30,10 @@ impl Group {
             // Streams of peers that do not end are cut with the runtime.
             drop(tokio::time::timeout(DRAIN, server).await);
         }
-        if let Err(error) = self.0.raft.shutdown().await {
-            tracing::error!("raft did not end well: {error}");
+        match tokio::time::timeout(RUNTIME_END, self.0.raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("raft did not end well: {error}"),
+            Err(_) => tracing::error!("raft did not end within {} s", RUNTIME_END.as_secs()),
         }
         if let Some(runtime) = take(&self.0.runtime) {
             // Waits, so that the databases are closed when this returns.
@@ -39,7 +41,8 @@ impl Group {
         }
     }
 
-    async fn hand_over(&self) {
+    /// Hands leadership over if this member leads.
+    pub async fn hand_over(&self) {
         let mut leader = self.leader();
         if !leader.borrow().leading {
             return;

@@ -177,7 +177,8 @@ impl Peer {
 
     fn append_deadline(&self, option: &RPCOption) -> Duration {
         match self.purpose {
-            Purpose::Heartbeat => option.soft_ttl(),
+            // openraft itself gives up a heartbeat at this moment.
+            Purpose::Heartbeat => option.hard_ttl(),
             Purpose::Replication | Purpose::Snapshot => APPEND_DEADLINE.max(option.soft_ttl()),
         }
     }

@@ -1,12 +1,12 @@
 //! Who may be a member: changes online, and stores that may not speak (S18).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use pflex_proto::ids::{MdmId, StoreUuid};
 use uuid::Uuid;
 
 use super::kit::{Cluster, Member, domain, has, no_failure, until};
-use crate::raft::{GroupConfig, OpenError, RaftGroup, Role, StoreError};
+use crate::raft::{GroupConfig, OpenError, RaftGroup, Role, StoreError, StoreIdentity, identity};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_joins_and_another_leaves() {
@@ -16,7 +16,7 @@ async fn a_member_joins_and_another_leaves() {
     let leader = cluster.leader().await;
     let leaving = (leader + 1) % 3;
     let group = cluster.0[leader].group().clone();
-    group.add_learner(MdmId(4), newcomer.node(), true).await.unwrap();
+    group.add_learner(MdmId(4), newcomer.node(), Some(Duration::from_secs(20))).await.unwrap();
     cluster.0.push(newcomer);
 
     let leaving_id = cluster.0[leaving].identity.node;
@@ -74,6 +74,27 @@ async fn a_directory_is_opened_by_its_owner_only() {
     assert!(matches!(error, OpenError::Store(StoreError::Missing { .. })), "{error}");
     let error = RaftGroup::create_store(member.dir.path(), member.identity).err().unwrap();
     assert!(matches!(error, StoreError::Exists { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_creation_that_was_cut_short_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = super::kit::identity(1);
+    RaftGroup::create_store(dir.path(), first).unwrap();
+    // As a crash before the last step leaves it.
+    identity::write(dir.path(), first, identity::Phase::Creating).unwrap();
+    let config = || {
+        let mut config = GroupConfig::new(super::kit::CLUSTER, MdmId(1), ([127, 0, 0, 1], 0).into());
+        config.fatal = no_failure();
+        config
+    };
+    let error = RaftGroup::open(dir.path(), config()).await.err().unwrap();
+    assert!(matches!(error, OpenError::Store(StoreError::Missing { .. })), "{error}");
+    let second = StoreIdentity { store: StoreUuid(Uuid::from_u128(5)), ..first };
+    RaftGroup::create_store(dir.path(), second).unwrap();
+    let group = RaftGroup::open(dir.path(), config()).await.unwrap();
+    assert_eq!(group.identity(), second);
+    group.stop().await;
 }
 
 #[tokio::test]
