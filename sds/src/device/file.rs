@@ -102,6 +102,13 @@ impl FileDevice {
         })
     }
 
+    /// Removes the regular files of a device that could not be formatted.
+    pub fn remove_files(&self, config: &FileConfig) {
+        let front = config.journal_path.iter();
+        let data = (!self.files.is_block).then_some(&config.path);
+        front.chain(data).for_each(|path| drop(std::fs::remove_file(path)));
+    }
+
     /// Whether durable writes bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.files.direct

@@ -199,6 +199,11 @@ impl Store {
         self.chunks.get(&chunk).is_some_and(|entry| entry.claimed) || self.space.reserve(pg, chunk)
     }
 
+    /// Whether the chunk has a unit of its own, so that writing to it needs no space.
+    pub fn has_unit(&self, chunk: ChunkId) -> bool {
+        self.chunks.get(&chunk).is_some_and(|entry| entry.claimed)
+    }
+
     /// Frees what was reserved for a placement group and not used.
     pub fn release_reservations(&mut self, pg: PgId) {
         self.space.release(pg);

@@ -123,6 +123,12 @@ pub struct Store {
     poison_reported: bool,
 }
 
+/// Opened on one thread, owned by another.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Store>();
+};
+
 /// Counts and sizes, for telemetry and admission.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {

@@ -96,7 +96,12 @@ impl Store {
         let geometry = Geometry::divide(size, config.journal_bytes)?;
         let device = FileDevice::create(files, geometry.front_bytes(), geometry.total_bytes(), preallocate)
             .map_err(|source| OpenError::File { action: "create", path: files.path.clone(), source })?;
-        Self::format(&device, geometry, meta, config)
+        let formatted = Self::format(&device, geometry, meta, config);
+        if formatted.is_err() {
+            // Nothing half-made stays behind; a block device was blank before and has no superblock now.
+            device.remove_files(files);
+        }
+        formatted
     }
 
     /// Formats a device whose front part is zeros.
@@ -248,9 +253,14 @@ pub fn inspect(path: &Path) -> Result<Superblock, OpenError> {
 }
 
 fn open_device(files: &FileConfig) -> Result<FileDevice, OpenError> {
-    FileDevice::open(files).map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock => OpenError::Busy { path: files.path.clone() },
-        _ => OpenError::File { action: "open", path: files.path.clone(), source },
+    FileDevice::open(files).map_err(|source| {
+        // Which of the two it was: a device without its journal file is the likelier accident.
+        let missing = files.journal_path.as_ref().filter(|path| files.path.exists() && !path.exists());
+        let path = missing.unwrap_or(&files.path).clone();
+        match source.kind() {
+            io::ErrorKind::WouldBlock => OpenError::Busy { path },
+            _ => OpenError::File { action: "open", path, source },
+        }
     })
 }
 
