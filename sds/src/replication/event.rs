@@ -62,6 +62,11 @@ pub enum Event<D> {
     Write(ClientWrite<D>),
     /// A client's read.
     Read(ClientRead),
+    /// Discard a write unless it is ordered already: its session or token is void (S9, S20). Answered `Cancelled`.
+    Cancel {
+        /// Which.
+        request: RequestId,
+    },
     /// The answer to `Effect::Merge`: the write, grown to whole blocks.
     Merged {
         /// Which.

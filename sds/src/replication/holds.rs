@@ -27,6 +27,8 @@ pub(super) enum Reason<D> {
 pub(super) struct Hold<D> {
     pub(super) reason: Reason<D>,
     pub(super) waiting: VecDeque<ClientWrite<D>>,
+    /// The write that the reason is about was cancelled: it is refused when the hold ends.
+    pub(super) cancelled: bool,
 }
 
 impl<D> Hold<D> {
@@ -64,7 +66,7 @@ impl<D> Holds<D> {
         if let Reason::Merging(write) = &reason {
             self.merging.insert(write.request, chunk);
         }
-        let before = self.chunks.insert(chunk, Hold { reason, waiting: VecDeque::new() });
+        let before = self.chunks.insert(chunk, Hold { reason, waiting: VecDeque::new(), cancelled: false });
         debug_assert!(before.is_none(), "one hold at a time");
     }
 
@@ -78,6 +80,24 @@ impl<D> Holds<D> {
             }
             Some(_) | None => Err(write),
         }
+    }
+
+    /// Takes a write out that waits here (S9, S20): true if it is gone now, so the caller refuses it. One that a hold is
+    /// about is refused when that hold ends; one that is not here was ordered already.
+    pub(super) fn cancel(&mut self, request: RequestId) -> bool {
+        for hold in self.chunks.values_mut() {
+            if let Some(place) = hold.waiting.iter().position(|write| write.request == request) {
+                hold.waiting.remove(place);
+                self.queued -= 1;
+                return true;
+            }
+            if let Reason::Merging(write) | Reason::Reserving(write, _) = &hold.reason
+                && write.request == request
+            {
+                hold.cancelled = true;
+            }
+        }
+        false
     }
 
     pub(super) fn get_mut(&mut self, chunk: ChunkId) -> Option<&mut Hold<D>> {

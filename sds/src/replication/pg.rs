@@ -175,6 +175,7 @@ impl<D: Clone> Pg<D> {
             }
             (Event::Write(write), _) => self.refuse_request(cx, write.request, write.epoch),
             (Event::Read(read), _) => self.refuse_request(cx, read.request, read.epoch),
+            (Event::Cancel { request }, Role::Primary(primary)) => primary.on_cancel(cx, request),
             (Event::Merged { request, merged }, Role::Primary(primary)) => {
                 primary.on_merged(base, cx, request, merged);
             }
@@ -229,7 +230,8 @@ impl<D: Clone> Pg<D> {
             (Event::Tick, Role::Primary(primary)) => primary.on_tick(base, cx),
             // Answers to what an earlier role asked for.
             (
-                Event::Merged { .. }
+                Event::Cancel { .. }
+                | Event::Merged { .. }
                 | Event::ReadDone { .. }
                 | Event::DifferenceRead { .. }
                 | Event::Reserved { .. }

@@ -129,6 +129,14 @@ impl<D: Clone> Primary<D> {
         self.order(base, cx, write);
     }
 
+    /// S9, S20: what is not ordered yet is discarded. What is ordered goes on, and reads are checked when they are
+    /// answered.
+    pub(super) fn on_cancel(&mut self, cx: &mut Cx<'_, D>, request: RequestId) {
+        if self.holds.cancel(request) {
+            cx.refuse(request, Refusal::Cancelled);
+        }
+    }
+
     fn on_resend(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version) {
         if version.sequence > base.committed
             && let Some(entry) = self.flight.get_mut(version.sequence)
@@ -181,7 +189,7 @@ impl<D: Clone> Primary<D> {
             }
             return;
         }
-        if let Some(Hold { reason: Reason::Reserving(write, _), waiting }) = self.holds.release(chunk) {
+        if let Some(Hold { reason: Reason::Reserving(write, _), waiting, .. }) = self.holds.release(chunk) {
             cx.refuse(write.request, Refusal::NoSpace { device: from.device });
             self.admit_again(base, cx, waiting.into());
         }
@@ -195,8 +203,11 @@ impl<D: Clone> Primary<D> {
         merged: Option<(Extent, D)>,
     ) {
         let Some(chunk) = self.holds.merged(request) else { return };
-        let Some(Hold { reason: Reason::Merging(mut write), waiting }) = self.holds.release(chunk) else { return };
+        let Some(Hold { reason: Reason::Merging(mut write), waiting, cancelled }) = self.holds.release(chunk) else {
+            return;
+        };
         match merged {
+            _ if cancelled => cx.refuse(request, Refusal::Cancelled),
             // Between the read and here the chunk was held, so nothing was ordered over the merged bytes (S15).
             Some((extent, data)) if !self.flight.is_full() => {
                 write.extent = extent;
@@ -215,6 +226,9 @@ impl<D: Clone> Primary<D> {
         let mut writes: Vec<ClientWrite<D>> = Vec::with_capacity(hold.waiting.len() + 1);
         match hold.reason {
             Reason::Syncing => {}
+            Reason::Merging(write) | Reason::Reserving(write, _) if hold.cancelled => {
+                cx.refuse(write.request, Refusal::Cancelled);
+            }
             Reason::Merging(write) | Reason::Reserving(write, _) => writes.push(write),
         }
         writes.extend(hold.waiting);

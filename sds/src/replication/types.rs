@@ -254,6 +254,9 @@ pub enum Refusal {
     /// The store could not read.
     #[error("the store cannot read this extent")]
     Unreadable,
+    /// The write was not ordered yet when its session or token became void (S9, S20).
+    #[error("the request was discarded before it was ordered")]
+    Cancelled,
     /// This copy failed and waits to be replaced (S4).
     #[error("this copy cannot apply writes and has left the placement group")]
     CopyFailed,

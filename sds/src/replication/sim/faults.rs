@@ -1,6 +1,11 @@
 //! What goes wrong, and when.
 
+use pflex_proto::ids::DeviceId;
+
+use crate::replication::{Body, Proposal, ProposalReason};
+
 use super::rng::Rng;
+use super::store::Data;
 use super::world::{MS, World};
 
 /// One random fault, and the next one later.
@@ -56,6 +61,33 @@ pub(super) fn strike(world: &mut World) {
     }
     let calm = length(&mut world.rng, 5, 4500);
     world.next_fault_after(calm);
+}
+
+/// Some moments are too short for chance to hit: a primary dies half-way through making the copies equal (S1).
+pub(super) fn aim_at_message(world: &mut World, sender: DeviceId, body: &Body<Data>) {
+    let chance = match body {
+        Body::Fix { .. } => 20,
+        Body::SyncChunk { .. } => 3,
+        _ => 0,
+    };
+    if world.stormy && world.rng.percent(chance) {
+        let (delay, down) = (world.rng.below(8 * MS), length(&mut world.rng, 20, 4000));
+        world.crash_after(delay, sender, down);
+    }
+}
+
+/// A join commits, and the primary does not hear of it, nor from the joiner (S3).
+pub(super) fn aim_at_proposal(world: &mut World, primary: DeviceId, proposal: &Proposal) {
+    let ProposalReason::JoinerSynced(joiner) = proposal.reason else { return };
+    if world.stormy && world.rng.percent(20) {
+        let until = world.now + length(&mut world.rng, 100, 8000);
+        let pair = (primary.min(joiner.device), primary.max(joiner.device));
+        world.network.block(pair, until);
+        if world.rng.percent(50) {
+            world.cut(pair);
+        }
+        world.nodes.get_mut(&primary).expect("known node").mdm_cut_until = until;
+    }
 }
 
 /// Of all magnitudes alike, milliseconds in, nanoseconds out.

@@ -74,6 +74,9 @@ impl Mdm {
 
     /// A device was opened: a new life.
     pub(super) fn register(&mut self, now: u64, device: DeviceId, incarnation: Incarnation) {
+        if self.devices.get(&device).is_some_and(|known| known.0 >= incarnation) {
+            return;
+        }
         self.devices.insert(device, (incarnation, now));
         self.lost.remove(&device);
         for pg in self.pgs() {
@@ -81,6 +84,9 @@ impl Mdm {
             let mut in_sync = config.in_sync.clone();
             let Some(old) = in_sync.iter_mut().find(|member| member.device == device) else { continue };
             if old.incarnation >= incarnation {
+                if config.primary.is_none() {
+                    self.commit(pg, None, config.in_sync);
+                }
                 continue;
             }
             // S2: in a `sync` pool it stays, under its new name, through S1.
@@ -147,7 +153,10 @@ impl Mdm {
     /// The next epoch. The primary stays if it may, else the first live copy takes over.
     fn commit(&mut self, pg: PgId, primary: Option<DeviceId>, in_sync: Vec<Member>) {
         let stays = primary.filter(|primary| in_sync.iter().any(|m| m.device == *primary && self.is_alive(*m)));
-        let first = || in_sync.iter().find(|member| self.is_alive(**member)).map(|member| member.device);
+        // Another one than before, if there is one: so roles move as much as they can.
+        let before = self.config(pg).primary;
+        let mut live = in_sync.iter().filter(|member| self.is_alive(**member)).map(|member| member.device);
+        let first = || live.clone().find(|device| Some(*device) != before).or_else(|| live.next());
         let primary = stays.or_else(first);
         let epoch = self.config(pg).epoch.next();
         let config = new_config(pg, epoch, primary, in_sync);

@@ -54,6 +54,7 @@ pub(super) struct ToServe {
 enum Happening {
     ToNode(DeviceId, Incarnation, Item),
     Resume(DeviceId),
+    Crash(DeviceId, u64),
     Restart(DeviceId),
     Reconnect(Pair),
     MdmRound,
@@ -183,6 +184,7 @@ impl World {
                     self.to_node(device, incarnation, item)?;
                 }
             }
+            Happening::Crash(device, back_after) => self.crash(device, back_after),
             Happening::Restart(device) => self.restart(device),
             Happening::Reconnect(pair) => self.reconnect(pair),
             Happening::MdmRound => self.mdm_round(),
@@ -345,6 +347,8 @@ impl World {
             Effect::Propose(proposal) => {
                 let delay = self.mdm_delay(device) + if self.rng.percent(10) { 1500 * MS } else { 0 };
                 let incarnation = self.nodes[&device].incarnation;
+                // The proposal is on its way; what is aimed at it is not to stop it.
+                super::faults::aim_at_proposal(self, device, &proposal);
                 self.after(delay, Happening::Propose(device, incarnation, proposal));
             }
             Effect::FetchConfig { pg, .. } => {
@@ -376,6 +380,7 @@ impl World {
 
     fn send(&mut self, device: DeviceId, message: Message<Data>) {
         let to = message.to.device;
+        super::faults::aim_at_message(self, device, &message.body);
         if let Some(when) = self.network.send(self.now, device, to, &mut self.rng) {
             let incarnation = message.to.incarnation;
             let id = self.next + 1;
@@ -492,6 +497,10 @@ impl World {
         self.after(delay, Happening::Fault);
     }
 
+    pub(super) fn crash_after(&mut self, delay: u64, device: DeviceId, back_after: u64) {
+        self.after(delay, Happening::Crash(device, back_after));
+    }
+
     pub(super) fn crash(&mut self, device: DeviceId, back_after: u64) {
         if !self.nodes[&device].up {
             return;
@@ -515,7 +524,9 @@ impl World {
         node.open(now, planted);
         let incarnation = node.incarnation;
         self.told.retain(|(told, _), _| *told != device);
-        let delay = self.mdm_delay(device);
+        // Registration may take longer than the old configuration to arrive: it must not be acted on (S2).
+        let slow = if self.stormy && self.rng.percent(30) { self.rng.below(2500 * MS) } else { 0 };
+        let delay = self.mdm_delay(device) + slow;
         self.after(delay, Happening::Register(device, incarnation));
         self.to_node_after(MS, device, Item::Tick);
         self.to_node_after(MS, device, Item::RenewLeases);
