@@ -1,9 +1,13 @@
 //! The replicated metadata manager: one Raft group that owns topology, volumes, placement, health and authorisation.
 //!
-//! Reading order: [`raft`] orders commands and keeps them, the state they lead to and the snapshots of it; the state,
-//! placement and command modules decide what a command does, without I/O.
+//! Reading order: [`command`], [`state`] and [`placement`] decide what a command does, without I/O; [`raft`] orders
+//! commands and keeps them, the state they lead to and the snapshots of it; [`api`] takes requests, [`liveness`] watches
+//! the SDSs, and [`daemon`] puts a process together.
 
+pub mod api;
 pub mod command;
+pub mod daemon;
+pub mod liveness;
 pub mod placement;
 pub mod raft;
 pub mod state;

@@ -1,0 +1,138 @@
+//! Lists, linearizable unless the caller says `stale`.
+
+use std::collections::BTreeMap;
+
+use pflex_proto::{
+    ids::DeviceId,
+    pb::{self, ListRequest},
+};
+use tonic::Status;
+
+use crate::{
+    api::{Api, convert, error},
+    state::{
+        State,
+        model::{Component, Kind, Pool, Sds},
+    },
+};
+
+/// The one with this name, or all; nothing at all with a name is an error of the caller.
+fn named<T>(kind: &str, name: &str, one: Option<T>, all: impl Iterator<Item = T>) -> Result<Vec<T>, Status> {
+    match (name, one) {
+        ("", _) => Ok(all.collect()),
+        (_, Some(one)) => Ok(vec![one]),
+        (name, None) => Err(error::not_found(kind, name)),
+    }
+}
+
+impl Api {
+    pub(super) async fn domains(&self, request: ListRequest) -> Result<pb::ListDomainsReply, Status> {
+        let name = request.name;
+        let (_, rows) = self
+            .read(request.stale, |state| {
+                named("domain", &name, state.domain_by_name(&name), state.all_domains())
+                    .map(|rows| rows.into_iter().map(convert::domain).collect())
+            })
+            .await?;
+        Ok(pb::ListDomainsReply { domains: rows? })
+    }
+
+    pub(super) async fn pools(&self, request: ListRequest) -> Result<pb::ListPoolsReply, Status> {
+        let name = request.name;
+        let used = self.reports().used_bytes();
+        let (_, rows) = self
+            .read(request.stale, |state| {
+                named("pool", &name, state.pool_by_name(&name), state.all_pools())
+                    .map(|rows| rows.into_iter().map(|pool| pool_row(state, pool, &used)).collect())
+            })
+            .await?;
+        Ok(pb::ListPoolsReply { pools: rows? })
+    }
+
+    pub(super) async fn sds_rows(&self, request: ListRequest) -> Result<pb::ListSdsReply, Status> {
+        let name = request.name;
+        let (_, rows) = self
+            .read(request.stale, |state| {
+                named("sds", &name, state.sds_by_name(&name), state.all_sds())
+                    .map(|rows| rows.into_iter().map(|sds| sds_row(state, sds)).collect())
+            })
+            .await?;
+        Ok(pb::ListSdsReply { sds: rows? })
+    }
+
+    pub(super) async fn sdcs(&self, request: ListRequest) -> Result<pb::ListSdcsReply, Status> {
+        let name = request.name;
+        let (_, rows) = self
+            .read(request.stale, |state| {
+                let rows = named("sdc", &name, state.sdc_by_name(&name), state.all_sdcs())?;
+                let row = |sdc: &crate::state::model::Sdc| pb::SdcRow {
+                    sdc: Some(convert::sdc(sdc)),
+                    status: convert::status_of(
+                        state,
+                        Component { kind: Kind::Sdc, id: sdc.id.get() },
+                        sdc.registration.is_some(),
+                    ),
+                    volumes: state.all_mappings().filter(|mapping| mapping.sdc == sdc.id).count() as u32,
+                };
+                Ok::<_, Status>(rows.into_iter().map(row).collect())
+            })
+            .await?;
+        Ok(pb::ListSdcsReply { sdcs: rows? })
+    }
+
+    pub(super) async fn volumes(&self, request: ListRequest) -> Result<pb::ListVolumesReply, Status> {
+        let name = request.name;
+        let (_, rows) = self
+            .read(request.stale, |state| {
+                named("volume", &name, state.volume_by_name(&name), state.all_volumes())
+                    .map(|rows| rows.into_iter().map(|row| convert::volume_in(state, row)).collect())
+            })
+            .await?;
+        Ok(pb::ListVolumesReply { volumes: rows? })
+    }
+
+    pub(super) async fn pgs(&self, request: pb::ListPgsRequest) -> Result<pb::ListPgsReply, Status> {
+        let name = request.pool;
+        let (_, rows) = self
+            .read(request.stale, |state| {
+                let pools = named("pool", &name, state.pool_by_name(&name), state.all_pools())?;
+                let pgs = pools.into_iter().flat_map(|pool| state.pgs_of(pool.id));
+                Ok::<_, Status>(pgs.map(convert::pg).collect())
+            })
+            .await?;
+        Ok(pb::ListPgsReply { pgs: rows? })
+    }
+}
+
+fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<DeviceId, u64>) -> pb::PoolRow {
+    let usage = state.usage_of(pool);
+    let devices = state.all_devices().filter(|device| device.pool == Some(pool.id));
+    let used: u64 = devices.filter_map(|device| used.get(&device.id)).sum();
+    pb::PoolRow {
+        pool: Some(convert::pool(pool)),
+        capacity_bytes: usage.capacity.get(),
+        provisioned_bytes: usage.provisioned.get(),
+        used_bytes: used / u64::from(pool.copies),
+        pgs_active: usage.active,
+        pgs_degraded: usage.degraded,
+        pgs_unavailable: usage.unavailable,
+        pgs_unassigned: usage.unassigned,
+    }
+}
+
+fn sds_row(state: &State, sds: &Sds) -> pb::SdsRow {
+    let component = Component { kind: Kind::Sds, id: sds.id.get() };
+    let mut row = pb::SdsRow {
+        sds: Some(convert::sds(sds)),
+        devices: state.devices_of(sds.id).map(convert::device).collect(),
+        status: convert::status_of(state, component, sds.registration.is_some()),
+        ..pb::SdsRow::default()
+    };
+    let here = |device: DeviceId| state.device(device).is_some_and(|device| device.sds == sds.id);
+    for pg in state.all_pgs() {
+        row.pgs_primary += u32::from(pg.config.primary.is_some_and(here));
+        row.pgs_in_sync += u32::from(pg.config.in_sync.iter().any(|member| member.sds == sds.id));
+        row.pgs_joining += u32::from(state.joiners(pg).any(|device| device.sds == sds.id));
+    }
+    row
+}

@@ -1,0 +1,202 @@
+//! How the cluster does, with reasons, and handing leadership over.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use pflex_proto::{
+    ids::MdmId,
+    pb::{
+        self, ClusterMember, ClusterStatus, ClusterStatusRequest, Reason as HealthReason, TransferLeaderReply,
+        TransferLeaderRequest, cluster_server::Cluster,
+    },
+    status::{self, Reason},
+};
+use tokio::net::TcpStream;
+use tonic::{Request, Response, Status};
+
+use super::{Api, convert};
+use crate::{
+    raft::group::{GroupStatus, MembershipError, Role},
+    state::State,
+};
+
+/// A member's Raft port that answers at all answers within this.
+const PROBE: Duration = Duration::from_millis(300);
+/// One message and one election.
+const HAND_OVER: Duration = Duration::from_secs(3);
+
+#[tonic::async_trait]
+impl Cluster for Api {
+    async fn status(&self, request: Request<ClusterStatusRequest>) -> Result<Response<ClusterStatus>, Status> {
+        let used = self.reports().used_bytes();
+        let (revision, mut answer) = self.read(request.into_inner().stale, totals).await?;
+        let group = self.group().status();
+        answer.cluster_id = self.cluster().as_bytes().to_vec();
+        answer.revision = revision.get();
+        answer.leader = group.leader.map_or(0, MdmId::get);
+        answer.term = group.term;
+        answer.log_time_ms = self.log_time().get();
+        answer.used_bytes = used.values().sum();
+        answer.members = members(&group).await;
+        for member in answer.members.iter().filter(|member| member.state != UP) {
+            answer.reasons.push(warning(
+                format!("mdm {}", member.id),
+                format!("it cannot be reached; {} members are left", count_up(&answer.members)),
+            ));
+        }
+        if answer.leader == 0 {
+            answer.reasons.push(critical("mdm".to_owned(), "there is no leader: nothing can be decided".to_owned()));
+        }
+        answer.health = verdict(&answer.reasons).to_owned();
+        Ok(Response::new(answer))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderReply>, Status> {
+        self.leading()?;
+        let group = self.group().status();
+        let to = match request.into_inner().to {
+            0 => most_advanced(&group)
+                .ok_or_else(|| status::status(Reason::Precondition, "there is no other member that could lead"))?,
+            id if group.members.contains_key(&MdmId(id)) => MdmId(id),
+            id => return Err(status::status(Reason::NotFound, format!("mdm {id}: it is not a member"))),
+        };
+        let mut leader = self.group().leader();
+        self.group().transfer_leader(to).await.map_err(membership_error)?;
+        let taken = leader.wait_for(|view| view.leader.as_ref().is_some_and(|leader| leader.id == to));
+        match tokio::time::timeout(HAND_OVER, taken).await {
+            Ok(Ok(view)) => Ok(Response::new(TransferLeaderReply { leader: to.get(), term: view.term })),
+            Ok(Err(_)) | Err(_) => {
+                let what =
+                    format!("mdm {to} did not take over within {} s; the leader may have changed", HAND_OVER.as_secs());
+                Err(status::status(Reason::UnknownOutcome, what))
+            }
+        }
+    }
+}
+
+fn membership_error(error: MembershipError) -> Status {
+    let message = error.to_string();
+    match error {
+        MembershipError::NotLeader { leader, term } => {
+            let (id, address) = leader.map(|leader| (leader.id, leader.api_address)).unzip();
+            status::not_leader(&status::LeaderHint { id, address, term })
+        }
+        MembershipError::Refused { .. } => status::status(Reason::Precondition, message),
+        MembershipError::Unknown { .. } => status::status(Reason::UnknownOutcome, message),
+    }
+}
+
+fn most_advanced(group: &GroupStatus) -> Option<MdmId> {
+    let votes = |id: &MdmId| group.voters.iter().any(|voters| voters.contains(id));
+    let others = group.matched.iter().filter(|(id, _)| **id != group.id && votes(id));
+    others.max_by_key(|(_, matched)| matched.map(|log| log.index)).map(|(id, _)| *id)
+}
+
+const UP: &str = "up";
+
+/// Every member, its port tried now.
+async fn members(group: &GroupStatus) -> Vec<ClusterMember> {
+    let tries = group.members.iter().map(|(id, node)| async {
+        let listens = *id == group.id
+            || matches!(tokio::time::timeout(PROBE, TcpStream::connect(&node.raft_address)).await, Ok(Ok(_)));
+        (*id, listens)
+    });
+    let listening: BTreeMap<MdmId, bool> = futures::future::join_all(tries).await.into_iter().collect();
+    let votes = |id: &MdmId| group.voters.iter().any(|voters| voters.contains(id));
+    let newest = group.last_log.unwrap_or(0);
+    group
+        .members
+        .iter()
+        .map(|(id, node)| {
+            let role = match () {
+                () if group.leader == Some(*id) => "leader",
+                () if votes(id) => "follower",
+                () => "learner",
+            };
+            // Only the leader knows how far the others are.
+            let matched =
+                if *id == group.id { Some(newest) } else { group.matched.get(id).map(|m| m.map_or(0, |l| l.index)) };
+            let addresses = pb::Addresses {
+                raft: node.raft_address.clone(),
+                api: node.api_address.clone(),
+                ..pb::Addresses::default()
+            };
+            ClusterMember {
+                id: id.get(),
+                addresses: Some(addresses),
+                role: role.to_owned(),
+                state: if listening[id] { UP } else { "unreachable" }.to_owned(),
+                lag: if group.role == Role::Leader { newest.saturating_sub(matched.unwrap_or(0)) } else { 0 },
+            }
+        })
+        .collect()
+}
+
+fn count_up(members: &[ClusterMember]) -> usize {
+    members.iter().filter(|member| member.state == UP).count()
+}
+
+fn warning(object: String, why: String) -> HealthReason {
+    HealthReason { object, severity: "warning".to_owned(), why }
+}
+
+fn critical(object: String, why: String) -> HealthReason {
+    HealthReason { object, severity: "critical".to_owned(), why }
+}
+
+fn verdict(reasons: &[HealthReason]) -> &'static str {
+    if reasons.iter().any(|reason| reason.severity == "critical") {
+        "critical"
+    } else if reasons.is_empty() {
+        "ok"
+    } else {
+        "degraded"
+    }
+}
+
+/// The part of the status that is in the state.
+fn totals(state: &State) -> ClusterStatus {
+    let mut answer = ClusterStatus { components: convert::components(state), ..ClusterStatus::default() };
+    for sds in state.all_sds() {
+        let object = format!("sds {}", sds.name);
+        match (&sds.registration, sds.alive) {
+            (None, _) => answer.reasons.push(warning(object, "it was created and never started".to_owned())),
+            (Some(_), false) => {
+                let component =
+                    crate::state::model::Component { kind: crate::state::model::Kind::Sds, id: sds.id.get() };
+                let why = state.health_of(component).map_or_else(|| "it is lost".to_owned(), |h| h.why.clone());
+                answer.reasons.push(warning(object, why));
+            }
+            (Some(_), true) => {
+                for device in state.devices_of(sds.id).filter(|device| !device.alive) {
+                    let object = format!("device {} of sds {}", device.id, sds.name);
+                    answer.reasons.push(warning(object, format!("{} is out of service", device.path)));
+                }
+            }
+        }
+    }
+    for pool in state.all_pools() {
+        let usage = state.usage_of(pool);
+        let object = format!("pool {}", pool.name);
+        answer.capacity_bytes += usage.capacity.get();
+        answer.provisioned_bytes += usage.provisioned.get();
+        answer.pgs += pool.pg_count;
+        answer.pgs_degraded += usage.degraded;
+        answer.pgs_unavailable += usage.unavailable;
+        if usage.unavailable > 0 {
+            let why = format!("{} of {} placement groups have no live in-sync copy", usage.unavailable, pool.pg_count);
+            answer.reasons.push(critical(object.clone(), why));
+        }
+        if usage.degraded > 0 {
+            let why = format!("{} of {} placement groups serve with fewer copies", usage.degraded, pool.pg_count);
+            answer.reasons.push(warning(object.clone(), why));
+        }
+        if usage.unassigned > 0 {
+            let why = format!("its {} copies need as many SDSs (or fault sets) with a device in service", pool.copies);
+            answer.reasons.push(warning(object, why));
+        }
+    }
+    answer
+}

@@ -1,0 +1,169 @@
+//! What every service shares: the group, the soft state of the leader, and the three ways to answer: propose a command,
+//! read with or without a quorum, or refuse.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use pflex_common::shutdown::Shutdown;
+use pflex_proto::{
+    ids::{ClientId, ClientSequence, ClusterId, LogTime, Revision},
+    pb::RequestId,
+    status::{self, LeaderHint, Reason},
+};
+use tonic::{Status, service::Interceptor};
+
+use super::{error, map::MapFeed};
+use crate::{
+    command::{Answer, Body, Command, Request},
+    liveness::{Liveness, Reports},
+    raft::RaftGroup,
+    state::State,
+};
+
+/// The services of one member. Clones share everything.
+#[derive(Clone)]
+pub struct Api(Arc<Inner>);
+
+struct Inner {
+    cluster: ClusterId,
+    group: RaftGroup,
+    feed: MapFeed,
+    liveness: Liveness,
+    reports: Reports,
+    shutdown: Shutdown,
+}
+
+impl Api {
+    /// The services of a member of `cluster`; its streams end with `shutdown`.
+    pub fn new(cluster: ClusterId, group: RaftGroup, feed: MapFeed, liveness: Liveness, shutdown: Shutdown) -> Self {
+        let reports = Reports::default();
+        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown }))
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.0.cluster
+    }
+
+    pub(crate) fn group(&self) -> &RaftGroup {
+        &self.0.group
+    }
+
+    pub(crate) fn feed(&self) -> &MapFeed {
+        &self.0.feed
+    }
+
+    pub(crate) fn liveness(&self) -> &Liveness {
+        &self.0.liveness
+    }
+
+    /// The health reports this member has had as leader.
+    pub fn reports(&self) -> &Reports {
+        &self.0.reports
+    }
+
+    pub(crate) fn shutdown(&self) -> &Shutdown {
+        &self.0.shutdown
+    }
+
+    /// Log time now, as this member knows it.
+    pub(crate) fn log_time(&self) -> LogTime {
+        self.0.group.log_time()
+    }
+
+    /// Has the group execute `body`: once, when the caller gave a request id of its session; else as often as it is
+    /// sent, which only commands that are idempotent or compare-and-set may be.
+    pub(crate) async fn propose(&self, request: Option<RequestId>, body: Body) -> Result<(Revision, Answer), Status> {
+        let command = match request {
+            Some(id) if id.client_id != 0 => Command::once(request_of(id), wall_time_ms(), body),
+            Some(_) | None => Command::internal(wall_time_ms(), body),
+        };
+        let outcome = self.0.group.propose(command).await.map_err(error::from_propose)?;
+        let revision = Revision(outcome.revision);
+        match outcome.result {
+            Some(Answer::Error(refusal)) => Err(error::from_refusal(&refusal)),
+            Some(answer) => Ok((revision, answer)),
+            None => Err(status::status(Reason::Internal, "the command has an outcome without a result")),
+        }
+    }
+
+    /// As [`propose`](Self::propose), for what an operator asks: that must be in a session, or a lost answer could make
+    /// it happen twice.
+    pub(crate) async fn propose_once(
+        &self,
+        request: Option<RequestId>,
+        body: Body,
+    ) -> Result<(Revision, Answer), Status> {
+        match request {
+            Some(id) if id.client_id != 0 => self.propose(Some(id), body).await,
+            Some(_) | None => Err(status::status(
+                Reason::Invalid,
+                "the request names no session; open one with Sessions.OpenClient and number the request in it",
+            )),
+        }
+    }
+
+    /// Reads the state: linearizable, or as it is on this member.
+    pub(crate) async fn read<T>(&self, stale: bool, f: impl FnOnce(&State) -> T) -> Result<(Revision, T), Status> {
+        if stale {
+            return Ok(self.0.group.read_stale(f));
+        }
+        self.0.group.read(f).await.map_err(error::from_read)
+    }
+
+    /// The state here, right after a command of this member was applied to it.
+    pub(crate) fn look<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        self.0.group.read_stale(f).1
+    }
+
+    /// Refuses unless this member leads; returns the term.
+    pub(crate) fn leading(&self) -> Result<u64, Status> {
+        let view = self.0.group.leader().borrow().clone();
+        if view.leading { Ok(view.term) } else { Err(self.not_leader()) }
+    }
+
+    pub(crate) fn not_leader(&self) -> Status {
+        let view = self.0.group.leader().borrow().clone();
+        let (id, address) = view.leader.filter(|_| !view.leading).map(|l| (l.id, l.api_address)).unzip();
+        status::not_leader(&LeaderHint { id, address, term: view.term })
+    }
+
+    /// What checks that a caller is of this cluster.
+    pub(crate) fn guard(&self) -> Guard {
+        Guard { cluster: self.0.cluster.to_string() }
+    }
+}
+
+fn request_of(id: RequestId) -> Request {
+    Request {
+        client: ClientId(id.client_id),
+        sequence: ClientSequence(id.sequence),
+        low_water: ClientSequence(id.low_water),
+    }
+}
+
+/// For people only: no decision depends on it.
+pub(crate) fn wall_time_ms() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Refuses callers that say they are of another cluster.
+#[derive(Clone)]
+pub(crate) struct Guard {
+    cluster: String,
+}
+
+impl Interceptor for Guard {
+    fn call(&mut self, request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        match request.metadata().get(status::CLUSTER_ID) {
+            Some(theirs) if theirs.as_bytes() != self.cluster.as_bytes() => {
+                let theirs = String::from_utf8_lossy(theirs.as_bytes()).chars().take(40).collect::<String>();
+                let what = format!("this is cluster {}, the caller belongs to {theirs}", self.cluster);
+                Err(status::status(Reason::WrongCluster, what))
+            }
+            Some(_) | None => Ok(request),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The client API: gRPC services that validate, make a command, have the group order it, and say what came of it.
+//!
+//! Reading order: `context` (what every service shares: propose, read, refuse), `error` (how failures travel), `convert`
+//! (state to messages), then one file per service of `proto/pflex/mdm.proto`.
+//!
+//! Invariants: a service decides nothing that `state::apply` decides; a mutating call is proposed at most once per
+//! request id by this member, and whatever it could not learn is said to be unknown.
+
+mod admin;
+mod cluster;
+pub(crate) mod context;
+mod convert;
+mod discovery;
+mod error;
+mod liveness;
+mod map;
+mod placement;
+mod sessions;
+mod tokens;
+
+pub use context::Api;
+pub use map::MapFeed;
+
+use pflex_proto::pb::{
+    admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
+    liveness_server::LivenessServer, map_server::MapServer, placement_server::PlacementServer,
+    sessions_server::SessionsServer, tokens_server::TokensServer,
+};
+use tonic::service::{Routes, RoutesBuilder};
+
+/// Most bytes of one request: a batch of 16,384 PG proposals with four members each is under 2 MiB.
+const REQUEST_BYTES: usize = 4 << 20;
+
+/// Every service of the client port, with health and reflection.
+pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pflex_proto::pb::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let mut routes = RoutesBuilder::default();
+    /// Adds a service behind the cluster check, and says that it serves.
+    macro_rules! serve {
+        ($($server:ident),*) => {$(
+            reporter.set_serving::<$server<Api>>().await;
+            let server = $server::new(api.clone()).max_decoding_message_size(REQUEST_BYTES);
+            routes.add_service(tonic::service::interceptor::InterceptedService::new(server, api.guard()));
+        )*};
+    }
+    serve!(
+        SessionsServer,
+        DiscoveryServer,
+        MapServer,
+        LivenessServer,
+        PlacementServer,
+        TokensServer,
+        AdminServer,
+        ClusterServer
+    );
+    routes.add_service(health);
+    routes.add_service(reflection);
+    Ok(routes.routes())
+}

@@ -1,0 +1,162 @@
+//! IO tokens: the command records them, this file signs them. An SDC gets tokens and their keys, never the secret (I7).
+
+use pflex_proto::{
+    ids::{ByteOffset, ClusterId, KeyId, SdsId, TokenId},
+    pb::{
+        AckTokensReply, AckTokensRequest, IssueTokensReply, IssueTokensRequest, IssuedToken, KeysReply, KeysRequest,
+        ListTokensReply, ListTokensRequest, SecretKey, TokenRefusal, TokenRow, TokenUse, tokens_server::Tokens,
+    },
+    status::{self, Reason},
+    token::{self, Rights, Secret, Token},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Api, error};
+use crate::{
+    command::{Answer, Body, proto},
+    state::{
+        State,
+        model::{Access, IoToken, TokenMode, TokenUse as Used},
+    },
+};
+
+/// Rows of one list answer; more are asked for by volume.
+const MAX_ROWS: usize = 10_000;
+/// What a list without a limit gives.
+const DEFAULT_ROWS: usize = 1_000;
+
+#[tonic::async_trait]
+impl Tokens for Api {
+    async fn issue(&self, request: Request<IssueTokensRequest>) -> Result<Response<IssueTokensReply>, Status> {
+        let request = request.into_inner();
+        let body = Body::IssueTokens(proto::IssueTokens {
+            sdc_id: request.sdc_id,
+            process_id: request.process_id,
+            volume_ids: request.volume_ids,
+        });
+        let (_, answer) = self.propose(request.request, body).await?;
+        let Answer::TokensIssued(issued) = answer else { return Err(error::odd_answer()) };
+        let cluster = self.cluster();
+        let tokens = self.look(|state| {
+            let records = issued.token_ids.iter().filter_map(|id| state.token(TokenId(*id)));
+            records.filter_map(|record| sign(state, cluster, record)).collect()
+        });
+        let refused = issued.refused.into_iter().map(|r| TokenRefusal { volume_id: r.volume_id, why: r.why }).collect();
+        Ok(Response::new(IssueTokensReply { tokens, refused, log_time_ms: self.log_time().get() }))
+    }
+
+    async fn ack(&self, request: Request<AckTokensRequest>) -> Result<Response<AckTokensReply>, Status> {
+        let request = request.into_inner();
+        let uses = request
+            .uses
+            .into_iter()
+            .map(|used| proto::TokenUse {
+                token_id: used.token_id,
+                reads: used.reads,
+                writes: used.writes,
+                read_bytes: used.read_bytes,
+                written_bytes: used.written_bytes,
+            })
+            .collect();
+        self.propose(request.request, Body::AckTokens(proto::AckTokens { sds_id: request.sds_id, uses })).await?;
+        Ok(Response::new(AckTokensReply {}))
+    }
+
+    /// Only the registered process of an SDS gets the secrets.
+    async fn keys(&self, request: Request<KeysRequest>) -> Result<Response<KeysReply>, Status> {
+        let request = request.into_inner();
+        let (_, keys) = self
+            .read(false, |state| {
+                let sds = state.sds(SdsId(request.sds_id))?;
+                let process = sds.registration.as_ref()?.process;
+                (process.as_bytes().as_slice() == request.process_id).then(|| {
+                    let key = |(id, secret): (KeyId, &crate::state::model::Secret)| SecretKey {
+                        key_id: id.get(),
+                        secret: secret.0.to_vec(),
+                    };
+                    state.all_secrets().map(key).collect()
+                })
+            })
+            .await?;
+        let what = format!("sds {}: only its registered process gets the keys; register first", request.sds_id);
+        let keys = keys.ok_or_else(|| status::status(Reason::NotAllowed, what))?;
+        Ok(Response::new(KeysReply { keys }))
+    }
+
+    async fn list(&self, request: Request<ListTokensRequest>) -> Result<Response<ListTokensReply>, Status> {
+        let request = request.into_inner();
+        let now = self.log_time();
+        let limit = match request.limit {
+            0 => DEFAULT_ROWS,
+            limit => MAX_ROWS.min(limit as usize),
+        };
+        let (_, tokens) = self
+            .read(request.stale, |state| {
+                state
+                    .tokens_newest_first()
+                    .filter(|token| request.volume_id == 0 || token.volume.get() == request.volume_id)
+                    .take(limit)
+                    .map(|token| row(token, token.expires <= now))
+                    .collect()
+            })
+            .await?;
+        Ok(Response::new(ListTokensReply { tokens, log_time_ms: now.get() }))
+    }
+}
+
+/// The signed token of a record: a pure function of it and the secret, so a retry signs the same bytes.
+fn sign(state: &State, cluster: ClusterId, record: &IoToken) -> Option<IssuedToken> {
+    let secret = Secret::new(record.key, &state.secret(record.key)?.0);
+    let token = Token {
+        cluster,
+        key: record.key,
+        id: record.id,
+        sdc: record.sdc,
+        process: record.process,
+        volume: record.volume,
+        rights: match record.access {
+            Access::ReadOnly => Rights::Read,
+            Access::ReadWrite => Rights::ReadWrite,
+        },
+        from: ByteOffset(0),
+        to: ByteOffset(record.length.get()),
+        volume_epoch: record.volume_epoch,
+        issued: record.issued,
+        expires: record.expires,
+        mode: match record.mode {
+            TokenMode::Lease => token::TokenMode::Lease,
+            TokenMode::PerIo => token::TokenMode::PerIo,
+        },
+    };
+    let (signed, key) = secret.sign(&token);
+    Some(IssuedToken {
+        volume_id: record.volume.get(),
+        token: signed,
+        token_key: key.as_bytes().to_vec(),
+        expires_log_ms: record.expires.get(),
+    })
+}
+
+fn row(token: &IoToken, expired: bool) -> TokenRow {
+    let Used { reads, writes, read_bytes, written_bytes } = token.used;
+    let state = match (expired, token.used == Used::default()) {
+        (true, _) => "expired",
+        (false, false) => "used",
+        (false, true) => "issued",
+    };
+    TokenRow {
+        token_id: token.id.get(),
+        sdc_id: token.sdc.get(),
+        volume_id: token.volume.get(),
+        state: state.to_owned(),
+        issued_log_ms: token.issued.get(),
+        expires_log_ms: token.expires.get(),
+        r#use: Some(TokenUse {
+            token_id: token.id.get(),
+            reads,
+            writes,
+            read_bytes: read_bytes.get(),
+            written_bytes: written_bytes.get(),
+        }),
+    }
+}

@@ -1,0 +1,11 @@
+//! One MDM process: its configuration, its start, its clean end.
+//!
+//! Start order: store, Raft (own runtime), map feed, API port, upkeep. End: leadership goes over while the API still
+//! answers, then streams end, then the API, then Raft and the stores.
+
+mod announce;
+mod config;
+mod run;
+
+pub use config::{ConfigError, MdmConfig, MdmConfigFile, MemberFile};
+pub use run::{DaemonError, init, run};

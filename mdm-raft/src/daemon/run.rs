@@ -1,0 +1,161 @@
+//! Making a store, and running a member on it from start to clean end.
+
+use std::time::Duration;
+
+use pflex_common::{
+    net::{Endpoint, ListenError, incoming, listen},
+    shutdown::Shutdown,
+};
+use pflex_proto::pb::Addresses;
+
+use super::{
+    MdmConfig,
+    announce::{Announcement, announce},
+};
+use crate::{
+    api::{self, Api, MapFeed},
+    liveness::{self, Liveness},
+    raft::{GroupConfig, MembershipError, OpenError, RaftGroup, StoreError, StoreIdentity},
+};
+
+/// What requests under way get at the end.
+const DRAIN: Duration = Duration::from_secs(1);
+/// HTTP/2 pings find a client that vanished without a FIN, and end its streams.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Streams of one client connection: a process has a handful.
+const MAX_STREAMS: u32 = 1_024;
+
+/// Why a member does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The store cannot be made.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Raft does not start.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store is not the one that the configuration names (S18).
+    #[error("{dir} is store {found}, the configuration says {expected}; a lost store is replaced, never recreated")]
+    OtherStore {
+        /// The directory.
+        dir: String,
+        /// What is there.
+        found: pflex_proto::ids::StoreUuid,
+        /// What should be.
+        expected: pflex_proto::ids::StoreUuid,
+    },
+    /// The API port.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The first members were refused.
+    #[error("cannot begin the cluster")]
+    Bootstrap(#[from] MembershipError),
+    /// The API's own description does not parse; a bug.
+    #[error("cannot describe the API")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The API port failed while it ran.
+    #[error("the API port failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Makes the member's empty store; once in its life, before the first [`run`].
+///
+/// # Errors
+/// When there is a store already, or the directory cannot be written.
+pub fn init(config: &MdmConfig) -> Result<(), DaemonError> {
+    let identity = StoreIdentity { cluster: config.cluster, node: config.id, store: config.store() };
+    Ok(RaftGroup::create_store(&config.dir, identity)?)
+}
+
+/// Runs the member until `shutdown`, then ends it cleanly.
+///
+/// # Errors
+/// When it cannot start, or its API port fails.
+pub async fn run(config: MdmConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
+    let group = open(&config).await?;
+    let served = serve(&config, &group, shutdown).await;
+    group.shutdown().await;
+    served
+}
+
+async fn open(config: &MdmConfig) -> Result<RaftGroup, DaemonError> {
+    let group = RaftGroup::open(&config.dir, GroupConfig::new(config.cluster, config.id, config.listen_raft)).await?;
+    let found = group.identity().store;
+    if found != config.store() {
+        group.stop().await;
+        let dir = config.dir.display().to_string();
+        return Err(DaemonError::OtherStore { dir, found, expected: config.store() });
+    }
+    Ok(group)
+}
+
+async fn serve(config: &MdmConfig, group: &RaftGroup, shutdown: Shutdown) -> Result<(), DaemonError> {
+    let listener = listen("client API", &endpoint(config.listen_api)).await?;
+    begin(config, group).await?;
+
+    // Ends after leadership is handed over, so that clients are served without a gap.
+    let serving = Shutdown::new();
+    let feed = MapFeed::start(group.clone(), serving.clone());
+    let liveness = Liveness::default();
+    let api = Api::new(config.cluster, group.clone(), feed, liveness.clone(), serving.clone());
+    let routes = api::routes(&api).await?;
+    let upkeep = liveness::run(config.cluster, group.clone(), liveness, api.reports().clone(), serving.clone());
+    tokio::spawn(upkeep);
+    tokio::spawn(announce(announcement(config), serving.clone()));
+
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming(listener), serving.clone().cancelled_owned());
+    tracing::info!(mdm = %config.id, api = %config.listen_api, raft = %config.listen_raft, "serving");
+    let mut server = tokio::spawn(server);
+    tokio::select! {
+        ended = &mut server => return ended.map_or(Ok(()), |served| Ok(served?)),
+        () = shutdown.cancelled() => {}
+    }
+    group.hand_over().await;
+    serving.cancel();
+    // Requests under way get a moment; a client that holds its connection open does not hold this process.
+    match tokio::time::timeout(DRAIN, &mut server).await {
+        Ok(ended) => ended.map_or(Ok(()), |served| Ok(served?)),
+        Err(_) => {
+            server.abort();
+            Ok(())
+        }
+    }
+}
+
+/// The first member begins the cluster's life, if nobody did.
+async fn begin(config: &MdmConfig, group: &RaftGroup) -> Result<(), DaemonError> {
+    if !config.bootstraps() || group.is_bootstrapped().await? {
+        return Ok(());
+    }
+    tracing::info!(cluster = %config.cluster, members = config.members.len(), "beginning a new cluster");
+    match group.bootstrap(config.members.clone()).await {
+        Ok(()) => Ok(()),
+        // Begun while this looked: another start of the same member, say.
+        Err(MembershipError::Refused { .. }) if group.is_bootstrapped().await? => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn announcement(config: &MdmConfig) -> Announcement {
+    let node = config.node();
+    Announcement {
+        cluster: config.cluster,
+        name: format!("mdm{}", config.id),
+        addresses: Addresses { api: node.api_address.clone(), raft: node.raft_address.clone(), ..Addresses::default() },
+        members: config.apis.clone(),
+    }
+}
+
+/// An IPv6 address needs brackets beside a port.
+fn endpoint(address: std::net::SocketAddr) -> Endpoint {
+    match address.ip() {
+        std::net::IpAddr::V4(ip) => Endpoint::new(ip.to_string(), address.port()),
+        std::net::IpAddr::V6(ip) => Endpoint::new(format!("[{ip}]"), address.port()),
+    }
+}

@@ -1,0 +1,80 @@
+//! The tracker behind its lock, as streams, the worker and revocations use it.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use pflex_proto::ids::{ProcessId, Revision, SdsId};
+use tokio::sync::watch;
+
+use super::tracker::{Heard, Known, Tracker, Verdict};
+
+/// One liveness stream, told apart from an earlier one of the same SDS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct StreamId(pub(super) u64);
+
+/// What the leader knows of who is alive. Clones share it.
+#[derive(Clone)]
+pub struct Liveness(Arc<Inner>);
+
+struct Inner {
+    tracker: Mutex<Tracker>,
+    next_stream: AtomicU64,
+    /// Changes with every beat: somebody may have confirmed a revision.
+    beats: watch::Sender<u64>,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self(Arc::new(Inner { tracker: Mutex::default(), next_stream: AtomicU64::new(1), beats: watch::channel(0).0 }))
+    }
+}
+
+impl Liveness {
+    pub(crate) fn open_stream(&self) -> StreamId {
+        StreamId(self.0.next_stream.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn beat(&self, stream: StreamId, heard: &Heard) {
+        self.tracker().beat(Instant::now(), stream, heard);
+        self.0.beats.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn stream_ended(&self, sds: SdsId, stream: StreamId) {
+        self.tracker().stream_ended(Instant::now(), sds, stream);
+    }
+
+    /// The newest revision that this process of the SDS has said is in force there.
+    pub(crate) fn applied(&self, sds: SdsId, process: ProcessId) -> Option<Revision> {
+        self.tracker().applied(sds, process)
+    }
+
+    /// Changes with every beat.
+    pub(crate) fn beats(&self) -> watch::Receiver<u64> {
+        self.0.beats.subscribe()
+    }
+
+    pub(super) fn reset(&self) {
+        self.tracker().reset();
+    }
+
+    pub(super) fn to_probe(&self) -> Vec<(SdsId, ProcessId)> {
+        self.tracker().to_probe()
+    }
+
+    pub(super) fn refused(&self, sds: SdsId, process: ProcessId) {
+        self.tracker().refused(sds, process);
+    }
+
+    pub(super) fn verdicts(&self, known: &[Known]) -> Vec<Verdict> {
+        self.tracker().verdicts(Instant::now(), known)
+    }
+
+    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        self.0.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,20 @@
+//! Who is alive: the leader's soft state, and the verdicts it turns into commands (ARCHITECTURE section 6).
+//!
+//! Reading order: `tracker` (pure: what was heard, and what follows), `handle` (the tracker behind its lock), `worker`
+//! (ticks, probes, proposes), `reports` (the 10 s health heartbeat, apart from this).
+//!
+//! Only the leader judges. Whatever it concludes takes effect as a logged command that names the process it was about,
+//! so a verdict that comes late hits nobody else.
+
+mod handle;
+mod reports;
+mod tracker;
+mod worker;
+
+pub use handle::Liveness;
+pub use reports::Reports;
+pub use worker::run;
+
+pub(crate) use handle::StreamId;
+pub(crate) use reports::MAX_METRICS;
+pub(crate) use tracker::{Heard, HeardDevice};

@@ -1,0 +1,113 @@
+//! The 10 s health heartbeat: soft state in the leader. Only changes between ACTIVE, STALE and DOWN are logged.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use pflex_proto::ids::DeviceId;
+
+use crate::state::model::{Component, Status};
+
+/// Two reports missed and some delay.
+const STALE_AFTER: Duration = Duration::from_secs(25);
+/// Six reports missed.
+const DOWN_AFTER: Duration = Duration::from_secs(60);
+/// Metrics kept of one report; components send a dozen.
+pub(crate) const MAX_METRICS: usize = 256;
+/// Metric by which an SDS says how many bytes of a device are used: this, then the device id.
+const USED_BYTES: &str = "used_bytes/";
+
+/// The last reports. Clones share them.
+#[derive(Clone, Default)]
+pub struct Reports(Arc<Mutex<BTreeMap<Component, Report>>>);
+
+struct Report {
+    at: Instant,
+    metrics: BTreeMap<String, f64>,
+}
+
+impl Reports {
+    /// Keeps a report in the place of the one before.
+    pub(crate) fn note(&self, component: Component, metrics: BTreeMap<String, f64>) {
+        self.reports().insert(component, Report { at: Instant::now(), metrics });
+    }
+
+    /// The metrics of a component's last report.
+    pub fn metrics_of(&self, component: Component) -> BTreeMap<String, f64> {
+        self.reports().get(&component).map(|report| report.metrics.clone()).unwrap_or_default()
+    }
+
+    /// Bytes used per device, as the SDSs reported last.
+    pub(crate) fn used_bytes(&self) -> BTreeMap<DeviceId, u64> {
+        let reports = self.reports();
+        let metrics = reports.values().flat_map(|report| &report.metrics);
+        metrics
+            .filter_map(|(name, value)| {
+                let device = name.strip_prefix(USED_BYTES)?.parse().ok()?;
+                Some((DeviceId(device), *value as u64))
+            })
+            .collect()
+    }
+
+    /// How the registered components are by their reports; those never heard count from the first look.
+    pub(super) fn look(&self, registered: &[Component]) -> Vec<(Component, Status)> {
+        let now = Instant::now();
+        let mut reports = self.reports();
+        reports.retain(|component, _| registered.contains(component));
+        registered
+            .iter()
+            .map(|component| {
+                let report = reports.entry(*component).or_insert_with(|| Report { at: now, metrics: BTreeMap::new() });
+                (*component, status_after(now.saturating_duration_since(report.at)))
+            })
+            .collect()
+    }
+
+    /// A new leadership: everybody counts from now.
+    pub(super) fn reset(&self) {
+        let now = Instant::now();
+        self.reports().values_mut().for_each(|report| report.at = now);
+    }
+
+    fn reports(&self) -> MutexGuard<'_, BTreeMap<Component, Report>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn status_after(silence: Duration) -> Status {
+    if silence >= DOWN_AFTER {
+        Status::Down
+    } else if silence >= STALE_AFTER {
+        Status::Stale
+    } else {
+        Status::Active
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::model::Kind;
+
+    #[test]
+    fn silence_becomes_stale_and_then_down() {
+        let after = |s| status_after(Duration::from_secs(s));
+        assert_eq!(
+            [after(0), after(24), after(25), after(59), after(60)],
+            [Status::Active, Status::Active, Status::Stale, Status::Stale, Status::Down]
+        );
+    }
+
+    #[test]
+    fn used_bytes_are_read_from_metrics_and_strangers_are_forgotten() {
+        let reports = Reports::default();
+        let sds = Component { kind: Kind::Sds, id: 1 };
+        let metrics = [("used_bytes/7".to_owned(), 4096.0), ("used_bytes/x".to_owned(), 1.0), ("load".to_owned(), 0.5)];
+        reports.note(sds, metrics.into());
+        assert_eq!(reports.used_bytes(), [(DeviceId(7), 4096)].into());
+        assert!(reports.look(&[]).is_empty());
+        assert!(reports.used_bytes().is_empty());
+    }
+}

@@ -1,0 +1,389 @@
+//! What the leader heard from whom and what follows from it: pure, time comes in.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use pflex_proto::ids::{DeviceId, Incarnation, ProcessId, Revision, SdsId};
+
+use super::StreamId;
+
+/// An SDS silent for this long is lost. Also the grace of a new leader, who has heard nobody yet.
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
+/// A broken stream and a refused connection are believed after this long: a process that merely reconnects is back.
+pub(super) const REFUSED: Duration = Duration::from_millis(300);
+/// A device whose IO waits without any completing for this long is lost. Longer than S23's second until the SDS tells a
+/// hung disk from a busy one: a wrong verdict costs a resync.
+const STALLED: Duration = Duration::from_secs(5);
+/// A tick this late means that this process slept: what it did not hear then proves nothing.
+const SLEPT: Duration = Duration::from_secs(1);
+
+/// A beat, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(crate) sds: SdsId,
+    pub(crate) process: ProcessId,
+    pub(crate) applied: Revision,
+    pub(crate) devices: Vec<HeardDevice>,
+}
+
+/// What a beat says of a device.
+#[derive(Clone, Debug)]
+pub(crate) struct HeardDevice {
+    pub(crate) device: DeviceId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) completed_ios: u64,
+    pub(crate) waiting: bool,
+    pub(crate) failed: Option<String>,
+}
+
+/// An SDS as the state has it.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) sds: SdsId,
+    pub(super) process: ProcessId,
+    pub(super) alive: bool,
+    /// Device, present life, in service.
+    pub(super) devices: Vec<(DeviceId, Incarnation, bool)>,
+}
+
+/// A conclusion about one process of an SDS.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// The whole SDS is gone.
+    Lost { sds: SdsId, process: ProcessId, why: String },
+    /// Only these devices are.
+    DevicesLost { sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)>, why: String },
+    /// It is heard again, with these devices.
+    Returned { sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)> },
+}
+
+/// What is known of one SDS process.
+#[derive(Debug)]
+struct Entry {
+    process: ProcessId,
+    last_heard: Instant,
+    /// Heard in this leadership, not only known from the state.
+    heard: bool,
+    stream: Option<StreamId>,
+    /// Since when its stream is broken.
+    broken: Option<Instant>,
+    /// Its control port refused a connection since then.
+    refused: bool,
+    applied: Revision,
+    devices: BTreeMap<DeviceId, DeviceEntry>,
+}
+
+#[derive(Debug)]
+struct DeviceEntry {
+    incarnation: Incarnation,
+    completed_ios: u64,
+    /// When it last completed something or had nothing to do.
+    progress: Instant,
+    failed: Option<String>,
+}
+
+/// The leader's memory of who beats. Empty on other members.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    entries: BTreeMap<SdsId, Entry>,
+    last_tick: Option<Instant>,
+}
+
+impl Tracker {
+    /// A new leadership: nobody was heard yet, and everybody has the whole timeout.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A beat arrived on a stream.
+    pub(super) fn beat(&mut self, now: Instant, stream: StreamId, heard: &Heard) {
+        let entry = self.entries.entry(heard.sds).or_insert_with(|| Entry::new(heard.process, now));
+        if entry.process != heard.process {
+            *entry = Entry::new(heard.process, now);
+        }
+        entry.last_heard = now;
+        entry.heard = true;
+        entry.stream = Some(stream);
+        entry.broken = None;
+        entry.refused = false;
+        entry.applied = entry.applied.max(heard.applied);
+        entry.devices.retain(|id, _| heard.devices.iter().any(|device| device.device == *id));
+        for device in &heard.devices {
+            entry.devices.entry(device.device).or_insert_with(|| DeviceEntry::new(device, now)).update(device, now);
+        }
+    }
+
+    /// A stream ended, for whatever reason; an older one than the present says nothing.
+    pub(super) fn stream_ended(&mut self, now: Instant, sds: SdsId, stream: StreamId) {
+        if let Some(entry) = self.entries.get_mut(&sds).filter(|entry| entry.stream == Some(stream)) {
+            entry.stream = None;
+            entry.broken = Some(now);
+        }
+    }
+
+    /// Whose control port should be tried: those whose stream is broken.
+    pub(super) fn to_probe(&self) -> Vec<(SdsId, ProcessId)> {
+        let broken = self.entries.iter().filter(|(_, entry)| entry.broken.is_some() && !entry.refused);
+        broken.map(|(sds, entry)| (*sds, entry.process)).collect()
+    }
+
+    /// The control port answered that nobody listens there.
+    pub(super) fn refused(&mut self, sds: SdsId, process: ProcessId) {
+        if let Some(entry) = self.entries.get_mut(&sds).filter(|e| e.process == process && e.broken.is_some()) {
+            entry.refused = true;
+        }
+    }
+
+    /// What the registered process of an SDS has in force.
+    pub(super) fn applied(&self, sds: SdsId, process: ProcessId) -> Option<Revision> {
+        self.entries.get(&sds).filter(|entry| entry.process == process && entry.heard).map(|entry| entry.applied)
+    }
+
+    /// What follows, given the SDSs that the state has registered.
+    pub(super) fn verdicts(&mut self, now: Instant, known: &[Known]) -> Vec<Verdict> {
+        let slept = self.last_tick.is_some_and(|last| now.saturating_duration_since(last) > SLEPT);
+        self.last_tick = Some(now);
+        self.entries.retain(|sds, _| known.iter().any(|row| row.sds == *sds));
+        let mut verdicts = Vec::new();
+        for row in known {
+            let entry = self.entries.entry(row.sds).or_insert_with(|| Entry::new(row.process, now));
+            if entry.process != row.process {
+                // Registered and not heard yet: its time begins now.
+                *entry = Entry::new(row.process, now);
+            }
+            if slept {
+                entry.last_heard = now;
+                entry.devices.values_mut().for_each(|device| device.progress = now);
+            }
+            verdicts.extend(entry.verdict(now, row));
+        }
+        verdicts
+    }
+}
+
+impl Entry {
+    fn new(process: ProcessId, now: Instant) -> Self {
+        Self {
+            process,
+            last_heard: now,
+            heard: false,
+            stream: None,
+            broken: None,
+            refused: false,
+            applied: Revision(0),
+            devices: BTreeMap::new(),
+        }
+    }
+
+    fn verdict(&self, now: Instant, row: &Known) -> Option<Verdict> {
+        let (sds, process) = (row.sds, self.process);
+        if row.alive
+            && let Some(why) = self.lost(now)
+        {
+            return Some(Verdict::Lost { sds, process, why });
+        }
+        if self.stream.is_none() || self.silent(now) {
+            return None;
+        }
+        let sick = |device: &(DeviceId, Incarnation, bool)| self.sick(now, device.0, device.1);
+        if !row.alive {
+            let well = row.devices.iter().filter(|d| self.has_open(d.0, d.1) && sick(d).is_none());
+            return Some(Verdict::Returned { sds, process, devices: well.map(|d| (d.0, d.1)).collect() });
+        }
+        let lost: Vec<_> = row.devices.iter().filter(|d| d.2).filter_map(|d| Some((d.0, d.1, sick(d)?))).collect();
+        if let Some((_, _, why)) = lost.first() {
+            let (why, devices) = (why.clone(), lost.iter().map(|d| (d.0, d.1)).collect());
+            return Some(Verdict::DevicesLost { sds, process, devices, why });
+        }
+        let well: Vec<_> = row
+            .devices
+            .iter()
+            .filter(|d| !d.2 && self.has_open(d.0, d.1) && sick(d).is_none())
+            .map(|d| (d.0, d.1))
+            .collect();
+        (!well.is_empty()).then_some(Verdict::Returned { sds, process, devices: well })
+    }
+
+    fn silent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_heard) >= SILENCE
+    }
+
+    /// Why the whole SDS is lost.
+    fn lost(&self, now: Instant) -> Option<String> {
+        if self.silent(now) {
+            return Some(format!("silent for {} s", SILENCE.as_secs()));
+        }
+        let broken = self.broken.filter(|_| self.refused)?;
+        let long_enough = now.saturating_duration_since(broken) >= REFUSED;
+        long_enough.then(|| "its connections closed and its control port refuses new ones".to_owned())
+    }
+
+    fn has_open(&self, device: DeviceId, incarnation: Incarnation) -> bool {
+        self.devices.get(&device).is_some_and(|entry| entry.incarnation == incarnation)
+    }
+
+    /// Why a device is lost. One that a beat does not mention is not judged by it.
+    fn sick(&self, now: Instant, device: DeviceId, incarnation: Incarnation) -> Option<String> {
+        let entry = self.devices.get(&device).filter(|entry| entry.incarnation == incarnation)?;
+        if let Some(why) = &entry.failed {
+            return Some(format!("device {device} failed: {why}"));
+        }
+        let stalled = now.saturating_duration_since(entry.progress);
+        (stalled >= STALLED).then(|| format!("device {device} completed nothing for {} s", stalled.as_secs()))
+    }
+}
+
+impl DeviceEntry {
+    fn new(heard: &HeardDevice, now: Instant) -> Self {
+        Self { incarnation: heard.incarnation, completed_ios: heard.completed_ios, progress: now, failed: None }
+    }
+
+    fn update(&mut self, heard: &HeardDevice, now: Instant) {
+        if !heard.waiting || heard.completed_ios != self.completed_ios || heard.incarnation != self.incarnation {
+            self.progress = now;
+        }
+        self.incarnation = heard.incarnation;
+        self.completed_ios = heard.completed_ios;
+        self.failed.clone_from(&heard.failed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pflex_proto::ids::ProcessId;
+
+    use super::*;
+
+    const ONE: StreamId = StreamId(1);
+
+    fn process(n: u8) -> ProcessId {
+        ProcessId::from_bytes([n; 16])
+    }
+
+    fn known(alive: bool) -> Vec<Known> {
+        vec![Known { sds: SdsId(1), process: process(1), alive, devices: vec![(DeviceId(1), Incarnation(1), alive)] }]
+    }
+
+    fn heard(completed_ios: u64, waiting: bool) -> Heard {
+        let device =
+            HeardDevice { device: DeviceId(1), incarnation: Incarnation(1), completed_ios, waiting, failed: None };
+        Heard { sds: SdsId(1), process: process(1), applied: Revision(5), devices: vec![device] }
+    }
+
+    /// Ticks each 100 ms from 0 until a verdict comes, at most `until`; beats come when `beat` says so.
+    fn first(
+        tracker: &mut Tracker,
+        start: Instant,
+        until: u64,
+        known: &[Known],
+        mut beat: impl FnMut(&mut Tracker, u64),
+    ) -> Option<(u64, Verdict)> {
+        for ms in (0..=until).step_by(100) {
+            beat(tracker, ms);
+            if let Some(verdict) = tracker.verdicts(start + Duration::from_millis(ms), known).pop() {
+                return Some((ms, verdict));
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_new_leader_gives_everybody_the_whole_timeout() {
+        let found = first(&mut Tracker::default(), Instant::now(), 5_000, &known(true), |_, _| {});
+        assert!(matches!(found, Some((3_000, Verdict::Lost { .. }))), "{found:?}");
+    }
+
+    #[test]
+    fn who_beats_is_not_lost() {
+        let start = Instant::now();
+        let found = first(&mut Tracker::default(), start, 10_000, &known(true), |tracker, ms| {
+            if ms % 1_000 == 0 {
+                tracker.beat(start + Duration::from_millis(ms), ONE, &heard(0, false));
+            }
+        });
+        assert_eq!(found, None);
+    }
+
+    #[test]
+    fn a_refused_connection_after_a_broken_stream_is_believed_early() {
+        let start = Instant::now();
+        let found = first(&mut Tracker::default(), start, 5_000, &known(true), |tracker, ms| match ms {
+            0 => tracker.beat(start, ONE, &heard(0, false)),
+            100 => {
+                tracker.refused(SdsId(1), process(1));
+                assert!(tracker.to_probe().is_empty(), "a stream that stands is not probed");
+                tracker.stream_ended(start + Duration::from_millis(ms), SdsId(1), ONE);
+                assert_eq!(tracker.to_probe(), [(SdsId(1), process(1))]);
+            }
+            200 => tracker.refused(SdsId(1), process(1)),
+            _ => {}
+        });
+        assert!(matches!(found, Some((400, Verdict::Lost { .. }))), "{found:?}");
+    }
+
+    #[test]
+    fn a_broken_stream_alone_proves_nothing() {
+        let start = Instant::now();
+        let found = first(&mut Tracker::default(), start, 5_000, &known(true), |tracker, ms| match ms {
+            0 => tracker.beat(start, ONE, &heard(0, false)),
+            100 => tracker.stream_ended(start + Duration::from_millis(ms), SdsId(1), ONE),
+            // Back on another stream; the end of the old one, told late, is no news.
+            500 => tracker.beat(start + Duration::from_millis(ms), StreamId(2), &heard(0, false)),
+            600 => tracker.stream_ended(start + Duration::from_millis(ms), SdsId(1), ONE),
+            _ => {}
+        });
+        assert!(matches!(found, Some((3_500, Verdict::Lost { .. }))), "{found:?}");
+    }
+
+    #[test]
+    fn a_leader_that_slept_judges_nobody_by_it() {
+        let start = Instant::now();
+        let mut tracker = Tracker::default();
+        tracker.beat(start, ONE, &heard(0, false));
+        assert!(tracker.verdicts(start, &known(true)).is_empty());
+        assert!(tracker.verdicts(start + Duration::from_secs(60), &known(true)).is_empty());
+    }
+
+    #[test]
+    fn a_lost_sds_that_beats_again_returns() {
+        let start = Instant::now();
+        let mut tracker = Tracker::default();
+        assert!(tracker.verdicts(start, &known(false)).is_empty(), "unheard it stays lost");
+        tracker.beat(start, ONE, &heard(0, false));
+        let devices = vec![(DeviceId(1), Incarnation(1))];
+        let returned = Verdict::Returned { sds: SdsId(1), process: process(1), devices };
+        assert_eq!(tracker.verdicts(start, &known(false)), [returned]);
+    }
+
+    #[test]
+    fn a_device_that_only_waits_is_lost_and_returns_with_progress() {
+        let start = Instant::now();
+        let mut tracker = Tracker::default();
+        let found = first(&mut tracker, start, 10_000, &known(true), |tracker, ms| {
+            if ms % 1_000 == 0 {
+                // Busy until 2 s, then stuck.
+                tracker.beat(start + Duration::from_millis(ms), ONE, &heard(ms.min(2_000), true));
+            }
+        });
+        assert!(matches!(found, Some((7_000, Verdict::DevicesLost { .. }))), "{found:?}");
+        let later = start + Duration::from_millis(7_500);
+        tracker.beat(later, ONE, &heard(3_000, true));
+        let mut partly = known(true);
+        partly[0].devices[0].2 = false;
+        assert!(matches!(tracker.verdicts(later, &partly).as_slice(), [Verdict::Returned { .. }]));
+    }
+
+    #[test]
+    fn a_new_process_starts_afresh() {
+        let start = Instant::now();
+        let mut tracker = Tracker::default();
+        tracker.beat(start, ONE, &heard(0, false));
+        let mut restarted = known(true);
+        restarted[0].process = process(2);
+        assert!(tracker.verdicts(start + Duration::from_millis(900), &restarted).is_empty());
+        assert_eq!(tracker.applied(SdsId(1), process(1)), None);
+        assert_eq!(tracker.applied(SdsId(1), process(2)), None, "nothing is confirmed before it is heard");
+    }
+}

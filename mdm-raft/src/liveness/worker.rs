@@ -1,0 +1,242 @@
+//! The leader's upkeep: bootstraps the cluster's identity, tries the ports of SDSs whose stream broke, and has the group
+//! execute what the tracker concludes.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pflex_common::shutdown::Shutdown;
+use pflex_proto::ids::{ClusterId, DeviceId, Incarnation, ProcessId, SdsId};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::{net::TcpStream, time::MissedTickBehavior};
+
+use super::{
+    Liveness, Reports,
+    tracker::{Known, Verdict},
+};
+use crate::{
+    api::context::wall_time_ms,
+    command::{Body, Command, proto},
+    raft::RaftGroup,
+    state::{
+        State,
+        model::{Component, Kind, Status},
+    },
+};
+
+/// Well below `REFUSED`, so that a proof of death is acted on at once.
+const TICK: Duration = Duration::from_millis(50);
+/// Reports come each 10 s; looking at them each second is plenty.
+const REPORT_TICKS: u32 = 20;
+/// A port that answers at all answers within this, on a LAN.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// Works as long as this member leads, until `shutdown`.
+pub async fn run(cluster: ClusterId, group: RaftGroup, liveness: Liveness, reports: Reports, shutdown: Shutdown) {
+    let work = async {
+        let mut leader = group.leader();
+        while leader.wait_for(|view| view.leading).await.is_ok() {
+            let term = leader.borrow_and_update().term;
+            liveness.reset();
+            reports.reset();
+            let worker = Worker {
+                cluster,
+                group: group.clone(),
+                liveness: liveness.clone(),
+                reports: reports.clone(),
+                probing: Arc::default(),
+            };
+            tokio::select! {
+                () = worker.lead() => {}
+                _ = leader.wait_for(|view| !view.leading || view.term != term) => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = work => {}
+    }
+}
+
+struct Worker {
+    cluster: ClusterId,
+    group: RaftGroup,
+    liveness: Liveness,
+    reports: Reports,
+    /// Probes under way: one per SDS.
+    probing: Arc<Mutex<BTreeSet<SdsId>>>,
+}
+
+impl Worker {
+    async fn lead(&self) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for tick in 0_u32.. {
+            ticks.tick().await;
+            if self.group.read_stale(|state| state.cluster().is_none()).1 {
+                self.bootstrap().await;
+                continue;
+            }
+            self.probe();
+            let (_, known) = self.group.read_stale(registered_sds);
+            let bodies = self.liveness.verdicts(&known).into_iter().map(body_of).collect();
+            self.propose_all(bodies).await;
+            if tick % REPORT_TICKS == 0 {
+                self.propose_all(self.status_changes()).await;
+            }
+        }
+    }
+
+    /// The first leader of a new cluster gives it its identity and first secret. A later try is refused.
+    async fn bootstrap(&self) {
+        let mut secret = vec![0; 32];
+        if SystemRandom::new().fill(&mut secret).is_err() {
+            tracing::error!("the system gives no randomness for the cluster secret; trying again");
+            return;
+        }
+        let bootstrap = proto::BootstrapCluster { cluster_id: self.cluster.as_bytes().to_vec(), secret, key_id: 1 };
+        self.propose_all(vec![Body::BootstrapCluster(bootstrap)]).await;
+    }
+
+    /// Side by side: one log sync carries them all.
+    async fn propose_all(&self, bodies: Vec<Body>) {
+        let proposals = bodies.into_iter().map(|body| async {
+            let said = describe(&body);
+            match self.group.propose(Command::internal(wall_time_ms(), body)).await {
+                Ok(outcome) => match outcome.error() {
+                    None => tracing::info!("{said}"),
+                    // The state moved on: a newer process registered, say. The next tick judges anew.
+                    Some(error) => tracing::info!("{said}: not done: {error}"),
+                },
+                Err(error) => tracing::warn!("{said}: {error}"),
+            }
+        });
+        futures::future::join_all(proposals).await;
+    }
+
+    /// Tries the control ports of SDSs whose stream broke, one try at a time each.
+    fn probe(&self) {
+        for (sds, process) in self.liveness.to_probe() {
+            let address = self.group.read_stale(|state| {
+                let registration = state.sds(sds)?.registration.as_ref()?;
+                (registration.process == process).then(|| registration.addresses.control.clone())
+            });
+            let Some(address) = address.1.filter(|address| !address.is_empty()) else { continue };
+            if !lock(&self.probing).insert(sds) {
+                continue;
+            }
+            let (liveness, probing) = (self.liveness.clone(), Arc::clone(&self.probing));
+            tokio::spawn(async move {
+                if refuses(&address).await {
+                    liveness.refused(sds, process);
+                }
+                lock(&probing).remove(&sds);
+            });
+        }
+    }
+
+    /// Components whose reports say something else than the last logged status. SDSs are judged by their beats.
+    fn status_changes(&self) -> Vec<Body> {
+        let (_, registered) = self.group.read_stale(|state| {
+            let sdcs = state.all_sdcs().filter(|sdc| sdc.registration.is_some());
+            let sdcs = sdcs.map(|sdc| Component { kind: Kind::Sdc, id: sdc.id.get() });
+            let sds = state.all_sds().map(|sds| Component { kind: Kind::Sds, id: sds.id.get() });
+            sdcs.chain(state.all_nodes().map(|node| node.component)).chain(sds).collect::<Vec<_>>()
+        });
+        let statuses = self.reports.look(&registered);
+        let (_, changed) = self.group.read_stale(|state| {
+            let logged = |component| state.health_of(component).map(|health| health.status);
+            let by_report = statuses.into_iter().filter(|(component, _)| component.kind != Kind::Sds);
+            by_report.filter(|(component, status)| logged(*component) != Some(*status)).collect::<Vec<_>>()
+        });
+        changed.into_iter().map(status_body).collect()
+    }
+}
+
+fn lock(probing: &Mutex<BTreeSet<SdsId>>) -> std::sync::MutexGuard<'_, BTreeSet<SdsId>> {
+    probing.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the kernel there says that nobody listens. Anything else, a timeout above all, proves nothing (S8).
+async fn refuses(address: &str) -> bool {
+    let answer = tokio::time::timeout(PROBE, TcpStream::connect(address)).await;
+    matches!(answer, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// The SDSs that ever registered.
+fn registered_sds(state: &State) -> Vec<Known> {
+    let registered = state.all_sds().filter_map(|sds| Some((sds, sds.registration.as_ref()?.process)));
+    registered
+        .map(|(sds, process)| Known {
+            sds: sds.id,
+            process,
+            alive: sds.alive,
+            devices: state.devices_of(sds.id).map(|d| (d.id, d.incarnation, d.alive)).collect(),
+        })
+        .collect()
+}
+
+fn body_of(verdict: Verdict) -> Body {
+    match verdict {
+        Verdict::Lost { sds, process, why } => lost(sds, process, Vec::new(), true, why),
+        Verdict::DevicesLost { sds, process, devices, why } => lost(sds, process, devices, false, why),
+        Verdict::Returned { sds, process, devices } => Body::SdsReturned(proto::SdsReturned {
+            sds_id: sds.get(),
+            devices: lives(devices),
+            process_id: process.as_bytes().to_vec(),
+        }),
+    }
+}
+
+fn lost(sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)>, whole: bool, why: String) -> Body {
+    Body::SdsLost(proto::SdsLost {
+        sds_id: sds.get(),
+        devices: lives(devices),
+        whole,
+        process_id: process.as_bytes().to_vec(),
+        why,
+    })
+}
+
+fn lives(devices: Vec<(DeviceId, Incarnation)>) -> Vec<proto::DeviceLife> {
+    let life = |(device, incarnation): (DeviceId, Incarnation)| proto::DeviceLife {
+        device_id: device.get(),
+        incarnation: incarnation.get(),
+    };
+    devices.into_iter().map(life).collect()
+}
+
+fn status_body((component, status): (Component, Status)) -> Body {
+    let kind = match component.kind {
+        Kind::Mdm => proto::Kind::Mdm,
+        Kind::Sds => proto::Kind::Sds,
+        Kind::Sdc => proto::Kind::Sdc,
+        Kind::Mgmt => proto::Kind::Mgmt,
+    };
+    let (status, why) = match status {
+        Status::Active => (proto::Status::Active, "reports again"),
+        Status::Stale => (proto::Status::Stale, "its health reports are late"),
+        Status::Down => (proto::Status::Down, "no health report for a minute"),
+    };
+    Body::SetComponentStatus(proto::SetComponentStatus {
+        kind: kind.into(),
+        id: component.id,
+        status: status.into(),
+        why: why.to_owned(),
+    })
+}
+
+/// One line for the log; never the body itself, which may hold a secret (I7).
+fn describe(body: &Body) -> String {
+    match body {
+        Body::BootstrapCluster(_) => "bootstrapping the cluster".to_owned(),
+        Body::SdsLost(lost) if lost.whole => format!("sds {} is lost: {}", lost.sds_id, lost.why),
+        Body::SdsLost(lost) => format!("sds {} lost {} devices: {}", lost.sds_id, lost.devices.len(), lost.why),
+        Body::SdsReturned(returned) => format!("sds {} is heard again", returned.sds_id),
+        Body::SetComponentStatus(set) => format!("component {:?} {}: {}", set.kind(), set.id, set.why),
+        _ => "upkeep".to_owned(),
+    }
+}
