@@ -27,6 +27,7 @@ use crate::buffers::Output;
 #[derive(Debug)]
 struct Sent {
     submission: Submission,
+    session: SessionId,
     at: Instant,
 }
 
@@ -36,6 +37,8 @@ struct Opening {
     request_id: u64,
     at: Instant,
     generation: Generation,
+    /// Whether it keeps the generation of an open session, and so fences nothing.
+    renews: bool,
     key: TokenKey,
     token_version: u64,
 }
@@ -113,8 +116,7 @@ impl Core {
         let newest = submission.request.auth.version();
         let session = self.sessions.entry(volume).or_default();
         match (&session.opening, &session.opened) {
-            // A renewal keeps its generation and fences nothing.
-            (Some(opening), Some(opened)) if wants_fence && opening.generation == opened.generation => {
+            (Some(opening), _) if wants_fence && opening.renews => {
                 session.waiting.push(submission);
                 self.open(volume, None, now);
             }
@@ -142,7 +144,8 @@ impl Core {
         self.next_request_id += 1;
         let generation = renews.map_or_else(|| self.generations.next(), |(_, generation)| generation);
         let (key, token_version) = (token.key.clone(), token.version);
-        session.opening = Some(Opening { request_id, at: now, generation, key, token_version });
+        session.opening =
+            Some(Opening { request_id, at: now, generation, renews: renews.is_some(), key, token_version });
         let message =
             OpenSession { volume, generation, token: token.signed.clone(), renews: renews.map(|(session, _)| session) };
         self.scratch.clear();
@@ -169,8 +172,9 @@ impl Core {
         let opened = opened.expect("the caller has looked");
         opened.sequence += 1;
         let part = request.part;
+        let session = opened.id;
         let io = IoHeader {
-            session: opened.id,
+            session,
             session_sequence: opened.sequence,
             volume,
             pg: part.pg,
@@ -205,7 +209,7 @@ impl Core {
             }
             Operation::Fence => return submission.answer(Ok(Answer::Done)),
         }
-        self.sent.insert(request_id, Sent { submission, at: now });
+        self.sent.insert(request_id, Sent { submission, session, at: now });
     }
 
     /// Takes the frames that have arrived whole. How many bytes the next one needs.
@@ -262,9 +266,9 @@ impl Core {
             | FrameKind::Lease => return Err(ConnectionFault::Unexpected(header.kind)),
         };
         // A late answer to a retired request finds nobody: the resend was answered, or will be.
-        if let Some(Sent { submission, .. }) = self.sent.remove(&header.request_id) {
+        if let Some(Sent { submission, session, .. }) = self.sent.remove(&header.request_id) {
             if let Err(AttemptError::Refused(refusal)) = &outcome {
-                self.after_refusal(submission.request.auth.volume(), refusal.code);
+                self.after_refusal(submission.request.auth.volume(), session, refusal.code);
             }
             let fits = match (&submission.request.operation, &outcome) {
                 (Operation::Read, Ok(Answer::Done)) | (Operation::Write(_), Ok(Answer::Read(_))) => false,
@@ -275,8 +279,8 @@ impl Core {
         Ok(())
     }
 
-    /// A refusal of the session itself: the next request opens another one.
-    fn after_refusal(&mut self, volume: VolumeId, code: RefusalCode) {
+    /// A refusal of the session itself: the next request opens another one, unless that has happened already.
+    fn after_refusal(&mut self, volume: VolumeId, refused: SessionId, code: RefusalCode) {
         let spoiled = matches!(
             code,
             RefusalCode::NoSession
@@ -284,7 +288,10 @@ impl Core {
                 | RefusalCode::TokenExpired
                 | RefusalCode::StaleGeneration
         );
-        if spoiled && let Some(session) = self.sessions.get_mut(&volume) {
+        if spoiled
+            && let Some(session) = self.sessions.get_mut(&volume)
+            && session.opened.as_ref().is_some_and(|opened| opened.id == refused)
+        {
             session.opened = None;
         }
     }
@@ -309,8 +316,21 @@ impl Core {
             sequence,
             token_version: opening.token_version,
         });
-        for submission in std::mem::take(&mut session.waiting) {
+        let waiting = std::mem::take(&mut session.waiting);
+        if !opening.renews {
+            // All of them are ordered or discarded now, and the discarded ones may never be answered.
+            self.retire(volume);
+        }
+        for submission in waiting {
             self.send(submission, now);
+        }
+    }
+
+    /// Answers everything that was sent for a volume as not known; whoever sent it sends it again with the same id.
+    fn retire(&mut self, volume: VolumeId) {
+        let retired = self.sent.extract_if(|_, sent| sent.submission.request.auth.volume() == volume);
+        for (_, Sent { submission, .. }) in retired {
+            submission.answer(Err(AttemptError::Retired));
         }
     }
 
@@ -328,10 +348,7 @@ impl Core {
         volumes.sort_unstable();
         volumes.dedup();
         for volume in volumes {
-            let retired = self.sent.extract_if(|_, sent| sent.submission.request.auth.volume() == volume);
-            for (_, Sent { submission, .. }) in retired {
-                submission.answer(Err(AttemptError::Retired));
-            }
+            self.retire(volume);
             // Without an open session the next request opens a new one, before anything is sent again.
             if let Some(session) = self.sessions.get_mut(&volume) {
                 session.opened = None;
