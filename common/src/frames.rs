@@ -69,6 +69,21 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, buffer: BytesMut::with_capacity(READ_SIZE) }
     }
 
+    /// Over a stream of which `buffered` was read already.
+    pub const fn with_buffered(stream: R, buffered: BytesMut) -> Self {
+        Self { stream, buffer: buffered }
+    }
+
+    /// The stream, to write to where it goes both ways.
+    pub const fn stream_mut(&mut self) -> &mut R {
+        &mut self.stream
+    }
+
+    /// Gives the stream back, with what was read of it and not returned.
+    pub fn into_parts(self) -> (R, BytesMut) {
+        (self.stream, self.buffer)
+    }
+
     /// The next frame; none when the peer closed between frames. Cancel-safe: what was read stays in the buffer.
     ///
     /// # Errors

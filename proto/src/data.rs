@@ -100,7 +100,8 @@ pub struct OpenSession {
     pub generation: Generation,
     /// A signed token, `token::SignedToken` encoded.
     pub token: Vec<u8>,
-    /// A session of the same volume and generation on this connection to renew with a newer token; its number stays.
+    /// The session of the same volume and generation on this connection that this one replaces, with a newer token. It
+    /// stays valid until the first request in the new one, so no request is lost in between.
     pub renews: Option<SessionId>,
 }
 wire_fields!(OpenSession { volume, generation, token, renews });

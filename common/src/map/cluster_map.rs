@@ -116,9 +116,10 @@ impl ClusterMap {
         self.volumes.values().find(|volume| volume.name == name)
     }
 
-    /// Whether the copy on `device` is alive: its server is, as far as the MDM knows.
+    /// Whether the copy on `device` is alive: device and server are, as far as the MDM knows.
     pub fn device_alive(&self, device: DeviceId) -> bool {
-        self.devices.get(&device).and_then(|device| self.sds.get(&device.sds)).is_some_and(|sds| sds.alive)
+        let device = self.devices.get(&device).filter(|device| device.alive);
+        device.and_then(|device| self.sds.get(&device.sds)).is_some_and(|sds| sds.alive)
     }
 }
 

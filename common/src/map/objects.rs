@@ -65,6 +65,8 @@ pub struct DeviceInfo {
     pub incarnation: Incarnation,
     /// Bytes of its data area.
     pub capacity: ByteCount,
+    /// In service: open in its server's registered process, and not found lost since.
+    pub alive: bool,
 }
 
 /// A client host.
@@ -183,6 +185,7 @@ impl TryFrom<pb::Device> for DeviceInfo {
             uuid,
             incarnation: Incarnation(device.incarnation),
             capacity: ByteCount(device.capacity_bytes),
+            alive: device.alive,
         })
     }
 }

@@ -1,0 +1,232 @@
+//! What a verified token allows at a moment.
+
+use pflex_common::map::{Access, ClusterMap, VolumeInfo};
+use pflex_proto::{
+    data::{IoHeader, RefusalCode},
+    geometry::CHUNK_SIZE,
+    ids::{ByteOffset, ClusterId, LogTime, ProcessId, SdcId, VolumeId},
+    token::{Rights, Token, TokenMode},
+};
+
+/// What a decision depends on beside the token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Surroundings<'a> {
+    /// The newest map.
+    pub(crate) map: &'a ClusterMap,
+    /// Log time; none before the first leader's stamp, and then nothing is admitted (S20).
+    pub(crate) log_time: Option<LogTime>,
+}
+
+/// A session's right to do IO: its token, signature already verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Authority {
+    token: Token,
+}
+
+type Refused = (RefusalCode, String);
+
+impl Authority {
+    /// Takes a token for a session of `sdc` in `process` on `volume`.
+    ///
+    /// # Errors
+    /// When the token is someone else's, of another volume or cluster, or already void.
+    pub(crate) fn new(
+        token: Token,
+        cluster: ClusterId,
+        sdc: SdcId,
+        process: ProcessId,
+        volume: VolumeId,
+        now: Surroundings<'_>,
+    ) -> Result<Self, Refused> {
+        let no = |what: &str| Err((RefusalCode::NotAllowed, format!("token {}: {what}", token.id)));
+        if token.cluster != cluster {
+            return no("of another cluster");
+        }
+        if token.sdc != sdc || token.process != process {
+            return no("issued to another client or process");
+        }
+        if token.volume != volume {
+            return no("for another volume");
+        }
+        if token.mode != TokenMode::Lease {
+            return no("per-io tokens are not accepted by this release");
+        }
+        let authority = Self { token };
+        authority.is_in_force(now)?;
+        Ok(authority)
+    }
+
+    /// The token.
+    pub(crate) const fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Whether the token is void by now: expired, or revoked by a higher volume epoch (S20).
+    ///
+    /// # Errors
+    /// If so, or if that cannot be known.
+    pub(crate) fn is_in_force<'a>(&self, now: Surroundings<'a>) -> Result<&'a VolumeInfo, Refused> {
+        let log_time = now.log_time.ok_or((
+            RefusalCode::NotReady,
+            "no MDM leader was heard since this process started, so the time is not known".into(),
+        ))?;
+        let id = self.token.id;
+        if log_time >= self.token.expires {
+            return Err((RefusalCode::TokenExpired, format!("token {id} expired")));
+        }
+        let Some(volume) = now.map.volumes.get(&self.token.volume) else {
+            // Either deleted, or created after the newest map that reached this server: the client asks again.
+            return Err((RefusalCode::TokenExpired, format!("volume {} is not in the map", self.token.volume)));
+        };
+        if volume.epoch > self.token.volume_epoch {
+            return Err((RefusalCode::TokenExpired, format!("token {id} was revoked")));
+        }
+        if volume.epoch < self.token.volume_epoch {
+            return Err((RefusalCode::NotReady, "this server has not heard of the volume's epoch yet".into()));
+        }
+        Ok(volume)
+    }
+
+    /// Whether this IO is allowed now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn allows(&self, io: &IoHeader, writes: bool, now: Surroundings<'_>) -> Result<(), Refused> {
+        let volume = self.is_in_force(now)?;
+        if io.volume != self.token.volume {
+            return Err((RefusalCode::NotAllowed, "the session is for another volume".into()));
+        }
+        let mapped_rw = volume.mapping(self.token.sdc).is_some_and(|mapping| mapping.access == Access::ReadWrite);
+        if writes && (self.token.rights != Rights::ReadWrite || !mapped_rw) {
+            return Err((RefusalCode::NotAllowed, "the mapping is read-only".into()));
+        }
+        if !io.range_is_valid() {
+            return Err((RefusalCode::BadRange, format!("{}+{} is not inside a chunk", io.offset, io.length)));
+        }
+        let from =
+            io.chunk.index.0.checked_mul(u64::from(CHUNK_SIZE)).and_then(|start| start.checked_add(io.offset.into()));
+        let to = from.and_then(|from| from.checked_add(io.length.into()));
+        let (Some(from), Some(to)) = (from, to) else {
+            return Err((RefusalCode::BadRange, "beyond any volume".into()));
+        };
+        if to > volume.size.0 || ByteOffset(from) < self.token.from || ByteOffset(to) > self.token.to {
+            return Err((RefusalCode::BadRange, format!("bytes {from}..{to} are beyond volume or token")));
+        }
+        if io.chunk.vtree != volume.vtree || io.chunk.layer != volume.layer {
+            return Err((RefusalCode::BadRequest, "the chunk is not of this volume".into()));
+        }
+        if now.map.pg_of(volume, io.chunk.index) != Some(io.pg) {
+            return Err((RefusalCode::BadRequest, format!("chunk {} is not in placement group {}", io.chunk, io.pg)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use pflex_proto::{
+        ids::{ChunkId, ChunkIndex, Epoch, KeyId, LayerId, SessionId, TokenId, VolumeEpoch, VtreeId},
+        pb,
+    };
+
+    use super::*;
+
+    pub(crate) fn map(volume_epoch: u64) -> ClusterMap {
+        let mapping = pb::Mapping { sdc_id: 3, access: pb::Access::ReadWrite.into(), ..Default::default() };
+        let volume = pb::Volume {
+            id: 1,
+            name: "v".into(),
+            pool_id: 1,
+            size_bytes: 8 << 20,
+            vtree_id: 1,
+            epoch: volume_epoch,
+            mappings: vec![mapping],
+            ..Default::default()
+        };
+        ClusterMap::from_full(pb::ClusterMap {
+            cluster_id: vec![9; 16],
+            revision: 1,
+            pools: vec![pb::Pool { id: 1, pg_count: 1, copies: 2, ..Default::default() }],
+            volumes: vec![volume],
+            ..Default::default()
+        })
+        .unwrap()
+    }
+
+    pub(crate) fn token() -> Token {
+        Token {
+            cluster: ClusterId::from_bytes([9; 16]),
+            key: KeyId(1),
+            id: TokenId(5),
+            sdc: SdcId(3),
+            process: ProcessId::from_bytes([1; 16]),
+            volume: VolumeId(1),
+            rights: Rights::ReadWrite,
+            from: ByteOffset(0),
+            to: ByteOffset(8 << 20),
+            volume_epoch: VolumeEpoch(1),
+            issued: LogTime(0),
+            expires: LogTime(60_000),
+            mode: TokenMode::Lease,
+        }
+    }
+
+    fn io(chunk: u64, offset: u32, length: u32) -> IoHeader {
+        IoHeader {
+            session: SessionId(1),
+            session_sequence: 1,
+            volume: VolumeId(1),
+            pg: pflex_proto::ids::PgId { pool: pflex_proto::ids::PoolId(1), index: Default::default() },
+            epoch: Epoch(1),
+            chunk: ChunkId { vtree: VtreeId(1), layer: LayerId(0), index: ChunkIndex(chunk) },
+            offset,
+            length,
+        }
+    }
+
+    fn check(token: Token, map: &ClusterMap, at: Option<u64>, io: &IoHeader, writes: bool) -> Option<RefusalCode> {
+        let now = Surroundings { map, log_time: at.map(LogTime) };
+        let authority = Authority::new(token, map.cluster, SdcId(3), ProcessId::from_bytes([1; 16]), VolumeId(1), now);
+        authority.and_then(|authority| authority.allows(io, writes, now)).err().map(|(code, _)| code)
+    }
+
+    #[test]
+    fn a_valid_token_allows_what_it_names_and_nothing_else() {
+        let map = map(1);
+        assert_eq!(check(token(), &map, Some(10), &io(0, 0, 4096), true), None);
+        let cases = [
+            (io(8, 0, 4096), RefusalCode::BadRange),
+            (io(7, 1 << 20, 1), RefusalCode::BadRange),
+            (io(u64::MAX, 0, 1), RefusalCode::BadRange),
+            (IoHeader { volume: VolumeId(2), ..io(0, 0, 1) }, RefusalCode::NotAllowed),
+            (IoHeader { pg: Default::default(), ..io(0, 0, 1) }, RefusalCode::BadRequest),
+        ];
+        for (io, code) in cases {
+            assert_eq!(check(token(), &map, Some(10), &io, true), Some(code), "{io:?}");
+        }
+    }
+
+    #[test]
+    fn expiry_revocation_and_unknown_time_are_checked() {
+        let io = io(0, 0, 4096);
+        assert_eq!(check(token(), &map(1), None, &io, false), Some(RefusalCode::NotReady));
+        assert_eq!(check(token(), &map(1), Some(60_000), &io, false), Some(RefusalCode::TokenExpired));
+        assert_eq!(check(token(), &map(2), Some(10), &io, false), Some(RefusalCode::TokenExpired));
+        assert_eq!(check(token(), &map(0), Some(10), &io, false), Some(RefusalCode::NotReady));
+    }
+
+    #[test]
+    fn rights_and_owner_are_checked() {
+        let read_only = Token { rights: Rights::Read, ..token() };
+        assert_eq!(check(read_only.clone(), &map(1), Some(1), &io(0, 0, 1), false), None);
+        assert_eq!(check(read_only, &map(1), Some(1), &io(0, 0, 1), true), Some(RefusalCode::NotAllowed));
+        for foreign in [
+            Token { sdc: SdcId(4), ..token() },
+            Token { process: ProcessId::from_bytes([2; 16]), ..token() },
+            Token { volume: VolumeId(7), ..token() },
+            Token { cluster: ClusterId::from_bytes([8; 16]), ..token() },
+        ] {
+            assert_eq!(check(foreign, &map(1), Some(1), &io(0, 0, 1), false), Some(RefusalCode::NotAllowed));
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Who may do which IO: sessions, tokens, generations. Pure: time, map and secrets come in as arguments.
+//!
+//! A request is admitted if its MAC opens under its session's key, its sequence is higher than the session's last, its
+//! session is of the newest generation of that SDC and volume (S9), and its token still allows it ([`Authority::allows`],
+//! asked again when a read's data is fetched, S20).
+//!
+//! **Invariant (I6):** no IO executes without a valid token, and none twice.
+
+mod authority;
+mod generations;
+mod sessions;
+
+pub(crate) use authority::Surroundings;
+pub(crate) use sessions::{ConnectionId, Sessions};

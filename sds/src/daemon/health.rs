@@ -1,0 +1,116 @@
+//! Health: what this process reports every 10 s, and what its control and management ports answer.
+
+use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use pflex_common::{mdm::Patience, net};
+use pflex_proto::pb::{
+    self, ComponentKind, DeviceStats, HealthReport, Metric, SdsStats, SdsStatsRequest,
+    liveness_client::LivenessClient,
+    sds_management_server::{SdsManagement, SdsManagementServer},
+};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, transport::Server as Grpc};
+use tracing::{debug, error};
+
+use super::Server;
+
+/// Between two reports.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// For one report.
+const PATIENCE: Patience = Patience::within(Duration::from_secs(5));
+/// Requests at once on a management connection: statistics never take the data plane's processor time.
+const MANAGEMENT_CONCURRENCY: usize = 16;
+
+/// Until the process ends.
+pub(super) async fn report(server: Arc<Server>) {
+    loop {
+        let request = HealthReport {
+            kind: ComponentKind::Sds.into(),
+            id: server.id.0,
+            name: server.name.clone(),
+            process_id: server.process.as_bytes().to_vec(),
+            metrics: metrics(&server),
+        };
+        let call = |connection| {
+            let request = request.clone();
+            async move { LivenessClient::new(connection).report(request).await }
+        };
+        if let Err(error) = server.client.read(PATIENCE, call).await {
+            debug!(%error, "health was not reported");
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+fn metrics(server: &Server) -> Vec<Metric> {
+    let sum =
+        |of: fn(&DeviceStats) -> u64| server.devices.iter().map(stats).map(|stats| of(&stats)).sum::<u64>() as f64;
+    let metric = |name: &str, value| Metric { name: name.into(), value };
+    vec![
+        metric("pflex.sds.capacity", sum(|stats| stats.capacity_bytes)),
+        metric("pflex.sds.used", sum(|stats| stats.used_bytes)),
+        metric("pflex.sds.reads", sum(|stats| stats.reads)),
+        metric("pflex.sds.read.bytes", sum(|stats| stats.read_bytes)),
+        metric("pflex.sds.writes", sum(|stats| stats.writes)),
+        metric("pflex.sds.written.bytes", sum(|stats| stats.written_bytes)),
+    ]
+}
+
+fn stats(device: &crate::worker::DeviceHandle) -> DeviceStats {
+    let counters = &device.counters;
+    DeviceStats {
+        device_id: device.own.device.0,
+        incarnation: device.own.incarnation.0,
+        capacity_bytes: counters.capacity_bytes.load(Relaxed),
+        used_bytes: counters.used_bytes.load(Relaxed),
+        journal_bytes: counters.journal_bytes.load(Relaxed),
+        journal_used_bytes: counters.journal_used_bytes.load(Relaxed),
+        reads: counters.reads.load(Relaxed),
+        read_bytes: counters.read_bytes.load(Relaxed),
+        writes: counters.writes.load(Relaxed),
+        written_bytes: counters.written_bytes.load(Relaxed),
+        pgs_primary: counters.pgs_primary.load(Relaxed),
+        pgs_backup: counters.pgs_backup.load(Relaxed),
+        pgs_joining: counters.pgs_joining.load(Relaxed),
+        failed: counters.failed.load(Relaxed),
+        why: String::new(),
+    }
+}
+
+struct Management(Arc<Server>);
+
+#[tonic::async_trait]
+impl SdsManagement for Management {
+    async fn stats(&self, _: Request<SdsStatsRequest>) -> Result<Response<SdsStats>, Status> {
+        let uptime_ms = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let devices = self.0.devices.iter().map(stats).collect();
+        Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms: 0 }))
+    }
+}
+
+/// Serves both planes until the process ends.
+pub(super) async fn serve(server: Arc<Server>, control: TcpListener, management: TcpListener) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = || {
+        let service =
+            tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(pb::DESCRIPTORS);
+        service.build_v1().expect("our own descriptors are sound")
+    };
+    let control = Grpc::builder()
+        .add_service(health.clone())
+        .add_service(reflection())
+        .serve_with_incoming(net::incoming(control));
+    let management = Grpc::builder()
+        .concurrency_limit_per_connection(MANAGEMENT_CONCURRENCY)
+        .add_service(health)
+        .add_service(reflection())
+        .add_service(SdsManagementServer::new(Management(server)))
+        .serve_with_incoming(net::incoming(management));
+    let (control, management) = tokio::join!(control, management);
+    for (plane, ended) in [("control", control), ("management", management)] {
+        if let Err(error) = ended {
+            error!(plane, %error, "a plane has stopped serving");
+        }
+    }
+}

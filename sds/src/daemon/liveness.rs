@@ -1,0 +1,144 @@
+//! The liveness stream with the MDM leader: a beat each second, log time in return (S20, S23).
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use pflex_common::{clock::MonotonicTime, mdm::Patience};
+use pflex_proto::{
+    ids::{KeyId, LogTime},
+    pb::{Beat, BeatReply, DeviceBeat, KeysRequest, liveness_client::LivenessClient, tokens_client::TokensClient},
+    token::{KEY_SIZE, Secret},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tracing::{debug, warn};
+
+use super::Server;
+use crate::worker::Command;
+
+/// Between two beats.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A leader that does not answer a beat for this long is not one any more.
+const SILENCE: Duration = Duration::from_millis(2_500);
+/// How often the confirmed revision is looked at: an unmap waits for it.
+const CONFIRM_POLL: Duration = Duration::from_millis(20);
+/// Between two members that do not lead.
+const PAUSE: Duration = Duration::from_millis(50);
+/// For fetching keys.
+const KEYS_PATIENCE: Patience = Patience::within(Duration::from_secs(5));
+
+/// Until the process ends.
+pub(super) async fn run(server: Arc<Server>) {
+    let mut newest_key = None;
+    loop {
+        let (endpoint, connection) = server.client.leader_guess();
+        let error = match follow(&server, LivenessClient::new(connection), &mut newest_key).await {
+            Ok(()) => Status::unavailable("the stream ended"),
+            Err(error) => error,
+        };
+        debug!(%endpoint, error = error.message(), "liveness stream ended");
+        server.client.not_here(&endpoint, &error);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn follow(
+    server: &Arc<Server>,
+    mut client: LivenessClient<pflex_common::mdm::Connection>,
+    newest_key: &mut Option<u32>,
+) -> Result<(), Status> {
+    let (beats, queue) = mpsc::channel(4);
+    let sender = tokio::spawn(beat(Arc::clone(server), beats));
+    let _stops_with_us = StopOnDrop(sender);
+    let silent = |_| Status::deadline_exceeded("the leader is silent");
+    let opened = tokio::time::timeout(SILENCE, client.beats(ReceiverStream::new(queue))).await.map_err(silent)?;
+    let mut replies = opened?.into_inner();
+    while let Some(reply) = tokio::time::timeout(SILENCE, replies.message()).await.map_err(silent)?? {
+        let BeatReply { log_time_ms, term, newest_key_id, .. } = reply;
+        let at = MonotonicTime::now();
+        for device in &server.devices {
+            device.send(Command::Stamp { term, log_time: LogTime(log_time_ms), at }).await;
+        }
+        if *newest_key != Some(newest_key_id) && fetch_keys(server).await {
+            *newest_key = Some(newest_key_id);
+        }
+    }
+    Ok(())
+}
+
+/// A beat each second, and at once when a revocation is newly confirmed.
+async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
+    loop {
+        let confirmed = server.confirmed();
+        let beat = Beat {
+            sds_id: server.id.0,
+            process_id: server.process.as_bytes().to_vec(),
+            applied_revision: confirmed.0,
+            devices: server.devices.iter().map(device_beat).collect(),
+            unreachable_sds_ids: Vec::new(),
+        };
+        if beats.send(beat).await.is_err() {
+            return;
+        }
+        let due = tokio::time::sleep(INTERVAL);
+        tokio::pin!(due);
+        loop {
+            tokio::select! {
+                () = &mut due => break,
+                () = tokio::time::sleep(CONFIRM_POLL) => if server.confirmed() > confirmed { break },
+            }
+        }
+    }
+}
+
+fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
+    let failed = device.counters.failed.load(Ordering::Relaxed);
+    DeviceBeat {
+        device_id: device.own.device.0,
+        incarnation: device.own.incarnation.0,
+        completed_ios: device.counters.completed.load(Ordering::Relaxed),
+        waiting: device.counters.waiting.load(Ordering::Relaxed),
+        failed,
+        why: if failed { "a write, flush or metadata commit failed".into() } else { String::new() },
+    }
+}
+
+/// Gets the secrets and hands them to every data thread; whether that worked.
+pub(super) async fn fetch_keys(server: &Arc<Server>) -> bool {
+    let request = KeysRequest { sds_id: server.id.0, process_id: server.process.as_bytes().to_vec() };
+    let call = |connection| {
+        let request = request.clone();
+        async move { TokensClient::new(connection).keys(request).await }
+    };
+    let keys = match server.client.read(KEYS_PATIENCE, call).await {
+        Ok(reply) => reply.keys,
+        Err(error) => {
+            warn!(%error, "cannot fetch the keys that tokens are verified with; trying again");
+            return false;
+        }
+    };
+    let secret = |key: pflex_proto::pb::SecretKey| {
+        let bytes: [u8; KEY_SIZE] = key.secret.try_into().ok()?;
+        Some(Secret::new(KeyId(key.key_id), &bytes))
+    };
+    let secrets: Vec<Secret> = keys.into_iter().filter_map(secret).collect();
+    for device in &server.devices {
+        device.send(Command::Secrets(secrets.clone())).await;
+    }
+    !secrets.is_empty()
+}
+
+impl Server {
+    /// What every data thread has confirmed.
+    fn confirmed(&self) -> pflex_proto::ids::Revision {
+        self.devices.iter().map(|device| device.counters.confirmed()).min().unwrap_or_default()
+    }
+}
+
+struct StopOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

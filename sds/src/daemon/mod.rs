@@ -1,0 +1,191 @@
+//! The SDS process: learns its cluster, opens its devices, registers, and serves.
+//!
+//! Order at the start: ports are taken first; then the cluster is asked who it is, because a device of another cluster
+//! must be refused before it is opened; a device is opened (its incarnation raised and synced, S2) before it is
+//! registered; a data thread starts with the id that the MDM gave its device. MDMs may come up later than this process:
+//! it waits for them.
+
+mod acceptor;
+mod config;
+mod devices;
+mod health;
+mod identity;
+mod liveness;
+mod registration;
+mod reports;
+
+use std::{io, path::PathBuf, sync::Arc, time::Instant};
+
+use pflex_common::{
+    clock::MonotonicTime,
+    durable::DurableError,
+    map,
+    mdm::MdmClient,
+    net::{self, Endpoint},
+    shutdown::Shutdown,
+};
+use pflex_proto::{
+    ids::{ClusterId, Member, ProcessId, SdsId},
+    pb::ComponentKind,
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tracing::info;
+
+pub use config::{ConfigError, ConfigFile, DeviceFile, SdsConfig};
+
+use crate::{
+    store::{MetaError, OpenError},
+    worker::{self, Command, DeviceHandle, WorkerConfig},
+};
+
+/// Reports that may wait for the MDM: proposals of all groups of all devices fit.
+const MAX_REPORTS: usize = 4096;
+
+/// Why the SDS does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SdsError {
+    /// A port.
+    #[error(transparent)]
+    Listen(#[from] net::ListenError),
+    /// Its own small files.
+    #[error(transparent)]
+    File(#[from] DurableError),
+    /// Its identity file is not one.
+    #[error("{path} is damaged or of a newer release: {why}; restore it, or use an empty data directory")]
+    Identity {
+        /// Which.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+    /// `sds_local.db`.
+    #[error("cannot open {path}; is another process using it?")]
+    Meta {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: MetaError,
+    },
+    /// A device is refused. It was left untouched.
+    #[error("device {path} is refused: {source}")]
+    Device {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: OpenError,
+    },
+    /// The MDMs belong to another cluster than the data directory.
+    #[error(
+        "{dir} belongs to cluster {ours}, the MDMs at {members} to {theirs}; use another data directory or list of MDMs"
+    )]
+    OtherCluster {
+        /// The data directory.
+        dir: PathBuf,
+        /// Its cluster.
+        ours: ClusterId,
+        /// The configured MDMs.
+        members: String,
+        /// Their cluster, or what they say.
+        theirs: String,
+    },
+    /// The MDM refuses this server for good.
+    #[error("the MDM refuses SDS {name}: {why}")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// What the MDM says.
+        why: String,
+    },
+    /// No thread for a device.
+    #[error("cannot start the data thread of a device")]
+    Threads(#[source] io::Error),
+}
+
+/// What the tasks of this process share.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) name: String,
+    pub(crate) id: SdsId,
+    pub(crate) process: ProcessId,
+    pub(crate) client: MdmClient,
+    pub(crate) devices: Vec<DeviceHandle>,
+    pub(crate) started: Instant,
+}
+
+/// Runs an SDS until `shutdown`.
+///
+/// # Errors
+/// See [`SdsError`]; the process should end with its message.
+pub async fn run(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
+    let process = ProcessId(uuid::Uuid::new_v4());
+    let data = net::listen("SDS data", &config.data).await?;
+    let control = net::listen("SDS control", &config.control).await?;
+    let management = net::listen("SDS management", &config.management).await?;
+    let addresses = pflex_proto::pb::Addresses {
+        data: bound(&config.data, &data).to_string(),
+        control: bound(&config.control, &control).to_string(),
+        management: bound(&config.management, &management).to_string(),
+        ..Default::default()
+    };
+    let mut identity = identity::Identity::open(&config.data_dir)?;
+    let client = MdmClient::new(format!("sds {}", config.name), config.mdm.clone());
+    let registration = registration::Registration { config: &config, client: &client, process, addresses };
+
+    let opened_at = MonotonicTime::now();
+    let opening = async {
+        let (cluster, id) = registration.introduce(&mut identity).await?;
+        let stores = devices::open_all(&config, cluster, id).await?;
+        let ids = registration.devices(&mut identity, &stores).await?;
+        Ok::<_, SdsError>((cluster, id, stores, ids))
+    };
+    let (cluster, id, stores, ids) = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        opened = opening => opened?,
+    };
+    let (reports, report_queue) = mpsc::channel(MAX_REPORTS);
+    let mut handles = Vec::new();
+    for (device, (mut store, opened)) in ids.into_iter().zip(stores) {
+        if opened.superblock.device != device {
+            store.assign_device(device).map_err(|source| SdsError::Device { path: config.data_dir.clone(), source })?;
+        }
+        let own = Member { device, sds: id, incarnation: opened.superblock.incarnation };
+        info!(sds = %config.name, %device, incarnation = %own.incarnation, emptied = opened.emptied, replayed = opened.replayed_groups, "device in service");
+        let worker = WorkerConfig { cluster, own, store, opened, opened_at, reports: reports.clone() };
+        handles.push(worker::spawn(worker).map_err(SdsError::Threads)?);
+    }
+    drop(reports);
+    let name = config.name.clone();
+    let server = Arc::new(Server { name, id, process, client, devices: handles, started: Instant::now() });
+
+    let watcher = map::watch(server.client.clone(), ComponentKind::Sds, id.0, shutdown.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(feed_maps(Arc::clone(&server), watcher));
+    tasks.spawn(acceptor::run(Arc::clone(&server), data));
+    tasks.spawn(liveness::run(Arc::clone(&server)));
+    tasks.spawn(health::report(Arc::clone(&server)));
+    tasks.spawn(reports::run(Arc::clone(&server), report_queue));
+    tasks.spawn(health::serve(Arc::clone(&server), control, management));
+    shutdown.cancelled().await;
+    // Listeners close by process exit only (S8), so the data threads finish first.
+    for device in &server.devices {
+        device.stop().await;
+    }
+    tasks.shutdown().await;
+    info!(sds = %server.name, "SDS stopped");
+    Ok(())
+}
+
+fn bound(configured: &Endpoint, listener: &TcpListener) -> Endpoint {
+    let port = listener.local_addr().map_or(configured.port(), |address| address.port());
+    Endpoint::new(configured.host(), port)
+}
+
+async fn feed_maps(server: Arc<Server>, mut watcher: map::Watcher) {
+    while watcher.changed().await.is_ok() {
+        let Some(map) = watcher.borrow_and_update().clone() else { continue };
+        for device in &server.devices {
+            device.send(Command::Map(Arc::clone(&map))).await;
+        }
+    }
+}

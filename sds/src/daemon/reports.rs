@@ -1,0 +1,120 @@
+//! What data threads report: configuration changes for the MDM to decide, token uses, keys they lack.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use pflex_common::mdm::{MdmError, Patience};
+use pflex_proto::{
+    ids::DeviceId,
+    pb::{
+        AckTokensRequest, PgProposal, ReconfigureReply, ReconfigureRequest, TokenUse,
+        placement_client::PlacementClient, tokens_client::TokensClient,
+    },
+};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tracing::{info, warn};
+
+use super::{Server, liveness};
+use crate::{
+    replication::Proposal,
+    worker::{Command, Report},
+};
+
+/// Reports taken at once: proposals among them go to the MDM in one call.
+const BATCH: usize = 1024;
+/// A proposal is made until it is decided. The MDM may be away for long; this only bounds one exactly-once request.
+const PROPOSAL_PATIENCE: Patience = Patience::within(Duration::from_secs(3600));
+/// Accounting may be lost, never late.
+const ACK_PATIENCE: Patience = Patience::within(Duration::from_secs(10));
+
+/// Until all data threads are gone.
+pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>) {
+    let mut batch = Vec::new();
+    let mut acking: Option<JoinHandle<()>> = None;
+    let (proposals, queue) = mpsc::channel(BATCH);
+    let proposing = tokio::spawn(propose_all(Arc::clone(&server), queue));
+    while reports.recv_many(&mut batch, BATCH).await > 0 {
+        let mut uses = Vec::new();
+        let mut unknown_key = false;
+        for report in batch.drain(..) {
+            match report {
+                Report::Propose { device, proposal } => drop(proposals.send((device, proposal)).await),
+                Report::UnknownKey => unknown_key = true,
+                Report::Uses(more) => uses.extend(more),
+            }
+        }
+        if unknown_key {
+            liveness::fetch_keys(&server).await;
+        }
+        // One ACK at a time; while it is on its way, uses of one more round are dropped rather than queued.
+        if !uses.is_empty() && acking.as_ref().is_none_or(JoinHandle::is_finished) {
+            acking = Some(tokio::spawn(ack(Arc::clone(&server), uses)));
+        }
+    }
+    drop(proposals);
+    drop(proposing.await);
+}
+
+async fn ack(server: Arc<Server>, uses: Vec<TokenUse>) {
+    let call = |connection, id| {
+        let request = AckTokensRequest { request: Some(id), sds_id: server.id.0, uses: uses.clone() };
+        async move { TokensClient::new(connection).ack(request).await }
+    };
+    if let Err(error) = server.client.write(ACK_PATIENCE, call).await {
+        warn!(%error, "token uses were not reported");
+    }
+}
+
+async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, Proposal)>) {
+    let mut batch = Vec::new();
+    while queue.recv_many(&mut batch, BATCH).await > 0 {
+        // The newest proposal of a group at an epoch is the one that counts.
+        let mut newest = HashMap::new();
+        for (device, proposal) in batch.drain(..) {
+            newest.insert(proposal.pg, (device, proposal));
+        }
+        let asked: Vec<_> = newest.into_values().collect();
+        let reply = loop {
+            match propose(&server, &asked).await {
+                Ok(reply) => break reply,
+                Err(error) => {
+                    warn!(%error, groups = asked.len(), "a configuration change is not decided yet; asking again")
+                }
+            }
+        };
+        for ((device, proposal), result) in asked.iter().zip(reply.results) {
+            if result.accepted {
+                continue;
+            }
+            info!(pg = %proposal.pg, epoch = %proposal.expected_epoch, why = result.why, "the MDM refused a configuration");
+            let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
+            if let Some(handle) = server.devices.iter().find(|handle| handle.own.device == *device) {
+                handle.send(Command::ProposalRejected { pg, expected_epoch }).await;
+            }
+        }
+    }
+}
+
+async fn propose(server: &Server, asked: &[(DeviceId, Proposal)]) -> Result<ReconfigureReply, MdmError> {
+    let call = |connection, id| {
+        let request = ReconfigureRequest {
+            request: Some(id),
+            sds_id: server.id.0,
+            process_id: server.process.as_bytes().to_vec(),
+            proposals: asked.iter().map(|(device, proposal)| message(*device, proposal)).collect(),
+        };
+        async move { PlacementClient::new(connection).reconfigure(request).await }
+    };
+    server.client.write(PROPOSAL_PATIENCE, call).await
+}
+
+/// The proposer stays primary, unless it proposes to leave.
+fn message(device: DeviceId, proposal: &Proposal) -> PgProposal {
+    let stays = proposal.in_sync.iter().find(|member| member.device == device);
+    let primary = stays.or(proposal.in_sync.first()).map_or(0, |member| member.device.0);
+    PgProposal {
+        pg: Some(proposal.pg.into()),
+        expected_epoch: proposal.expected_epoch.0,
+        in_sync: proposal.in_sync.iter().copied().map(Into::into).collect(),
+        primary_device_id: primary,
+    }
+}

@@ -1,0 +1,306 @@
+//! Clients: greeting, sessions, requests, answers.
+
+use bytes::Bytes;
+use pflex_common::frames::Frame;
+use pflex_proto::{
+    data::{
+        Checksums, FlushReply, FlushRequest, HelloReply, IoHeader, OpenSession, PROTOCOL_VERSION, Peer, ReadReply,
+        ReadRequest, Refusal, RefusalCode, SessionOpened, WriteKind, WriteReply, WriteRequest,
+    },
+    frame::FrameKind,
+    geometry::BLOCK_SIZE,
+    ids::{LogTime, PgId, ProcessId, SdcId},
+    pb::TokenUse,
+    token,
+};
+use tokio::net::TcpStream;
+
+use super::{
+    command::{Accepted, Report},
+    effects::copied_if_small,
+    pending::Pending,
+    worker::{Party, Worker},
+};
+use crate::{
+    admission::ConnectionId,
+    payload::Payload,
+    replication::{self, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
+};
+
+type Refused = (RefusalCode, String);
+
+impl Worker {
+    /// Answers a greeting, and takes the connection into service if nothing is wrong with it.
+    pub(super) fn on_accepted(&mut self, accepted: Accepted) {
+        let Accepted { stream, hello, request_id, leftover } = accepted;
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "a connection was lost on its way to the data thread"),
+        };
+        let wrong = if hello.cluster != self.cluster {
+            Some((RefusalCode::WrongCluster, format!("this device belongs to cluster {}", self.cluster)))
+        } else if hello.oldest > PROTOCOL_VERSION || hello.newest < PROTOCOL_VERSION {
+            Some((RefusalCode::WrongVersion, format!("this server speaks data protocol {PROTOCOL_VERSION}")))
+        } else {
+            None
+        };
+        let party = match hello.peer {
+            Peer::Sdc { sdc, process } => Party::Sdc { sdc, process },
+            Peer::Replication(member) => Party::Replication(member),
+            Peer::Lease(member) => Party::Lease(member),
+        };
+        if let Some((code, why)) = wrong {
+            // Not registered under its party: nothing of it may count.
+            let nobody = Party::Sdc { sdc: SdcId(0), process: ProcessId::default() };
+            let id = self.register(nobody, stream, leftover, None);
+            self.refuse(id, request_id, code, why, None);
+            return;
+        }
+        let id = self.register(party, stream, leftover, None);
+        let reply = HelloReply { version: PROTOCOL_VERSION, incarnation: self.own.incarnation };
+        self.push(id, FrameKind::HelloReply, request_id, &reply, Bytes::new());
+    }
+
+    pub(super) fn on_client_frame(&mut self, id: ConnectionId, sdc: SdcId, process: ProcessId, frame: Frame) {
+        let request_id = frame.header.request_id;
+        let outcome = match frame.header.kind {
+            FrameKind::OpenSession => self.on_open(id, sdc, process, &frame),
+            FrameKind::Read => self.on_read(id, &frame),
+            FrameKind::Write => self.on_write(id, frame),
+            FrameKind::Flush => self.on_flush(id, &frame),
+            FrameKind::Hello
+            | FrameKind::HelloReply
+            | FrameKind::SessionOpened
+            | FrameKind::ReadReply
+            | FrameKind::WriteReply
+            | FrameKind::FlushReply
+            | FrameKind::Refusal
+            | FrameKind::Replication
+            | FrameKind::Lease => {
+                tracing::warn!(%sdc, kind = ?frame.header.kind, "a client sent a frame that is not a client's; closing");
+                return self.close(id);
+            }
+        };
+        if let Err((code, why)) = outcome {
+            self.refuse(id, request_id, code, why, None);
+        }
+    }
+
+    fn on_open(&mut self, id: ConnectionId, sdc: SdcId, process: ProcessId, frame: &Frame) -> Result<(), Refused> {
+        let request: OpenSession = frame.message().map_err(malformed)?;
+        let nonce: [u8; 16] = rand::random();
+        let log_time = self.log_time.now(pflex_common::clock::MonotonicTime::now());
+        let now = crate::admission::Surroundings { map: &self.map, log_time };
+        let opened = self.sessions.open(id, (sdc, process), &request, &nonce, now).inspect_err(|(code, why)| {
+            if *code == RefusalCode::NotReady && log_time.is_some() {
+                // Most likely a key that was made since (S21). A full queue means that others said so already.
+                drop(self.reports.try_send(Report::UnknownKey));
+            }
+            tracing::debug!(%sdc, volume = %request.volume, ?code, why, "session refused");
+        })?;
+        if let Some((sdc, volume)) = opened.retires {
+            // S9: what older generations queued is ordered by now or discarded before this is answered.
+            let older = self.pending.matching(|pending| (pending.sdc, pending.volume) == (sdc, volume));
+            self.cancel(older);
+            self.decide();
+        }
+        let reply = SessionOpened { session: opened.session, nonce, log_time: log_time.unwrap_or(LogTime(0)) };
+        self.push(id, FrameKind::SessionOpened, frame.header.request_id, &reply, Bytes::new());
+        Ok(())
+    }
+
+    /// Discards requests that are not ordered yet.
+    pub(super) fn cancel(&mut self, requests: Vec<(RequestId, PgId)>) {
+        self.events.extend(requests.into_iter().map(|(request, pg)| (pg, Event::Cancel { request })));
+    }
+
+    fn on_read(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
+        let ReadRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
+        let sdc = self.admit(id, &io, false, frame)?;
+        let request = self.pend(id, sdc, &io, false, frame.header.request_id);
+        let read = ClientRead { request, epoch: io.epoch, chunk: io.chunk, extent: extent(&io) };
+        self.ask(io.pg, request, Event::Read(read));
+        Ok(())
+    }
+
+    fn on_write(&mut self, id: ConnectionId, frame: Frame) -> Result<(), Refused> {
+        let write: WriteRequest = token::unsealed(&frame.body).map_err(malformed)?;
+        let io = write.io;
+        let sdc = self.admit(id, &io, true, &frame)?;
+        let whole_blocks = io.offset.is_multiple_of(BLOCK_SIZE) && io.length.is_multiple_of(BLOCK_SIZE);
+        let kind = match write.kind {
+            WriteKind::Data => {
+                if frame.payload.len() != io.length as usize {
+                    return Err((RefusalCode::BadRequest, "the payload is not as long as the range".into()));
+                }
+                if !write.checksums.verify(io.offset, &frame.payload) {
+                    return Err((RefusalCode::BadChecksum, "the data was damaged on the way".into()));
+                }
+                let data = copied_if_small(&frame.payload);
+                let blocks = match write.checksums {
+                    Checksums::Blocks(blocks) => blocks,
+                    Checksums::Bytes(_) if whole_blocks => Payload::computed(data.clone()).checksums.to_vec(),
+                    Checksums::Bytes(_) => Vec::new(),
+                };
+                replication::WriteKind::Data(Payload::verified(data, blocks))
+            }
+            WriteKind::Trim if !whole_blocks => {
+                return Err((RefusalCode::BadRange, "a trim is of whole 4 KiB blocks".into()));
+            }
+            WriteKind::Trim | WriteKind::Zero | WriteKind::ZeroNoHole if whole_blocks => replication::WriteKind::Zeroes,
+            // Edges that share a block with other data are merged like any bytes (S15).
+            WriteKind::Trim | WriteKind::Zero | WriteKind::ZeroNoHole => {
+                replication::WriteKind::Data(Payload::verified(Bytes::from(vec![0; io.length as usize]), []))
+            }
+        };
+        let needs_space = matches!(kind, replication::WriteKind::Data(_));
+        // S4: space here is set aside before the core orders anything; it does the same at the other copies.
+        let creates_chunk = needs_space && !self.store.has_unit(io.chunk);
+        if creates_chunk && !self.store.reserve(io.pg, io.chunk) {
+            return Err((RefusalCode::NoSpace, format!("device {} has no space for another chunk", self.own.device)));
+        }
+        let request = self.pend(id, sdc, &io, true, frame.header.request_id);
+        let write = ClientWrite {
+            request,
+            epoch: io.epoch,
+            client: ClientKey { sdc, volume: io.volume },
+            operation: write.operation,
+            low_water: write.low_water,
+            chunk: io.chunk,
+            extent: extent(&io),
+            merge: needs_space && !whole_blocks,
+            kind,
+            creates_chunk,
+        };
+        self.ask(io.pg, request, Event::Write(write));
+        Ok(())
+    }
+
+    /// In a `sync` pool whatever was acknowledged is durable already. Writeback pools are refused by the MDM until the
+    /// cores know volatility (S14).
+    fn on_flush(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
+        let request: FlushRequest = token::unsealed(&frame.body).map_err(malformed)?;
+        self.admit(id, &request.io, false, frame)?;
+        let reply = FlushReply { volatility: request.volatility };
+        self.push(id, FrameKind::FlushReply, frame.header.request_id, &reply, Bytes::new());
+        Ok(())
+    }
+
+    fn admit(&mut self, id: ConnectionId, io: &IoHeader, writes: bool, frame: &Frame) -> Result<SdcId, Refused> {
+        let log_time = self.log_time.now(pflex_common::clock::MonotonicTime::now());
+        let now = crate::admission::Surroundings { map: &self.map, log_time };
+        self.sessions.admit(id, io, writes, |key| frame.opens(key), now)
+    }
+
+    fn pend(
+        &mut self,
+        connection: ConnectionId,
+        sdc: SdcId,
+        io: &IoHeader,
+        writes: bool,
+        frame_request: u64,
+    ) -> RequestId {
+        self.pending.add(Pending {
+            connection,
+            frame_request,
+            session: io.session,
+            sdc,
+            volume: io.volume,
+            pg: io.pg,
+            extent: extent(io),
+            writes,
+            token: self.sessions.token_of(connection, io.session),
+        })
+    }
+
+    fn ask(&mut self, pg: PgId, request: RequestId, event: Event<Payload>) {
+        if self.slots.contains_key(&pg) {
+            self.events.push_back((pg, event));
+        } else {
+            let epoch = self.map.pgs.get(&pg).map(|config| config.epoch).unwrap_or_default();
+            self.answer(request, Outcome::Refused(replication::Refusal::NotPrimary { epoch }));
+        }
+    }
+
+    /// The core's answer to a client.
+    pub(super) fn answer(&mut self, request: RequestId, outcome: Outcome<Payload>) {
+        let Some(pending) = self.pending.remove(request) else { return };
+        let (id, request_id) = (pending.connection, pending.frame_request);
+        match outcome {
+            Outcome::Written { volatility, version } => {
+                self.count(&pending);
+                let reply = WriteReply { volatility, version };
+                self.push(id, FrameKind::WriteReply, request_id, &reply, Bytes::new());
+            }
+            Outcome::Read { data } => {
+                // S20: checked again now that the data is here.
+                if let Err((code, why)) = self.sessions.still_in_force(id, pending.session, self.surroundings()) {
+                    return self.refuse(id, request_id, code, why, None);
+                }
+                self.count(&pending);
+                let checksums = if data.checksums.is_empty() {
+                    Checksums::Bytes(crc32c::crc32c(&data.data))
+                } else {
+                    Checksums::Blocks(data.checksums.to_vec())
+                };
+                self.push(id, FrameKind::ReadReply, request_id, &ReadReply { hole: false, checksums }, data.data);
+            }
+            Outcome::Refused(refusal) => {
+                let code = code(refusal);
+                let config = matches!(code, RefusalCode::WrongEpoch | RefusalCode::NotPrimary).then_some(pending.pg);
+                self.refuse(id, request_id, code, refusal.to_string(), config);
+            }
+        }
+    }
+
+    fn refuse(&mut self, id: ConnectionId, request_id: u64, code: RefusalCode, why: String, config_of: Option<PgId>) {
+        let config = config_of.and_then(|pg| self.map.pgs.get(&pg)).map(|config| config.as_ref().clone());
+        self.push(id, FrameKind::Refusal, request_id, &Refusal { code, config, why }, Bytes::new());
+    }
+
+    fn count(&mut self, pending: &Pending) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let bytes = u64::from(pending.extent.length);
+        let (operations, moved) = if pending.writes {
+            (&self.counters.writes, &self.counters.written_bytes)
+        } else {
+            (&self.counters.reads, &self.counters.read_bytes)
+        };
+        operations.fetch_add(1, Relaxed);
+        moved.fetch_add(bytes, Relaxed);
+        self.counters.completed.fetch_add(1, Relaxed);
+        if let Some(token) = pending.token {
+            let used = self.uses.entry(token).or_insert_with(|| TokenUse { token_id: token.0, ..Default::default() });
+            if pending.writes {
+                used.writes += 1;
+                used.written_bytes += bytes;
+            } else {
+                used.reads += 1;
+                used.read_bytes += bytes;
+            }
+        }
+    }
+}
+
+const fn extent(io: &IoHeader) -> Extent {
+    Extent { offset: io.offset, length: io.length }
+}
+
+fn malformed(error: impl std::fmt::Display) -> Refused {
+    (RefusalCode::BadRequest, error.to_string())
+}
+
+const fn code(refusal: replication::Refusal) -> RefusalCode {
+    use replication::Refusal as R;
+    match refusal {
+        R::NotPrimary { .. } => RefusalCode::NotPrimary,
+        R::WrongEpoch { .. } => RefusalCode::WrongEpoch,
+        R::Opening { .. } | R::NoLease { .. } | R::CopyFailed => RefusalCode::NotReady,
+        R::Busy => RefusalCode::Busy,
+        R::NoSpace { .. } => RefusalCode::NoSpace,
+        R::OldOperation => RefusalCode::BadRequest,
+        R::OutcomeUnknown { .. } => RefusalCode::OutcomeUnknown,
+        R::Unreadable => RefusalCode::Unreadable,
+        R::Cancelled => RefusalCode::StaleGeneration,
+    }
+}

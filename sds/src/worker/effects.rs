@@ -1,0 +1,371 @@
+//! Carries out what the replication cores decide: on the store, on links, towards clients and the MDM.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use pflex_proto::{
+    geometry::BLOCK_SIZE,
+    ids::{ChunkId, PgId, VolatilityId},
+    pg::PgConfig,
+};
+
+use super::{command::Report, worker::Worker};
+use crate::{
+    payload::Payload,
+    replication::{
+        self, BlockRun, BlockSums, ChunkImage, Effect, Event, Extent, OperationEntry, Pg, RequestId, Round, Ticket,
+        WriteKind,
+    },
+    store::{self, BlockRange, Lane, ReadData, ReadError, Run},
+};
+
+/// Payloads up to this size are copied out of the receive buffer: keeping 4 KiB of it would keep all 128 KiB.
+const COPY_LIMIT: usize = 32 << 10;
+
+/// A payload that may stay for long without holding on to much more memory than its own.
+pub(super) fn copied_if_small(payload: &Bytes) -> Bytes {
+    if payload.len() <= COPY_LIMIT { Bytes::copy_from_slice(payload) } else { payload.clone() }
+}
+
+/// One placement group's replica on this device.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) core: Pg<Payload>,
+    /// As last told to the core.
+    pub(super) config: Option<Arc<PgConfig>>,
+    pub(super) joiners: Vec<pflex_proto::ids::Member>,
+    /// Store changes on their way, with the core's number for each.
+    tickets: VecDeque<(store::Ticket, Ticket)>,
+    last_asked: store::Ticket,
+    durable: store::Ticket,
+    /// The store refused a change; nothing more is asked of it for this group until the core has cleared that (S4).
+    failed: bool,
+    last_core: Ticket,
+}
+
+impl Slot {
+    pub(super) fn new(core: Pg<Payload>) -> Self {
+        Self {
+            core,
+            config: None,
+            joiners: Vec::new(),
+            tickets: VecDeque::new(),
+            last_asked: store::Ticket::default(),
+            durable: store::Ticket::default(),
+            failed: false,
+            last_core: Ticket::default(),
+        }
+    }
+
+    /// The store made a prefix durable: the core's number for it, if that is news.
+    pub(super) fn durable(&mut self, through: store::Ticket) -> Option<Ticket> {
+        self.durable = self.durable.max(through);
+        let mut reached = None;
+        while let Some((_, core)) = self.tickets.front().filter(|(asked, _)| *asked <= self.durable) {
+            reached = Some(*core);
+            self.tickets.pop_front();
+        }
+        reached
+    }
+
+    /// Nothing that is on its way will be reported durable; the first one that failed.
+    pub(super) fn fail(&mut self) -> Ticket {
+        self.failed = true;
+        let first = self.tickets.front().map_or(Ticket(self.last_core.0 + 1), |(_, core)| *core);
+        self.tickets.clear();
+        first
+    }
+}
+
+/// A store read that had to wait for the disk.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pg: PgId,
+    purpose: Purpose,
+    result: Result<ReadData, ReadError>,
+}
+
+/// What a store read is for.
+#[derive(Debug)]
+enum Purpose {
+    Read { request: RequestId, range: BlockRange, extent: Extent },
+    Merge { request: RequestId, range: BlockRange, extent: Extent, data: Payload },
+    Difference { round: Round, chunk: ChunkId, version: Option<pflex_proto::ids::Version>, theirs: BlockSums },
+}
+
+impl Worker {
+    pub(super) fn carry_out(&mut self, pg: PgId, effect: Effect<Payload>) {
+        match effect {
+            Effect::Apply { ticket, write, watermark } => {
+                let Some(run) = run_of(write.extent, write.kind) else {
+                    return self.changed(pg, ticket, Err("an ordered write that is not whole blocks".into()));
+                };
+                let serving = self.slots.get(&pg).is_some_and(|slot| slot.core.is_serving());
+                let volatility = self.volatility(pg);
+                let change = store::OrderedWrite {
+                    pg,
+                    chunk: write.chunk,
+                    version: write.version,
+                    run,
+                    origin: store::Origin {
+                        client: client(write.client),
+                        operation: write.operation,
+                        low_water: write.low_water,
+                    },
+                    watermark,
+                    volatility,
+                    lane: if serving { Lane::Client } else { Lane::Replication },
+                };
+                self.change(pg, ticket, |store| store.apply(change));
+            }
+            Effect::FixChunk { ticket, chunk, image, operations } => {
+                let operations = operations.into_iter().map(operation).collect();
+                let ChunkImage { version, runs } = image;
+                match runs.into_iter().map(run_of_blocks).collect() {
+                    Some(runs) => {
+                        let fix = store::Fix { pg, chunk, version, runs, operations };
+                        self.change(pg, ticket, |store| store.fix_chunk(fix));
+                    }
+                    None => self.changed(pg, ticket, Err("a fix that is not whole blocks".into())),
+                }
+            }
+            Effect::MarkUnsynced { ticket, chunk } => self.change(pg, ticket, |store| store.mark_unsynced(pg, chunk)),
+            Effect::WriteBlocks { ticket, chunk, runs } => match runs.into_iter().map(run_of_blocks).collect() {
+                Some(runs) => self.change(pg, ticket, |store| store.write_blocks(pg, chunk, runs)),
+                None => self.changed(pg, ticket, Err("resync blocks that are not whole".into())),
+            },
+            Effect::SetVersion { ticket, chunk, version } => {
+                self.change(pg, ticket, |store| store.set_version(pg, chunk, version));
+            }
+            Effect::ReplaceOperations { ticket, operations, watermark } => {
+                let snapshot = store::OperationSnapshot {
+                    entries: operations.entries.into_iter().map(operation).collect(),
+                    low_waters: operations.low_waters.into_iter().map(|(key, low)| (client(key), low)).collect(),
+                };
+                self.change(pg, ticket, |store| store.replace_operations(pg, snapshot, watermark));
+            }
+            Effect::ClearFailure { ticket } => {
+                let Some(slot) = self.slots.get_mut(&pg) else { return };
+                slot.failed = false;
+                slot.last_core = ticket;
+                slot.tickets.push_back((slot.last_asked, ticket));
+                let reached = slot.durable(slot.durable);
+                self.events.extend(reached.map(|through| (pg, Event::Durable { through })));
+            }
+            Effect::Read { request, chunk, extent } => match BlockRange::around(extent.offset, extent.length) {
+                Some(range) => self.fetch(pg, chunk, range, Purpose::Read { request, range, extent }),
+                None => self.events.push_back((pg, Event::ReadDone { request, data: None })),
+            },
+            Effect::Merge { request, chunk, extent, data } => match BlockRange::around(extent.offset, extent.length) {
+                Some(range) => self.fetch(pg, chunk, range, Purpose::Merge { request, range, extent, data }),
+                None => self.events.push_back((pg, Event::Merged { request, merged: None })),
+            },
+            Effect::ListVersions { round, above } => {
+                let entries = self.store.versions(pg, above).into_iter();
+                let entries = entries.map(|e| replication::ChunkEntry { chunk: e.chunk, version: e.version }).collect();
+                self.events.push_back((pg, Event::Listed { round, entries }));
+            }
+            Effect::ReadSums { round, chunk } => {
+                let sums = BlockSums(self.store.checksums(chunk).map(|sums| sums.blocks).unwrap_or_default());
+                self.events.push_back((pg, Event::SumsRead { round, chunk, sums }));
+            }
+            Effect::ReadDifference { round, chunk, theirs } => {
+                let version = self.store.chunk(chunk).and_then(|entry| entry.version);
+                self.fetch(pg, chunk, BlockRange::WHOLE, Purpose::Difference { round, chunk, version, theirs });
+            }
+            Effect::Reserve { chunk } => {
+                let granted = self.store.reserve(pg, chunk);
+                self.events.push_back((pg, Event::Reserved { chunk, granted }));
+            }
+            Effect::ReleaseReservations => self.store.release_reservations(pg),
+            Effect::Send(message) => self.send(&message),
+            Effect::Reply { request, outcome } => self.answer(request, outcome),
+            Effect::Propose(proposal) => {
+                tracing::info!(pg = %pg, epoch = %proposal.expected_epoch, reason = ?proposal.reason, "proposing a configuration");
+                let (reports, device) = (self.reports.clone(), self.own.device);
+                // Never dropped: a proposal that got lost would leave its group waiting for ever.
+                tokio::task::spawn_local(async move {
+                    drop(reports.send(Report::Propose { device, proposal }).await);
+                });
+            }
+            // The map's watch brings it; nothing else can.
+            Effect::FetchConfig { pg, at_least } => {
+                tracing::debug!(%pg, epoch = %at_least, "waiting for a configuration")
+            }
+            Effect::RenewLeases => self.renew_leases = true,
+        }
+    }
+
+    fn volatility(&self, pg: PgId) -> VolatilityId {
+        self.slots.get(&pg).and_then(|slot| slot.core.config()).map(|config| config.volatility).unwrap_or_default()
+    }
+
+    fn change(
+        &mut self,
+        pg: PgId,
+        ticket: Ticket,
+        change: impl FnOnce(&mut store::Store) -> Result<store::Ticket, store::ApplyError>,
+    ) {
+        if self.slots.get(&pg).is_some_and(|slot| !slot.failed) {
+            let outcome = change(&mut self.store).map_err(Into::into);
+            self.changed(pg, ticket, outcome);
+        }
+    }
+
+    fn changed(&mut self, pg: PgId, ticket: Ticket, outcome: Result<store::Ticket, Box<dyn std::error::Error>>) {
+        let Some(slot) = self.slots.get_mut(&pg) else { return };
+        slot.last_core = ticket;
+        match outcome {
+            Ok(asked) => {
+                slot.last_asked = asked;
+                slot.tickets.push_back((asked, ticket));
+            }
+            Err(error) => {
+                tracing::error!(%pg, device = %self.own.device, error = error.as_ref(), "a copy cannot apply an ordered change and leaves");
+                slot.failed = true;
+                self.events.push_back((pg, Event::StoreFailed { ticket }));
+            }
+        }
+    }
+
+    /// Reads from the store: what is in memory or in the page cache at once, else when the disk has answered.
+    fn fetch(&mut self, pg: PgId, chunk: ChunkId, range: BlockRange, purpose: Purpose) {
+        let mut read = self.store.read(chunk, range);
+        match (&mut read).now_or_never() {
+            Some(result) => self.on_fetched(Fetched { pg, purpose, result }),
+            None => {
+                let fetched = self.fetched.clone();
+                tokio::task::spawn_local(async move {
+                    // Nobody receives it when the loop has ended.
+                    drop(fetched.send(Fetched { pg, purpose, result: read.await }));
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_fetched(&mut self, fetched: Fetched) {
+        let Fetched { pg, purpose, result } = fetched;
+        let data =
+            result.inspect_err(|error| tracing::error!(%pg, device = %self.own.device, %error, "a read failed")).ok();
+        let event = match purpose {
+            Purpose::Read { request, range, extent } => {
+                Event::ReadDone { request, data: data.map(|read| cut(&read, range, extent)) }
+            }
+            Purpose::Merge { request, range, extent, data: new } => {
+                let at = extent.offset - u32::from(range.first()) * BLOCK_SIZE;
+                let merged = data.and_then(|read| store::patch_blocks(&read.data, at as usize, &new.data));
+                let offset = u32::from(range.first()) * BLOCK_SIZE;
+                let whole = Extent { offset, length: u32::from(range.count()) * BLOCK_SIZE };
+                Event::Merged { request, merged: merged.map(|(bytes, sums)| (whole, Payload::verified(bytes, sums))) }
+            }
+            Purpose::Difference { round, chunk, version, theirs } => {
+                // A chunk that was changed since the read was asked for is compared again by the core's own order:
+                // what it forwards after this read comes after it on the other side too.
+                let image = data.map(|read| ChunkImage { version, runs: difference(&read, &theirs) });
+                Event::DifferenceRead { round, chunk, image }
+            }
+        };
+        self.events.push_back((pg, event));
+    }
+}
+
+/// The bytes asked for out of the whole blocks read. Checksums stay only if whole blocks were asked for.
+fn cut(read: &ReadData, range: BlockRange, extent: Extent) -> Payload {
+    let start = (extent.offset - u32::from(range.first()) * BLOCK_SIZE) as usize;
+    let data = read.data.slice(start..start + extent.length as usize);
+    if data.len() == read.data.len() {
+        Payload::verified(data, read.checksums.as_slice())
+    } else {
+        Payload::verified(data, [])
+    }
+}
+
+/// The blocks of `read`, a whole chunk, that differ from `theirs` (nothing there: all zeros), neighbours together.
+fn difference(read: &ReadData, theirs: &BlockSums) -> Vec<BlockRun<Payload>> {
+    let zero = store::zero_checksums(1)[0];
+    let differs = |block: usize| read.checksums[block] != theirs.0.get(block).copied().unwrap_or(zero);
+    let mut runs = Vec::new();
+    let mut block = 0;
+    while block < read.checksums.len() {
+        if !differs(block) {
+            block += 1;
+            continue;
+        }
+        let first = block;
+        while block < read.checksums.len() && differs(block) {
+            block += 1;
+        }
+        let bytes = read.data.slice(first * BLOCK_SIZE as usize..block * BLOCK_SIZE as usize);
+        let zeros = bytes.iter().all(|byte| *byte == 0);
+        runs.push(BlockRun {
+            first_block: first as u16,
+            blocks: (block - first) as u16,
+            data: (!zeros).then(|| Payload::verified(bytes, &read.checksums[first..block])),
+        });
+    }
+    runs
+}
+
+fn run_of(extent: Extent, kind: WriteKind<Payload>) -> Option<Run> {
+    let blocks = BlockRange::from_bytes(extent.offset, extent.length)?;
+    Some(match kind {
+        WriteKind::Zeroes => Run::zeros(blocks),
+        WriteKind::Data(payload) => Run { blocks, checksums: payload.checksums.to_vec(), data: Some(payload.data) },
+    })
+}
+
+fn run_of_blocks(run: BlockRun<Payload>) -> Option<Run> {
+    let blocks = BlockRange::new(run.first_block, run.blocks)?;
+    Some(match run.data {
+        None => Run::zeros(blocks),
+        Some(payload) => Run { blocks, checksums: payload.checksums.to_vec(), data: Some(payload.data) },
+    })
+}
+
+fn client(key: replication::ClientKey) -> store::Client {
+    store::Client { sdc: key.sdc, volume: key.volume }
+}
+
+fn operation(entry: OperationEntry) -> store::Operation {
+    store::Operation { client: client(entry.client), id: entry.operation, version: entry.version, chunk: entry.chunk }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(changed: &[usize]) -> ReadData {
+        let mut data = vec![0_u8; BlockRange::WHOLE.bytes()];
+        for block in changed {
+            data[block * BLOCK_SIZE as usize] = 1;
+        }
+        let checksums = data.chunks(BLOCK_SIZE as usize).map(crc32c::crc32c).collect();
+        ReadData { data: data.into(), checksums, version: None }
+    }
+
+    #[test]
+    fn only_differing_blocks_travel_and_neighbours_travel_together() {
+        let runs = difference(&chunk(&[3, 4, 9]), &BlockSums(chunk(&[9, 200]).checksums));
+        let places: Vec<_> = runs.iter().map(|run| (run.first_block, run.blocks, run.data.is_some())).collect();
+        assert_eq!(places, [(3, 2, true), (200, 1, false)]);
+        assert!(difference(&chunk(&[]), &BlockSums::default()).is_empty(), "no chunk there equals zeros here");
+    }
+
+    #[test]
+    fn a_prefix_that_is_durable_is_reported_once() {
+        let own = pflex_proto::ids::Member {
+            device: Default::default(),
+            sds: Default::default(),
+            incarnation: pflex_proto::ids::Incarnation(1),
+        };
+        let leases = replication::Leases::new(own, replication::Time(0));
+        let mut slot = Slot::new(Pg::new(PgId::default(), own, Default::default(), &leases));
+        slot.tickets.extend([(store::Ticket(5), Ticket(1)), (store::Ticket(9), Ticket(2))]);
+        assert_eq!(slot.durable(store::Ticket(4)), None);
+        assert_eq!(slot.durable(store::Ticket(8)), Some(Ticket(1)));
+        assert_eq!(slot.durable(store::Ticket(8)), None);
+        assert_eq!(slot.fail(), Ticket(2));
+        assert_eq!(slot.durable(store::Ticket(20)), None, "what failed is never durable");
+    }
+}

@@ -1,0 +1,67 @@
+//! What the rest of the process sees of a data thread.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
+
+use pflex_proto::ids::{Member, Revision};
+use tokio::sync::{mpsc, oneshot};
+
+use super::command::Command;
+
+/// Commands that may wait for a data thread. Maps and stamps come a few times a second, connections in bursts when a
+/// server returns.
+pub(super) const MAX_COMMANDS: usize = 1024;
+
+/// Counters that the data thread writes and anyone reads.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceCounters {
+    pub(crate) reads: AtomicU64,
+    pub(crate) read_bytes: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+    pub(crate) completed: AtomicU64,
+    pub(crate) waiting: AtomicBool,
+    pub(crate) failed: AtomicBool,
+    pub(crate) capacity_bytes: AtomicU64,
+    pub(crate) used_bytes: AtomicU64,
+    pub(crate) journal_bytes: AtomicU64,
+    pub(crate) journal_used_bytes: AtomicU64,
+    pub(crate) pgs_primary: AtomicU32,
+    pub(crate) pgs_backup: AtomicU32,
+    pub(crate) pgs_joining: AtomicU32,
+    /// Map changes up to here are in force and older admissions have drained (S20).
+    pub(crate) confirmed: AtomicU64,
+}
+
+impl DeviceCounters {
+    pub(crate) fn confirmed(&self) -> Revision {
+        Revision(self.confirmed.load(Ordering::Acquire))
+    }
+}
+
+/// A data thread.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceHandle {
+    pub(crate) own: Member,
+    pub(crate) counters: Arc<DeviceCounters>,
+    pub(super) commands: mpsc::Sender<Command>,
+}
+
+impl DeviceHandle {
+    /// Hands a command over; waits while too many are before it. A thread that has ended takes none.
+    pub(crate) async fn send(&self, command: Command) {
+        if self.commands.send(command).await.is_err() {
+            tracing::debug!(device = %self.own.device, "the data thread has ended");
+        }
+    }
+
+    /// Ends the thread after everything it holds is on disk.
+    pub(crate) async fn stop(&self) {
+        let (done, ended) = oneshot::channel();
+        self.send(Command::Stop(done)).await;
+        // An error means that it had ended already.
+        drop(ended.await);
+    }
+}

@@ -1,0 +1,110 @@
+//! Requests that were admitted and not answered: to whom the answer goes, and which must drain before a revocation is
+//! confirmed (S20).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use pflex_proto::ids::{PgId, Revision, SdcId, SessionId, TokenId, VolumeId};
+
+use crate::{
+    admission::ConnectionId,
+    replication::{Extent, RequestId},
+};
+
+/// One request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) connection: ConnectionId,
+    /// The frame's.
+    pub(super) frame_request: u64,
+    pub(super) session: SessionId,
+    pub(super) sdc: SdcId,
+    pub(super) volume: VolumeId,
+    pub(super) pg: PgId,
+    pub(super) extent: Extent,
+    pub(super) writes: bool,
+    pub(super) token: Option<TokenId>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct PendingRequests {
+    open: HashMap<RequestId, Pending>,
+    last: RequestId,
+    /// Revisions of the map that wait for requests admitted before them.
+    drains: VecDeque<(Revision, HashSet<RequestId>)>,
+    newest: Revision,
+}
+
+impl PendingRequests {
+    pub(super) fn add(&mut self, request: Pending) -> RequestId {
+        self.last.0 += 1;
+        self.open.insert(self.last, request);
+        self.last
+    }
+
+    pub(super) fn remove(&mut self, id: RequestId) -> Option<Pending> {
+        for (_, waiting) in &mut self.drains {
+            waiting.remove(&id);
+        }
+        self.open.remove(&id)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Requests that `of` chooses, with their placement groups.
+    pub(super) fn matching(&self, of: impl Fn(&Pending) -> bool) -> Vec<(RequestId, PgId)> {
+        self.open.iter().filter(|(_, request)| of(request)).map(|(id, request)| (*id, request.pg)).collect()
+    }
+
+    /// The map is at `revision`; it is confirmed when these requests are answered.
+    pub(super) fn drain(&mut self, revision: Revision, requests: HashSet<RequestId>) {
+        self.newest = revision;
+        if !requests.is_empty() {
+            self.drains.push_back((revision, requests));
+        }
+    }
+
+    /// Up to which revision everything admitted before has been answered.
+    pub(super) fn confirmed(&mut self) -> Revision {
+        while self.drains.front().is_some_and(|(_, waiting)| waiting.is_empty()) {
+            self.drains.pop_front();
+        }
+        self.drains.front().map_or(self.newest, |(revision, _)| Revision(revision.0 - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(volume: u64) -> Pending {
+        Pending {
+            connection: ConnectionId(1),
+            frame_request: 1,
+            session: SessionId(1),
+            sdc: SdcId(1),
+            volume: VolumeId(volume),
+            pg: PgId::default(),
+            extent: Extent { offset: 0, length: 1 },
+            writes: true,
+            token: None,
+        }
+    }
+
+    #[test]
+    fn a_revocation_is_confirmed_when_older_admissions_have_drained() {
+        let mut pending = PendingRequests::default();
+        let revoked = pending.add(request(1));
+        let other = pending.add(request(2));
+        let waiting = pending.matching(|request| request.volume == VolumeId(1)).into_iter().map(|(id, _)| id).collect();
+        pending.drain(Revision(7), waiting);
+        pending.drain(Revision(9), HashSet::new());
+        assert_eq!(pending.confirmed(), Revision(6));
+        pending.remove(other);
+        assert_eq!(pending.confirmed(), Revision(6));
+        pending.remove(revoked);
+        assert_eq!(pending.confirmed(), Revision(9));
+    }
+}

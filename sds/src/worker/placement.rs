@@ -1,0 +1,132 @@
+//! The cluster map comes in: which groups have a copy here, who their peers are, which admissions it revokes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use pflex_common::map::ClusterMap;
+use pflex_proto::{
+    ids::{DeviceId, Member, PgId, VolumeId},
+    pg::PgConfig,
+};
+
+use super::{effects::Slot, worker::Worker};
+use crate::{
+    payload::Payload,
+    replication::{self, Event, Pg, Recovered},
+    store,
+};
+
+impl Worker {
+    pub(super) fn on_map(&mut self, map: Arc<ClusterMap>) {
+        let before = std::mem::replace(&mut self.map, map);
+        self.revoke(&before);
+        self.forget_deleted(&before);
+        let own = self.own.device;
+        let mine = |config: &PgConfig| config.replicas.contains(&own) || config.member(own).is_some();
+        let map = Arc::clone(&self.map);
+        let mut peers: HashMap<DeviceId, _> = HashMap::new();
+        for config in map.pgs.values().filter(|config| mine(config)) {
+            for device in config.replicas.iter().chain(config.in_sync.iter().map(|member| &member.device)) {
+                let address = map
+                    .devices
+                    .get(device)
+                    .and_then(|device| Some((device.sds, map.sds.get(&device.sds)?.data.clone()?)));
+                if let Some(address) = address.filter(|_| *device != self.own.device) {
+                    peers.insert(*device, address);
+                }
+            }
+        }
+        for (pg, config) in map.pgs.iter() {
+            if mine(config) || self.slots.contains_key(pg) {
+                self.configure(*pg, config);
+            }
+        }
+        self.links.dial(&peers);
+    }
+
+    fn configure(&mut self, pg: PgId, config: &Arc<PgConfig>) {
+        let outside = config.replicas.iter().filter(|device| config.member(**device).is_none());
+        let joiners: Vec<Member> = outside
+            .filter(|device| self.map.device_alive(**device))
+            .filter_map(|device| self.member_of(*device))
+            .collect();
+        let slot = self.slot(pg);
+        let known = slot.config.as_ref().is_some_and(|known| known.epoch >= config.epoch);
+        if known && slot.joiners == joiners {
+            return;
+        }
+        slot.config = Some(Arc::clone(config));
+        slot.joiners.clone_from(&joiners);
+        let config = replication::PgConfig {
+            pg,
+            epoch: config.epoch,
+            primary: config.primary,
+            in_sync: config.in_sync.clone(),
+            volatility: config.volatility,
+        };
+        self.events.push_back((pg, Event::Config { config, joiners }));
+    }
+
+    /// This device's replica of the group. Made at first sight: the primary may know the configuration before this
+    /// device does.
+    pub(super) fn slot(&mut self, pg: PgId) -> &mut Slot {
+        let Self { slots, recovered, leases, own, links, events, .. } = self;
+        slots.entry(pg).or_insert_with(|| {
+            let recovered = recovered.remove(&pg).map(found).unwrap_or_default();
+            events.extend(links.connected().map(|member| (pg, Event::<Payload>::PeerConnected(member))));
+            Slot::new(Pg::new(pg, *own, recovered, leases))
+        })
+    }
+
+    /// S20: requests of revoked tokens that were not ordered yet are discarded; the revision is confirmed when those
+    /// that were have been answered.
+    fn revoke(&mut self, before: &ClusterMap) {
+        let mut waiting = HashSet::new();
+        if !Arc::ptr_eq(&before.volumes, &self.map.volumes) {
+            let changed: HashSet<VolumeId> = before
+                .volumes
+                .values()
+                .filter(|old| self.map.volumes.get(&old.id).is_none_or(|new| new.epoch > old.epoch))
+                .map(|old| old.id)
+                .collect();
+            let revoked = self.pending.matching(|request| changed.contains(&request.volume));
+            waiting.extend(revoked.iter().map(|(request, _)| *request));
+            self.cancel(revoked);
+        }
+        self.pending.drain(self.map.revision, waiting);
+    }
+
+    /// The chunks of a volume that was deleted since the last map are forgotten. Only then: a map that merely lacks a
+    /// volume may be older than the volume (S19).
+    fn forget_deleted(&mut self, before: &ClusterMap) {
+        if Arc::ptr_eq(&before.volumes, &self.map.volumes) {
+            return;
+        }
+        for old in before.volumes.values() {
+            let tree_lives = || self.map.volumes.values().any(|volume| volume.vtree == old.vtree);
+            if self.map.volumes.contains_key(&old.id) || tree_lives() {
+                continue;
+            }
+            for pg in self.slots.keys().filter(|pg| pg.pool == old.pool) {
+                if let Err(error) = self.store.trim_volume(*pg, old.vtree) {
+                    tracing::warn!(%pg, volume = %old.id, %error, "space of a deleted volume is not freed");
+                }
+            }
+        }
+    }
+}
+
+fn found(report: store::PgReport) -> Recovered {
+    let client = |client: store::Client| replication::ClientKey { sdc: client.sdc, volume: client.volume };
+    let entries = report.operations.entries.into_iter().map(|entry| replication::OperationEntry {
+        client: client(entry.client),
+        operation: entry.id,
+        version: entry.version,
+        chunk: entry.chunk,
+    });
+    let low_waters = report.operations.low_waters.into_iter().map(|(key, low)| (client(key), low)).collect();
+    let operations = replication::OperationSnapshot { entries: entries.collect(), low_waters };
+    Recovered { highest: report.highest.sequence, watermark: report.watermark, operations }
+}

@@ -1,0 +1,40 @@
+//! Starting a data thread.
+
+use std::{io, sync::Arc};
+
+use pflex_common::clock::MonotonicTime;
+use pflex_proto::ids::{ClusterId, Member};
+use tokio::{sync::mpsc, task::LocalSet};
+
+use super::{
+    command::Report,
+    handle::{DeviceCounters, DeviceHandle, MAX_COMMANDS},
+    worker::Worker,
+};
+use crate::store::{OpenReport, Store};
+
+/// A device that was opened and registered.
+pub(crate) struct WorkerConfig {
+    pub(crate) cluster: ClusterId,
+    pub(crate) own: Member,
+    pub(crate) store: Store,
+    pub(crate) opened: OpenReport,
+    /// When the device was opened: what it granted before is forgotten and waited out (S6).
+    pub(crate) opened_at: MonotonicTime,
+    pub(crate) reports: mpsc::Sender<Report>,
+}
+
+/// Starts the thread. It ends with `Command::Stop` or when the handle and all its clones are gone.
+///
+/// # Errors
+/// When the system gives no thread or runtime.
+pub(crate) fn spawn(config: WorkerConfig) -> io::Result<DeviceHandle> {
+    let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
+    let counters = Arc::new(DeviceCounters::default());
+    let handle = DeviceHandle { own: config.own, counters: Arc::clone(&counters), commands };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("pflex-dev{}", config.own.device)).spawn(move || {
+        LocalSet::new().block_on(&runtime, Worker::new(config, counters, receiver).run());
+    })?;
+    Ok(handle)
+}

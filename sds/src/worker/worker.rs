@@ -1,0 +1,359 @@
+//! The loop: pick an event, change the state, let the cores decide, carry effects out, flush.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use pflex_common::{
+    clock::{LogTimeFollower, MonotonicTime},
+    frames::Frame,
+    map::ClusterMap,
+};
+use pflex_proto::{
+    ids::{ClusterId, DeviceId, Member, PgId, TokenId},
+    pb::TokenUse,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+
+use super::{
+    command::{Command, Report},
+    connection::{Incoming, Outgoing},
+    effects::{Fetched, Slot},
+    handle::DeviceCounters,
+    links::{LinkUp, Links},
+    pending::PendingRequests,
+    thread::WorkerConfig,
+};
+use crate::{
+    admission::{ConnectionId, Sessions, Surroundings},
+    payload::Payload,
+    replication::{Effect, Event, Leases, Time, limits},
+    store::{self, PgReport, Store},
+};
+
+/// Frames of clients that wait for the loop. More would only add latency: the sockets hold them as well.
+const CLIENT_INBOX: usize = 256;
+/// Frames of other copies that wait. A lane of their own, taken first: a client flood never delays replication (S24).
+const PEER_INBOX: usize = 1024;
+/// Frames taken before the loop looks at anything else.
+const BATCH: usize = 64;
+/// How often token uses go to the MDM.
+const USES_EVERY: Duration = Duration::from_secs(5);
+
+/// Who is at the other end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Party {
+    Sdc { sdc: pflex_proto::ids::SdcId, process: pflex_proto::ids::ProcessId },
+    Replication(Member),
+    Lease(Member),
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) party: Party,
+    pub(super) outgoing: Outgoing,
+    /// Has frames queued since the last flush.
+    pub(super) dirty: bool,
+    /// Dropped with the connection; tells the dialing task, if there is one, to dial again.
+    pub(super) _gone: Option<tokio_util::sync::DropGuard>,
+}
+
+/// See the module.
+pub(super) struct Worker {
+    pub(super) cluster: ClusterId,
+    pub(super) own: Member,
+    pub(super) store: Store,
+    pub(super) leases: Leases,
+    pub(super) slots: HashMap<PgId, Slot>,
+    pub(super) recovered: HashMap<PgId, PgReport>,
+    pub(super) connections: HashMap<ConnectionId, Connection>,
+    pub(super) next_connection: ConnectionId,
+    pub(super) dirty: Vec<ConnectionId>,
+    pub(super) links: Links,
+    pub(super) sessions: Sessions,
+    pub(super) pending: PendingRequests,
+    pub(super) map: Arc<ClusterMap>,
+    pub(super) log_time: LogTimeFollower,
+    pub(super) events: VecDeque<(PgId, Event<Payload>)>,
+    pub(super) uses: HashMap<TokenId, TokenUse>,
+    pub(super) counters: Arc<DeviceCounters>,
+    pub(super) reports: mpsc::Sender<Report>,
+    /// One for each store read in flight, and those are bounded by the cores.
+    pub(super) fetched: mpsc::UnboundedSender<Fetched>,
+    pub(super) client_inbox: mpsc::Sender<Incoming>,
+    pub(super) peer_inbox: mpsc::Sender<Incoming>,
+    pub(super) renew_leases: bool,
+    lanes: Lanes,
+    last_renewal: MonotonicTime,
+    last_uses: MonotonicTime,
+}
+
+/// The receiving ends.
+struct Lanes {
+    commands: mpsc::Receiver<Command>,
+    clients: mpsc::Receiver<Incoming>,
+    peers: mpsc::Receiver<Incoming>,
+    fetched: mpsc::UnboundedReceiver<Fetched>,
+    links: mpsc::Receiver<LinkUp>,
+}
+
+impl Worker {
+    pub(super) fn new(config: WorkerConfig, counters: Arc<DeviceCounters>, commands: mpsc::Receiver<Command>) -> Self {
+        let (client_inbox, clients) = mpsc::channel(CLIENT_INBOX);
+        let (peer_inbox, peers) = mpsc::channel(PEER_INBOX);
+        let (fetched, fetched_receiver) = mpsc::unbounded_channel();
+        let (links, link_receiver) = Links::new(config.cluster, config.own);
+        let opened_at = Time(u64::try_from(config.opened_at.since_boot().as_nanos()).unwrap_or(u64::MAX));
+        Self {
+            cluster: config.cluster,
+            own: config.own,
+            store: config.store,
+            leases: Leases::new(config.own, opened_at),
+            slots: HashMap::new(),
+            recovered: config.opened.pgs.into_iter().map(|report| (report.pg, report)).collect(),
+            connections: HashMap::new(),
+            next_connection: ConnectionId(1),
+            dirty: Vec::new(),
+            links,
+            sessions: Sessions::new(config.cluster, config.own.device),
+            pending: PendingRequests::default(),
+            map: Arc::default(),
+            log_time: LogTimeFollower::default(),
+            events: VecDeque::new(),
+            uses: HashMap::new(),
+            counters,
+            reports: config.reports,
+            fetched,
+            client_inbox,
+            peer_inbox,
+            renew_leases: false,
+            lanes: Lanes { commands, clients, peers, fetched: fetched_receiver, links: link_receiver },
+            last_renewal: MonotonicTime::default(),
+            last_uses: MonotonicTime::now(),
+        }
+    }
+
+    /// Until told to stop.
+    pub(super) async fn run(mut self) {
+        let mut tick = tokio::time::interval(limits::TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut peer_frames, mut client_frames) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        let stopped = loop {
+            // A full journal stops new client requests at their sockets, nothing else (S24).
+            let takes_clients = self.store.stats().waiting_changes == 0;
+            tokio::select! {
+                biased;
+                command = self.lanes.commands.recv() => match command {
+                    Some(Command::Stop(done)) => break Some(done),
+                    None => break None,
+                    Some(command) => self.on_command(command),
+                },
+                durable = self.store.durable() => self.on_durable(durable),
+                _ = self.lanes.peers.recv_many(&mut peer_frames, BATCH) => self.on_incoming(&mut peer_frames),
+                Some(fetched) = self.lanes.fetched.recv() => self.on_fetched(fetched),
+                Some(link) = self.lanes.links.recv() => self.on_link(link),
+                _ = self.lanes.clients.recv_many(&mut client_frames, BATCH), if takes_clients => {
+                    self.on_incoming(&mut client_frames);
+                }
+                _ = tick.tick() => self.on_tick(),
+            }
+            self.settle();
+        };
+        self.stop(stopped).await;
+    }
+
+    async fn stop(mut self, done: Option<oneshot::Sender<()>>) {
+        self.send_uses();
+        for connection in self.connections.values() {
+            connection.outgoing.close();
+        }
+        self.links.stop();
+        if let Err(poison) = self.store.close().await {
+            tracing::error!(device = %self.own.device, error = %poison, "the device was not closed cleanly");
+        }
+        if let Some(done) = done {
+            // Whoever asked may have given up waiting.
+            let _ = done.send(());
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Accepted(accepted) => self.on_accepted(accepted),
+            Command::Map(map) => self.on_map(map),
+            Command::Stamp { term, log_time, at } => self.log_time.observe(term, log_time, at),
+            Command::Secrets(secrets) => self.sessions.set_secrets(secrets),
+            Command::ProposalRejected { pg, expected_epoch } => {
+                self.events.push_back((pg, Event::ProposalRejected { expected_epoch }));
+            }
+            Command::Stop(_) => unreachable!("the loop takes it"),
+        }
+    }
+
+    fn on_incoming(&mut self, frames: &mut Vec<Incoming>) {
+        for incoming in frames.drain(..) {
+            match incoming {
+                Incoming::Frame(id, frame) => self.on_frame(id, frame),
+                Incoming::Closed(id, error) => {
+                    if let Some(error) = error {
+                        tracing::debug!(
+                            connection = id.0,
+                            error = &error as &dyn std::error::Error,
+                            "connection ended"
+                        );
+                    }
+                    self.close(id);
+                }
+            }
+            // Decide at once: a session opened by one frame admits the next.
+            self.decide();
+        }
+    }
+
+    fn on_frame(&mut self, id: ConnectionId, frame: Frame) {
+        // Frames of a connection that was closed here meanwhile are as lost as those still in the socket.
+        let Some(party) = self.connections.get(&id).map(|connection| connection.party) else { return };
+        match party {
+            Party::Sdc { sdc, process } => self.on_client_frame(id, sdc, process, frame),
+            Party::Replication(member) => self.on_peer_frame(id, member, &frame),
+            Party::Lease(member) => self.on_lease_frame(id, member, &frame),
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = MonotonicTime::now();
+        for pg in self.slots.keys() {
+            self.events.push_back((*pg, Event::Tick));
+        }
+        if now.since(self.last_renewal) >= limits::LEASE_RENEWAL {
+            self.renew_leases = true;
+        }
+        if now.since(self.last_uses) >= USES_EVERY {
+            self.last_uses = now;
+            self.send_uses();
+        }
+        self.publish();
+    }
+
+    fn send_uses(&mut self) {
+        if !self.uses.is_empty() {
+            let uses = self.uses.drain().map(|(_, used)| used).collect();
+            // Accounting never slows IO: what finds no room is lost, and said so.
+            if self.reports.try_send(Report::Uses(uses)).is_err() {
+                tracing::warn!(device = %self.own.device, "token uses were not reported: too many reports wait");
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        use crate::replication::RoleName;
+        let mut roles = [0_u32; 3];
+        for slot in self.slots.values() {
+            match slot.core.status().role {
+                RoleName::Opening { .. } | RoleName::Serving => roles[0] += 1,
+                RoleName::Backup { .. } | RoleName::Orphan => roles[1] += 1,
+                RoleName::Joiner => roles[2] += 1,
+                RoleName::Outside => {}
+            }
+        }
+        let stats = self.store.stats();
+        let unit = u64::from(pflex_proto::geometry::CHUNK_SIZE);
+        let counters = &self.counters;
+        counters.pgs_primary.store(roles[0], Ordering::Relaxed);
+        counters.pgs_backup.store(roles[1], Ordering::Relaxed);
+        counters.pgs_joining.store(roles[2], Ordering::Relaxed);
+        counters.capacity_bytes.store(u64::from(stats.units_total) * unit, Ordering::Relaxed);
+        let used = u64::from(stats.units_total - stats.units_available.min(stats.units_total));
+        counters.used_bytes.store(used * unit, Ordering::Relaxed);
+        counters.journal_bytes.store(stats.journal_bytes, Ordering::Relaxed);
+        counters.journal_used_bytes.store(stats.journal_used_bytes, Ordering::Relaxed);
+        counters.waiting.store(!self.pending.is_empty(), Ordering::Relaxed);
+        counters.failed.store(self.store.poison().is_some(), Ordering::Relaxed);
+    }
+
+    /// After every event: decide until nothing is left to decide, then let the sockets have what is queued.
+    fn settle(&mut self) {
+        self.decide();
+        if std::mem::take(&mut self.renew_leases) {
+            self.last_renewal = MonotonicTime::now();
+            self.ask_for_leases();
+        }
+        for id in self.dirty.drain(..) {
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.dirty = false;
+                connection.outgoing.flush();
+            }
+        }
+        let confirmed = self.pending.confirmed();
+        self.counters.confirmed.store(confirmed.0, Ordering::Release);
+    }
+
+    pub(super) fn decide(&mut self) {
+        let mut effects: Vec<Effect<Payload>> = Vec::new();
+        while let Some((pg, event)) = self.events.pop_front() {
+            let now = self.time();
+            let Some(slot) = self.slots.get_mut(&pg) else { continue };
+            slot.core.handle(now, &self.leases, event, &mut effects);
+            for effect in effects.drain(..) {
+                self.carry_out(pg, effect);
+            }
+        }
+    }
+
+    pub(super) fn time(&self) -> Time {
+        Time(u64::try_from(MonotonicTime::now().since_boot().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings { map: &self.map, log_time: self.log_time.now(MonotonicTime::now()) }
+    }
+
+    fn on_durable(&mut self, durable: Result<Vec<store::Durable>, store::Poison>) {
+        match durable {
+            Ok(durable) => {
+                for store::Durable { pg, through } in durable {
+                    if let Some(through) = self.slots.get_mut(&pg).and_then(|slot| slot.durable(through)) {
+                        self.events.push_back((pg, Event::Durable { through }));
+                    }
+                }
+            }
+            Err(poison) => {
+                tracing::error!(device = %self.own.device, error = &poison as &dyn std::error::Error, "device out of service");
+                for (pg, slot) in &mut self.slots {
+                    self.events.push_back((*pg, Event::StoreFailed { ticket: slot.fail() }));
+                }
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        connection.outgoing.close();
+        match connection.party {
+            Party::Sdc { .. } => self.sessions.close(id),
+            Party::Lease(member) => self.links.lease_down(member, id),
+            Party::Replication(member) => {
+                if self.links.replication_down(member, id) {
+                    self.tell_all(|| Event::PeerDisconnected(member));
+                }
+            }
+        }
+    }
+
+    pub(super) fn tell_all(&mut self, event: impl Fn() -> Event<Payload>) {
+        let events = self.slots.keys().map(|pg| (*pg, event()));
+        self.events.extend(events);
+    }
+
+    /// The device of a replica as the map knows it.
+    pub(super) fn member_of(&self, device: DeviceId) -> Option<Member> {
+        let info = self.map.devices.get(&device)?;
+        Some(Member { device, sds: info.sds, incarnation: info.incarnation })
+    }
+}
