@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::kit::{Cluster, domain, has, until};
+use super::kit::{Cluster, domain, has, states_differing, until};
 use crate::raft::{Committed, ProposeError, ReadError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,18 +69,6 @@ async fn who_missed_what_was_cut_gets_a_snapshot() {
     let states = leftovers.filter(|file| file.file_name().to_string_lossy().starts_with("state-")).count();
     assert_eq!(states, 1);
     cluster.stop().await;
-}
-
-/// Waits until all members applied the same, then compares the whole states.
-async fn states_differing(cluster: &Cluster) -> usize {
-    let same = || {
-        let mut revisions: Vec<_> = cluster.running().map(|group| group.read_stale(|_| ()).0).collect();
-        revisions.dedup();
-        (revisions.len() == 1).then_some(())
-    };
-    until("equal revisions", same).await;
-    let dumps: Vec<_> = cluster.running().map(|group| group.read_stale(|state| state.dump()).1).collect();
-    dumps.iter().filter(|dump| **dump != dumps[0]).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -188,3 +188,15 @@ pub(super) async fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Waits until all members applied the same, then compares the whole states.
+pub(super) async fn states_differing(cluster: &Cluster) -> usize {
+    let same = || {
+        let mut revisions: Vec<_> = cluster.running().map(|group| group.read_stale(|_| ()).0).collect();
+        revisions.dedup();
+        (revisions.len() == 1).then_some(())
+    };
+    until("equal revisions", same).await;
+    let dumps: Vec<_> = cluster.running().map(|group| group.read_stale(|state| state.dump()).1).collect();
+    dumps.iter().filter(|dump| **dump != dumps[0]).count()
+}

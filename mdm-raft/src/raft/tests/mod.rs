@@ -2,6 +2,7 @@
 
 mod cluster;
 mod crash;
+mod faults;
 mod kit;
 mod log_store;
 mod membership;
