@@ -64,7 +64,7 @@ impl<D: Clone> Base<D> {
     }
 
     pub(super) fn is_connected(&self, member: Member) -> bool {
-        self.connected.contains(&member)
+        self.connected.iter().any(|connected| self.same(*connected, member))
     }
 
     pub(super) fn next_round(&mut self) -> Round {

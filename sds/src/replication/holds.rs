@@ -105,11 +105,13 @@ impl<D> Holds<D> {
     }
 
     /// The chunks for which this copy has not said yet whether it has space.
-    pub(super) fn reserving(&self, member: Member) -> impl Iterator<Item = ChunkId> + '_ {
-        self.chunks.iter().filter_map(move |(chunk, hold)| match &hold.reason {
-            Reason::Reserving(_, missing) if missing.contains(&member) => Some(*chunk),
-            Reason::Reserving(..) | Reason::Syncing | Reason::Merging(_) => None,
-        })
+    pub(super) fn reserving(&self, member: Member) -> Vec<ChunkId> {
+        let missing =
+            |hold: &Hold<D>| matches!(&hold.reason, Reason::Reserving(_, missing) if missing.contains(&member));
+        let mut chunks: Vec<_> =
+            self.chunks.iter().filter(|(_, hold)| missing(hold)).map(|(chunk, _)| *chunk).collect();
+        chunks.sort_unstable();
+        chunks
     }
 
     /// The chunk a merge was for.
@@ -124,10 +126,12 @@ impl<D> Holds<D> {
         Some(hold)
     }
 
-    /// Gives all up: the epoch is over.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = RequestId> + '_ {
+    /// Gives all up: the epoch is over. In the order of the requests, so that a seed gives one run.
+    pub(super) fn drain(&mut self) -> Vec<RequestId> {
         self.queued = 0;
         self.merging.clear();
-        self.chunks.drain().flat_map(|(_, hold)| hold.requests())
+        let mut requests: Vec<_> = self.chunks.drain().flat_map(|(_, hold)| hold.requests()).collect();
+        requests.sort_unstable();
+        requests
     }
 }

@@ -23,6 +23,7 @@ pub mod limits;
 mod membership;
 pub mod message;
 mod operations;
+mod ordering;
 mod pg;
 mod planted;
 mod primary;

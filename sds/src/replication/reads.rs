@@ -8,8 +8,14 @@ use std::collections::HashMap;
 
 use pflex_proto::ids::{ChunkId, Sequence};
 
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::event::ClientRead;
+use super::join::Join;
 use super::limits::MAX_READS;
-use super::types::{Extent, RequestId};
+use super::planted::Bug;
+use super::primary::Primary;
+use super::types::{Extent, Outcome, Refusal, RequestId};
 
 /// A read whose data is there and which waits for overlapping writes.
 #[derive(Debug)]
@@ -57,8 +63,62 @@ impl<D> Reads<D> {
         Some((request, data))
     }
 
-    /// Gives all up: the epoch is over.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = RequestId> + '_ {
-        self.reading.drain().map(|(request, _)| request).chain(self.parked.drain(..).map(|parked| parked.request))
+    /// Gives all up: the epoch is over. In the order of the requests, so that a seed gives one run.
+    pub(super) fn drain(&mut self) -> Vec<RequestId> {
+        let reading = self.reading.drain().map(|(request, _)| request);
+        let mut requests: Vec<_> = reading.chain(self.parked.drain(..).map(|parked| parked.request)).collect();
+        requests.sort_unstable();
+        requests
+    }
+}
+
+impl<D: Clone> Primary<D> {
+    pub(super) fn on_read(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, read: ClientRead) {
+        let ClientRead { request, chunk, extent, .. } = read;
+        if let Some(refusal) = self.not_ready(base) {
+            return cx.refuse(request, refusal);
+        }
+        if !self.holds_leases(base, cx) {
+            return cx.refuse(request, Refusal::NoLease { epoch: base.epoch() });
+        }
+        if self.reads.is_full() {
+            return cx.refuse(request, Refusal::Busy);
+        }
+        self.reads.begin(request, chunk, extent);
+        cx.emit(Effect::Read { request, chunk, extent });
+    }
+
+    pub(super) fn on_read_done(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, data: Option<D>) {
+        let Some((chunk, extent)) = self.reads.done(request) else { return };
+        let Some(data) = data else { return cx.refuse(request, Refusal::Unreadable) };
+        // S5: what was read may be a write that is not committed.
+        match self.flight.last_overlapping(chunk, extent) {
+            Some(until) if !base.planted.is(Bug::DirtyRead) => self.reads.park(request, until, data),
+            Some(_) | None => self.answer_read(base, cx, request, data),
+        }
+    }
+
+    pub(super) fn release_reads(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>) {
+        while let Some((request, data)) = self.reads.release(base.committed) {
+            self.answer_read(base, cx, request, data);
+        }
+    }
+
+    /// S5: the lease is looked at last. While it holds no other primary can have answered a write, so the data is what
+    /// was committed at this moment.
+    pub(super) fn answer_read(&self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, data: D) {
+        if self.holds_leases(base, cx) && !base.failed {
+            cx.emit(Effect::Reply { request, outcome: Outcome::Read { data } });
+        } else {
+            cx.refuse(request, Refusal::NoLease { epoch: base.epoch() });
+        }
+    }
+
+    /// A lease from every copy that could be promoted: the in-sync ones and a proposed joiner (S3, S6). Alone, none.
+    pub(super) fn holds_leases(&self, base: &Base<D>, cx: &Cx<'_, D>) -> bool {
+        let joiner = self.join.iter().filter(|join| self.membership.proposes(join.member())).map(Join::member);
+        let mut granters = self.backups.iter().map(|backup| backup.member).chain(joiner);
+        base.planted.is(Bug::ReadWithoutLease)
+            || granters.all(|granter| cx.leases.holds(cx.now, granter, base.id, base.epoch()))
     }
 }

@@ -74,7 +74,8 @@ pub(super) struct World {
     pub(super) rng: Rng,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: HashMap<u64, Happening>,
-    next: u64,
+    /// Numbers everything that happens; also the clients' clock.
+    pub(super) next: u64,
     pub(super) nodes: BTreeMap<DeviceId, Node>,
     waiting: BTreeMap<DeviceId, VecDeque<(Incarnation, Item)>>,
     pub(super) network: Network,
@@ -170,12 +171,12 @@ impl World {
             }
             self.now = when;
             let happening = self.happenings.remove(&id).expect("queued with it");
-            self.happen(id, happening)?;
+            self.happen(happening)?;
         }
         Ok(true)
     }
 
-    fn happen(&mut self, id: u64, happening: Happening) -> Result<(), String> {
+    fn happen(&mut self, happening: Happening) -> Result<(), String> {
         match happening {
             Happening::ToNode(device, incarnation, item) => self.to_node(device, incarnation, item)?,
             Happening::Resume(device) => {
@@ -194,7 +195,7 @@ impl World {
             Happening::Fetch(device, incarnation, pg) => self.tell(device, incarnation, pg),
             Happening::Call(client) => self.call(client),
             Happening::Resend(client, pending, tries) => self.resend(client, pending, tries),
-            Happening::Reply(client, pending, outcome) => self.reply(id, client, pending, outcome)?,
+            Happening::Reply(client, pending, outcome) => self.reply(client, pending, outcome)?,
             Happening::Fault => super::faults::strike(self),
         }
         Ok(())
@@ -525,7 +526,7 @@ impl World {
         let incarnation = node.incarnation;
         self.told.retain(|(told, _), _| *told != device);
         // Registration may take longer than the old configuration to arrive: it must not be acted on (S2).
-        let slow = if self.stormy && self.rng.percent(30) { self.rng.below(2500 * MS) } else { 0 };
+        let slow = if self.stormy && self.rng.percent(40) { self.rng.below(2500 * MS) } else { 0 };
         let delay = self.mdm_delay(device) + slow;
         self.after(delay, Happening::Register(device, incarnation));
         self.to_node_after(MS, device, Item::Tick);
@@ -662,9 +663,7 @@ impl World {
         Ok(())
     }
 
-    fn reply(&mut self, moment: u64, client: usize, pending: u64, outcome: Outcome<Data>) -> Result<(), String> {
-        // Moments are ids of the queue: later happenings may have lower ones, so take a fresh one.
-        let _ = moment;
+    fn reply(&mut self, client: usize, pending: u64, outcome: Outcome<Data>) -> Result<(), String> {
         self.next += 1;
         let returned = self.next;
         let Some(body) = self.clients[client].pending.get(&pending).cloned() else { return Ok(()) };

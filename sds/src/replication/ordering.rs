@@ -1,0 +1,229 @@
+//! The write path of a primary: dedupe, wait for the chunk, order, commit, answer.
+
+use pflex_proto::ids::{ChunkId, Member, Sequence, Version};
+
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::event::ClientWrite;
+use super::flight::Flight;
+use super::holds::{Hold, Reason};
+use super::join::Forward;
+use super::limits::MAX_WAITERS;
+use super::message::Body;
+use super::operations::Lookup;
+use super::planted::Bug;
+use super::primary::Primary;
+use super::stream::Stream;
+use super::types::{Extent, OrderedWrite, Outcome, Refusal, RequestId, WriteKind};
+
+impl<D: Clone> Primary<D> {
+    pub(super) fn on_write(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, write: ClientWrite<D>) {
+        if let Some(refusal) = self.not_ready(base) {
+            return cx.refuse(write.request, refusal);
+        }
+        // S7: a resend is answered like the first send, and never ordered again.
+        match base.operations.lookup(write.client, write.operation) {
+            _ if base.planted.is(Bug::ForgetOperations) => {}
+            Lookup::New => {}
+            Lookup::Executed(version) => return self.on_resend(base, cx, write.request, version),
+            Lookup::Old => return cx.refuse(write.request, Refusal::OldOperation),
+            Lookup::Full => return cx.refuse(write.request, Refusal::Busy),
+        }
+        if self.holds.is_held(write.chunk) {
+            if let Err(write) = self.holds.queue(write) {
+                cx.refuse(write.request, Refusal::Busy);
+            }
+            return;
+        }
+        if self.flight.is_full() {
+            return cx.refuse(write.request, Refusal::Busy);
+        }
+        if write.creates_chunk && !self.backups.is_empty() {
+            return self.reserve(base, cx, write);
+        }
+        if write.merge
+            && let WriteKind::Data(data) = &write.kind
+        {
+            let (request, chunk, extent, data) = (write.request, write.chunk, write.extent, data.clone());
+            self.holds.hold(chunk, Reason::Merging(write));
+            return cx.emit(Effect::Merge { request, chunk, extent, data });
+        }
+        self.order(base, cx, write);
+    }
+
+    /// S9, S20: what is not ordered yet is discarded. What is ordered goes on, and reads are checked when they are
+    /// answered.
+    pub(super) fn on_cancel(&mut self, cx: &mut Cx<'_, D>, request: RequestId) {
+        if self.holds.cancel(request) {
+            cx.refuse(request, Refusal::Cancelled);
+        }
+    }
+
+    pub(super) fn on_resend(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version) {
+        if version.sequence > base.committed
+            && let Some(entry) = self.flight.get_mut(version.sequence)
+        {
+            if entry.waiting.len() < MAX_WAITERS {
+                entry.waiting.push(request);
+            } else {
+                cx.refuse(request, Refusal::Busy);
+            }
+            return;
+        }
+        written(base, cx, request, version);
+    }
+
+    /// S4: a sequence is taken here, and never given back.
+    pub(super) fn order(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, write: ClientWrite<D>) {
+        let ClientWrite { request, client, operation, low_water, chunk, extent, kind, .. } = write;
+        let version = Version { epoch: base.epoch(), sequence: base.last.next() };
+        let write = OrderedWrite { version, chunk, extent, kind, client, operation, low_water };
+        for backup in &mut self.backups {
+            backup.send_write(base, cx, &write);
+        }
+        if let Some(join) = &mut self.join
+            && join.forward(base, chunk) == Forward::Yes
+        {
+            join.stream.send_write(base, cx, &write);
+        }
+        let ticket = base.apply(cx, write.clone());
+        self.flight.push(write, ticket, request);
+    }
+
+    /// S4: every copy has room before the write that needs it is ordered.
+    pub(super) fn reserve(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, write: ClientWrite<D>) {
+        let chunk = write.chunk;
+        for backup in &mut self.backups {
+            backup.owe(cx.now);
+            base.send(cx, backup.member, Body::Reserve { round: backup.round, chunk });
+        }
+        let members = self.backups.iter().map(|backup| backup.member).collect();
+        self.holds.hold(chunk, Reason::Reserving(write, members));
+    }
+
+    pub(super) fn on_reserved(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        from: Member,
+        chunk: ChunkId,
+        granted: bool,
+    ) {
+        let Some(Hold { reason: Reason::Reserving(write, missing), .. }) = self.holds.get_mut(chunk) else { return };
+        if granted {
+            missing.retain(|member| *member != from);
+            if missing.is_empty() {
+                write.creates_chunk = false;
+                self.release(base, cx, chunk, true);
+            }
+            return;
+        }
+        if let Some(Hold { reason: Reason::Reserving(write, _), waiting, .. }) = self.holds.release(chunk) {
+            cx.refuse(write.request, Refusal::NoSpace { device: from.device });
+            self.admit_again(base, cx, waiting.into());
+        }
+    }
+
+    pub(super) fn on_merged(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        request: RequestId,
+        merged: Option<(Extent, D)>,
+    ) {
+        let Some(chunk) = self.holds.merged(request) else { return };
+        let Some(Hold { reason: Reason::Merging(mut write), waiting, cancelled }) = self.holds.release(chunk) else {
+            return;
+        };
+        match merged {
+            _ if cancelled => cx.refuse(request, Refusal::Cancelled),
+            // Between the read and here the chunk was held, so nothing was ordered over the merged bytes (S15).
+            Some((extent, data)) if !self.flight.is_full() => {
+                write.extent = extent;
+                write.kind = WriteKind::Data(data);
+                self.order(base, cx, write);
+            }
+            Some(_) => cx.refuse(request, Refusal::Busy),
+            None => cx.refuse(request, Refusal::Unreadable),
+        }
+        self.admit_again(base, cx, waiting.into());
+    }
+
+    /// Ends a hold whose reason is gone.
+    pub(super) fn release(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, reserved: bool) {
+        let Some(hold) = self.holds.release(chunk) else { return };
+        let mut writes: Vec<ClientWrite<D>> = Vec::with_capacity(hold.waiting.len() + 1);
+        match hold.reason {
+            Reason::Syncing => {}
+            Reason::Merging(write) | Reason::Reserving(write, _) if hold.cancelled => {
+                cx.refuse(write.request, Refusal::Cancelled);
+            }
+            Reason::Merging(write) | Reason::Reserving(write, _) => writes.push(write),
+        }
+        writes.extend(hold.waiting);
+        if reserved {
+            writes.iter_mut().for_each(|write| write.creates_chunk = false);
+        }
+        self.admit_again(base, cx, writes);
+    }
+
+    pub(super) fn admit_again(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, writes: Vec<ClientWrite<D>>) {
+        for write in writes {
+            self.on_write(base, cx, write);
+        }
+        // A chunk that was held may have been passed over by the join.
+        if let Some(join) = &mut self.join {
+            join.sync_next(base, cx, &mut self.holds);
+        }
+    }
+
+    /// Commits and answers what is durable on every copy that counts: this one, the in-sync ones, and a joiner, which
+    /// counts until it is dropped, and which cannot be dropped while its proposal is open (S3).
+    pub(super) fn advance(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        // S4: a primary that could not apply a write acknowledges nothing after it.
+        if !self.is_serving() || base.failed {
+            return;
+        }
+        while let Some(first) = self.flight.front() {
+            let sequence = first.write.version.sequence;
+            let here = first.ticket <= base.durable;
+            let backups =
+                self.backups.iter().all(|backup| backup.covers(sequence)) || base.planted.is(Bug::AckBeforeBackup);
+            let joiner = self.join.as_ref().is_none_or(|join| join.stream.covers(sequence))
+                || base.planted.is(Bug::JoinerNotAwaited);
+            if !(here && backups && joiner) {
+                break;
+            }
+            self.commit_first(base, cx);
+        }
+        self.release_reads(base, cx);
+    }
+
+    pub(super) fn commit_first(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        let Some(mut entry) = self.flight.pop_front() else { return };
+        base.committed = entry.write.version.sequence;
+        for request in entry.waiting.drain(..) {
+            written(base, cx, request, entry.write.version);
+        }
+        self.flight.recycle(entry.waiting);
+    }
+}
+
+/// Sends a copy everything in flight after a sequence, in order, under the same versions.
+pub(super) fn resend<D: Clone>(
+    base: &Base<D>,
+    cx: &mut Cx<'_, D>,
+    backup: &mut Stream,
+    flight: &Flight<D>,
+    after: Sequence,
+) {
+    backup.rewind(after);
+    for entry in flight.after(after) {
+        backup.send_write(base, cx, &entry.write);
+    }
+}
+
+pub(super) fn written<D: Clone>(base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version) {
+    let volatility = base.config.as_ref().map(|config| config.volatility).unwrap_or_default();
+    cx.emit(Effect::Reply { request, outcome: Outcome::Written { volatility, version } });
+}
