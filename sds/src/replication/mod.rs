@@ -33,6 +33,8 @@ mod stream;
 pub mod types;
 
 #[cfg(test)]
+mod conversations;
+#[cfg(test)]
 mod sim;
 
 pub use effect::Effect;

@@ -19,7 +19,13 @@ use super::planted::{Bug, Planted};
 use super::primary::{Phase, Primary};
 use super::types::{PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
 
-/// See the module. Lives as long as its device is open: a `Pg` made anew in the same life of the device would forget
+/// See the module.
+///
+/// What the driver owes it: effects in order; events of one connection in order; `PeerDisconnected` before the next
+/// `PeerConnected`; configurations as they come; a `Tick` every `limits::TICK`. A `Pg` whose `status().failed` is set
+/// while it is the only in-sync copy cannot be replaced by another one: the driver opens the device anew.
+///
+/// Lives as long as its device is open: a `Pg` made anew in the same life of the device would forget
 /// which primaries the device granted leases to.
 #[derive(Debug)]
 pub struct Pg<D> {
@@ -270,8 +276,8 @@ impl<D: Clone> Pg<D> {
         {
             base.serve_after = base.serve_after.max(cx.leases.lapses(old));
         }
-        // Nobody can have read before the first epoch.
-        if config.epoch == Epoch(1) {
+        // Nobody can have read before the first epoch; and if that names this life, no earlier life can have granted.
+        if config.epoch == Epoch(1) && config.in_sync.contains(&base.own) {
             base.serve_after = Time(0);
         }
         base.gate.clear();

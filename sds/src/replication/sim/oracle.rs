@@ -21,10 +21,11 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    pub(super) fn versions(&mut self, pg: PgId, image: &Image) -> Result<(), String> {
-        for (id, chunk) in &image.chunks {
-            let Some(version) = chunk.version else { continue };
-            let known = *self.contents.entry((pg, *id, version)).or_insert(chunk.blocks);
+    /// A copy changed this chunk.
+    pub(super) fn versions(&mut self, pg: PgId, image: &Image, id: ChunkId) -> Result<(), String> {
+        let chunk = image.chunks.get(&id);
+        if let Some((chunk, version)) = chunk.and_then(|chunk| Some((chunk, chunk.version?))) {
+            let known = *self.contents.entry((pg, id, version)).or_insert(chunk.blocks);
             if known != chunk.blocks {
                 return Err(format!(
                     "S4: pg {pg} chunk {id} {version} is {:?} here, {known:?} elsewhere",

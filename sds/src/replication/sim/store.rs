@@ -110,7 +110,8 @@ impl Image {
     }
 }
 
-fn place(effect: &Effect<Data>) -> Option<ChunkId> {
+/// The chunk a change is of; none: it is of the whole group.
+pub(super) fn place(effect: &Effect<Data>) -> Option<ChunkId> {
     match effect {
         Effect::Apply { write, .. } => Some(write.chunk),
         Effect::FixChunk { chunk, .. }

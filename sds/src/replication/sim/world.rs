@@ -308,8 +308,11 @@ impl World {
                 let fails = node.full && matches!(effect, Effect::Apply { .. });
                 node.full &= !fails;
                 let store = node.stores.get_mut(&pg).expect("a replica has a store");
+                let place = super::store::place(&effect);
                 let failed = store.change(ticket, effect, fails);
-                self.oracle.versions(pg, &store.applied)?;
+                if let Some(chunk) = place {
+                    self.oracle.versions(pg, &store.applied, chunk)?;
+                }
                 let ends = node.flush_ends.entry(pg).or_default();
                 *ends = (*ends).max(self.now + delay);
                 let delay = *ends - self.now;
