@@ -1,0 +1,8 @@
+//! Three members in this process, and everything through their real client ports.
+
+mod cluster;
+mod liveness;
+mod map;
+mod metadata;
+mod revocation;
+mod sds;

@@ -1,0 +1,186 @@
+//! An SDS as the MDM sees it: a control port, a registration, a watch of the map, and a liveness stream.
+
+use std::{sync::Arc, time::Duration};
+
+use pflex_common::{
+    map::{self, ClusterMap, Watcher},
+    shutdown::Shutdown,
+};
+use pflex_proto::{
+    pb::{
+        Addresses, Beat, ComponentKind, CreateSdsRequest, DeviceBeat, RegisterReply, RegisterRequest, RegisteredDevice,
+        admin_client::AdminClient, discovery_client::DiscoveryClient, liveness_client::LivenessClient,
+    },
+    status,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use uuid::Uuid;
+
+use crate::cluster::{Cluster, GIB, PATIENCE};
+
+/// Shorter than the real second, to keep tests short.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// One run of an SDS's process.
+pub(crate) struct FakeSds {
+    pub(crate) id: u32,
+    pub(crate) process: Vec<u8>,
+    pub(crate) map: Watcher,
+    /// The newest log time the leader stamped, and its term.
+    pub(crate) stamp: watch::Receiver<(u64, u64)>,
+    /// What it says of itself.
+    pub(crate) says: watch::Sender<Says>,
+    shutdown: Shutdown,
+    control: Option<TcpListener>,
+    beats: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Says {
+    /// Connected, and mute.
+    pub(crate) silent: bool,
+    /// It does not put new revisions into force.
+    pub(crate) stuck: bool,
+    pub(crate) device_failed: bool,
+}
+
+impl FakeSds {
+    /// Creates the SDS `s{n}` and starts its first process.
+    pub(crate) async fn create(cluster: &Cluster, n: u8) -> Self {
+        let created = cluster.client.write(PATIENCE, |connection, request| {
+            let message = CreateSdsRequest { request: Some(request), name: format!("s{n}"), ..Default::default() };
+            async move { AdminClient::new(connection).create_sds(message).await }
+        });
+        created.await.unwrap();
+        Self::start(cluster, n, 1).await
+    }
+
+    /// A new process of the SDS, which opened its device for the `incarnation`th time.
+    pub(crate) async fn start(cluster: &Cluster, n: u8, incarnation: u64) -> Self {
+        let process = Uuid::new_v4().as_bytes().to_vec();
+        let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = Addresses { control: control.local_addr().unwrap().to_string(), ..Default::default() };
+        let registered: RegisterReply = cluster
+            .client
+            .read(PATIENCE, |connection| {
+                let message = RegisterRequest {
+                    kind: ComponentKind::Sds.into(),
+                    name: format!("s{n}"),
+                    process_id: process.clone(),
+                    addresses: Some(addresses.clone()),
+                    devices: vec![RegisteredDevice {
+                        uuid: vec![n; 16],
+                        incarnation,
+                        capacity_bytes: 100 * GIB,
+                        path: format!("/dev/{n}"),
+                        ..Default::default()
+                    }],
+                    cluster_id: cluster.id.as_bytes().to_vec(),
+                    ..Default::default()
+                };
+                async move { DiscoveryClient::new(connection).register(message).await }
+            })
+            .await
+            .unwrap();
+        let shutdown = Shutdown::new();
+        let map = map::watch(cluster.client.clone(), ComponentKind::Sds, registered.id, shutdown.clone());
+        let (says, heard) = watch::channel(Says::default());
+        let (stamped, stamp) = watch::channel((0, 0));
+        let beats = tokio::spawn(beat(Beats {
+            client: cluster.client.clone(),
+            sds: registered.id,
+            process: process.clone(),
+            device: registered.device_ids[0],
+            incarnation,
+            map: map.clone(),
+            says: heard,
+            stamped,
+        }));
+        Self { id: registered.id, process, map, stamp, says, shutdown, control: Some(control), beats }
+    }
+
+    /// The process is gone: its connections close, its port refuses.
+    pub(crate) fn die(mut self) {
+        self.shutdown.cancel();
+        self.control.take();
+        self.beats.abort();
+    }
+
+    /// Waits until its map is as `wanted`.
+    pub(crate) async fn sees(&self, wanted: impl Fn(&ClusterMap) -> bool) -> Arc<ClusterMap> {
+        let mut map = self.map.clone();
+        let seen = map.wait_for(|map| map.as_deref().is_some_and(&wanted));
+        let seen = tokio::time::timeout(Duration::from_secs(20), seen).await.expect("the map changes in time");
+        seen.unwrap().clone().unwrap()
+    }
+}
+
+struct Beats {
+    client: pflex_common::mdm::MdmClient,
+    sds: u32,
+    process: Vec<u8>,
+    device: u32,
+    incarnation: u64,
+    map: Watcher,
+    says: watch::Receiver<Says>,
+    stamped: watch::Sender<(u64, u64)>,
+}
+
+/// Follows the leader and beats until aborted.
+async fn beat(beats: Beats) {
+    loop {
+        let (endpoint, connection) = beats.client.leader_guess();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let outbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut replies = match LivenessClient::new(connection).beats(outbound).await {
+            Ok(replies) => replies.into_inner(),
+            Err(error) => {
+                beats.client.not_here(&endpoint, &error);
+                tokio::time::sleep(BEAT).await;
+                continue;
+            }
+        };
+        let mut ticks = tokio::time::interval(BEAT);
+        let mut applied = 0;
+        loop {
+            tokio::select! {
+                reply = replies.message() => match reply {
+                    Ok(Some(reply)) => drop(beats.stamped.send_replace((reply.log_time_ms, reply.term))),
+                    Ok(None) => break,
+                    Err(error) => {
+                        if status::leader_hint(&error).is_some() {
+                            beats.client.not_here(&endpoint, &error);
+                        }
+                        break;
+                    }
+                },
+                _ = ticks.tick() => {
+                    let says = *beats.says.borrow();
+                    if !says.stuck {
+                        applied = beats.map.borrow().as_ref().map_or(0, |map| map.revision.get());
+                    }
+                    if says.silent {
+                        continue;
+                    }
+                    let device = DeviceBeat {
+                        device_id: beats.device,
+                        incarnation: beats.incarnation,
+                        failed: says.device_failed,
+                        ..Default::default()
+                    };
+                    let beat = Beat {
+                        sds_id: beats.sds,
+                        process_id: beats.process.clone(),
+                        applied_revision: applied,
+                        devices: vec![device],
+                        ..Default::default()
+                    };
+                    if sender.send(beat).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(BEAT).await;
+    }
+}
