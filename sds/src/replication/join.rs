@@ -229,8 +229,10 @@ impl Join {
         image: ChunkImage<D>,
     ) {
         let Stage::Syncing { syncing, .. } = &mut self.stage else { return };
-        if round == self.stream.round && syncing.contains_key(&chunk) {
-            syncing.insert(chunk, Turn::Joiner);
+        if round == self.stream.round
+            && let Some(turn) = syncing.get_mut(&chunk)
+        {
+            *turn = Turn::Joiner;
             self.owes_since.get_or_insert(cx.now);
             base.send(cx, self.stream.member, Body::SyncChunk { round, chunk, image });
         }

@@ -120,10 +120,8 @@ impl<D: Clone> Primary<D> {
                 backup.acknowledge(cx.now, through);
                 self.advance(base, cx);
             }
-            (Body::Gap { round, after }, Some(backup)) if round == backup.round => {
-                if after >= backup.acknowledged() {
-                    resend(base, cx, backup, &self.flight, after);
-                }
+            (Body::Gap { round, after }, Some(backup)) if round == backup.round && after >= backup.acknowledged() => {
+                resend(base, cx, backup, &self.flight, after);
             }
             (Body::CannotApply, Some(_)) => self.membership.cannot_apply(base, cx, from),
             (Body::Reserved { round, chunk, granted }, Some(backup)) if round == backup.round => {

@@ -197,8 +197,8 @@ impl Reconcile {
         image: ChunkImage<D>,
     ) {
         let Some(peer) = self.peers.iter_mut().find(|peer| peer.round == round) else { return };
-        if peer.fixing.contains_key(&chunk) {
-            peer.fixing.insert(chunk, true);
+        if let Some(theirs) = peer.fixing.get_mut(&chunk) {
+            *theirs = true;
             peer.owes_since = cx.now;
             let operations = base.operations.of_chunk(chunk);
             base.send(cx, peer.member, Body::Fix { round, chunk, image, operations });

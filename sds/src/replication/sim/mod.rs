@@ -3,9 +3,11 @@
 //!
 //! `PFLEX_SIM_SEED` runs one seed, `PFLEX_SIM_RUNS` that many from there on. A failing run names its seed.
 
+mod between;
 mod client;
 mod faults;
 mod history;
+mod load;
 mod mdm;
 mod network;
 mod node;
@@ -19,7 +21,7 @@ use oracle::Oracle;
 use world::{MS, World};
 
 /// Seeds of an ordinary test run: under a minute unoptimised.
-const DEFAULT_RUNS: u64 = 200;
+const DEFAULT_RUNS: u64 = 150;
 /// Load and faults last this long.
 const STORM: u64 = 25_000 * MS;
 /// After that everything must be whole again within this.

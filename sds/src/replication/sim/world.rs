@@ -3,26 +3,23 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 
-use pflex_proto::ids::{ChunkId, ChunkIndex, DeviceId, Epoch, Incarnation, LayerId, PgId, PgIndex, PoolId, VtreeId};
+use pflex_proto::ids::{ChunkId, DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId};
 
 use crate::replication::planted::{Bug, Planted};
-use crate::replication::{
-    ClientRead, ClientWrite, Effect, Event, LeaseGrant, LeaseRequest, Message, Outcome, PgConfig, Proposal, Refusal,
-    RequestId, WriteKind,
-};
+use crate::replication::{Effect, Event, LeaseGrant, LeaseRequest, Message, Outcome, Proposal, RequestId};
 
-use super::client::{Action, Client, Pending};
+use super::client::Client;
 use super::history::History;
+use super::load::ToServe;
 use super::mdm::Mdm;
 use super::network::{Network, Pair};
 use super::node::Node;
 use super::oracle::Oracle;
 use super::rng::Rng;
-use super::store::{BLOCKS, Data};
+use super::store::Data;
 
 pub(super) const MS: u64 = 1_000_000;
 const NODES: u32 = 3;
-const CHUNKS_PER_PG: u64 = 3;
 
 /// One thing that will happen. What is meant for a node names the life it is meant for.
 #[derive(Clone, Debug)]
@@ -41,17 +38,7 @@ pub(super) enum Item {
     Request(ToServe),
 }
 
-/// A client's request on its way.
-#[derive(Clone, Debug)]
-pub(super) struct ToServe {
-    client: usize,
-    pending: u64,
-    epoch: Epoch,
-    body: Pending,
-    low_water: pflex_proto::ids::OperationId,
-}
-
-enum Happening {
+pub(super) enum Happening {
     ToNode(DeviceId, Incarnation, Item),
     Resume(DeviceId),
     Crash(DeviceId, u64),
@@ -73,7 +60,7 @@ pub(super) struct World {
     pub(super) now: u64,
     pub(super) rng: Rng,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: HashMap<u64, Happening>,
+    pub(super) happenings: HashMap<u64, Happening>,
     /// Numbers everything that happens; also the clients' clock.
     pub(super) next: u64,
     pub(super) nodes: BTreeMap<DeviceId, Node>,
@@ -81,16 +68,16 @@ pub(super) struct World {
     pub(super) network: Network,
     pub(super) mdm: Mdm,
     pub(super) clients: Vec<Client>,
-    history: History,
+    pub(super) history: History,
     pub(super) oracle: Oracle,
     /// Which client's operation a node's request is.
-    requests: HashMap<(DeviceId, RequestId), (usize, u64, ChunkId)>,
-    next_value: u64,
+    pub(super) requests: HashMap<(DeviceId, RequestId), (usize, u64, ChunkId)>,
+    pub(super) next_value: u64,
     planted: Planted,
     /// While faults and load go on.
     pub(super) stormy: bool,
-    told: BTreeMap<(DeviceId, PgId), (Epoch, Vec<pflex_proto::ids::Member>)>,
-    watch_ends: BTreeMap<DeviceId, u64>,
+    pub(super) told: BTreeMap<(DeviceId, PgId), (Epoch, Vec<Member>)>,
+    pub(super) watch_ends: BTreeMap<DeviceId, u64>,
     /// `PFLEX_SIM_TRACE`: print every event and effect.
     trace: bool,
     pub(super) finished_operations: u64,
@@ -150,13 +137,13 @@ impl World {
 
     // ---- time
 
-    fn at(&mut self, when: u64, happening: Happening) {
+    pub(super) fn at(&mut self, when: u64, happening: Happening) {
         self.next += 1;
         self.queue.push(Reverse((when, self.next)));
         self.happenings.insert(self.next, happening);
     }
 
-    fn after(&mut self, delay: u64, happening: Happening) {
+    pub(super) fn after(&mut self, delay: u64, happening: Happening) {
         self.at(self.now + delay, happening);
     }
 
@@ -178,11 +165,11 @@ impl World {
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
         match happening {
-            Happening::ToNode(device, incarnation, item) => self.to_node(device, incarnation, item)?,
+            Happening::ToNode(device, incarnation, item) => self.arrive(device, incarnation, item)?,
             Happening::Resume(device) => {
                 let waiting = self.waiting.remove(&device).unwrap_or_default();
                 for (incarnation, item) in waiting {
-                    self.to_node(device, incarnation, item)?;
+                    self.arrive(device, incarnation, item)?;
                 }
             }
             Happening::Crash(device, back_after) => self.crash(device, back_after),
@@ -203,12 +190,12 @@ impl World {
 
     // ---- nodes
 
-    pub(super) fn to_node_after(&mut self, delay: u64, device: DeviceId, item: Item) {
+    pub(super) fn node_after(&mut self, delay: u64, device: DeviceId, item: Item) {
         let incarnation = self.nodes[&device].incarnation;
         self.after(delay, Happening::ToNode(device, incarnation, item));
     }
 
-    fn to_node(&mut self, device: DeviceId, incarnation: Incarnation, item: Item) -> Result<(), String> {
+    fn arrive(&mut self, device: DeviceId, incarnation: Incarnation, item: Item) -> Result<(), String> {
         let node = &self.nodes[&device];
         let stale = incarnation != node.incarnation
             // A message delayed from before a restart reaches the port of the new life: it must refuse it itself (S2).
@@ -222,7 +209,7 @@ impl World {
         }
         match item {
             Item::Tick => {
-                self.to_node_after(50 * MS, device, Item::Tick);
+                self.node_after(50 * MS, device, Item::Tick);
                 for pg in self.nodes[&device].pgs.keys().copied().collect::<Vec<_>>() {
                     self.step(device, pg, Event::Tick)?;
                 }
@@ -257,7 +244,7 @@ impl World {
             }
             Item::RenewLeases => {
                 let again = self.rng.between(900, 1100) * MS;
-                self.to_node_after(again, device, Item::RenewLeases);
+                self.node_after(again, device, Item::RenewLeases);
                 self.ask_for_leases(device);
             }
             Item::LeaseAsk(request) => self.give_lease(device, &request),
@@ -278,7 +265,7 @@ impl World {
         Ok(())
     }
 
-    fn step(&mut self, device: DeviceId, pg: PgId, event: Event<Data>) -> Result<(), String> {
+    pub(super) fn step(&mut self, device: DeviceId, pg: PgId, event: Event<Data>) -> Result<(), String> {
         let quiet = matches!(event, Event::Tick | Event::Durable { .. });
         let told = (self.trace && !quiet).then(|| format!("{event:?}"));
         let effects = self.nodes.get_mut(&device).expect("known node").handle(self.now, pg, event);
@@ -317,9 +304,9 @@ impl World {
                 *ends = (*ends).max(self.now + delay);
                 let delay = *ends - self.now;
                 if failed {
-                    self.to_node_after(delay, device, Item::Pg(pg, Event::StoreFailed { ticket }));
+                    self.node_after(delay, device, Item::Pg(pg, Event::StoreFailed { ticket }));
                 } else {
-                    self.to_node_after(delay, device, Item::Flush(pg, ticket));
+                    self.node_after(delay, device, Item::Flush(pg, ticket));
                 }
             }
             Effect::Read { .. }
@@ -332,18 +319,14 @@ impl World {
                 } else {
                     Item::Sample(pg, effect)
                 };
-                self.to_node_after(delay, device, item);
+                self.node_after(delay, device, item);
             }
             Effect::Merge { request, extent, data, .. } => {
-                self.to_node_after(
-                    delay,
-                    device,
-                    Item::Pg(pg, Event::Merged { request, merged: Some((extent, data)) }),
-                );
+                self.node_after(delay, device, Item::Pg(pg, Event::Merged { request, merged: Some((extent, data)) }));
             }
             Effect::Reserve { chunk } => {
                 let granted = self.rng.percent(97);
-                self.to_node_after(delay, device, Item::Pg(pg, Event::Reserved { chunk, granted }));
+                self.node_after(delay, device, Item::Pg(pg, Event::Reserved { chunk, granted }));
             }
             Effect::ReleaseReservations => {}
             Effect::Send(message) => self.send(device, message),
@@ -378,121 +361,6 @@ impl World {
             }
             other => panic!("not a store read: {other:?}"),
         }
-    }
-
-    // ---- network
-
-    fn send(&mut self, device: DeviceId, message: Message<Data>) {
-        let to = message.to.device;
-        super::faults::aim_at_message(self, device, &message.body);
-        if let Some(when) = self.network.send(self.now, device, to, &mut self.rng) {
-            let incarnation = message.to.incarnation;
-            let id = self.next + 1;
-            self.at(when, Happening::ToNode(to, incarnation, Item::Message(message)));
-            self.network.sent(device, to, id, when);
-        }
-    }
-
-    fn reconnect(&mut self, pair: Pair) {
-        let (a, b) = pair;
-        let both = self.nodes[&a].up && self.nodes[&b].up;
-        let lives = (self.nodes[&a].incarnation, self.nodes[&b].incarnation);
-        if both && self.network.connect(self.now, pair) {
-            self.to_node_after(MS / 10, a, Item::Connected(b, lives.1));
-            self.to_node_after(MS / 10, b, Item::Connected(a, lives.0));
-        }
-        let again = self.rng.between(20, 60) * MS;
-        self.after(again, Happening::Reconnect(pair));
-    }
-
-    /// The connection of a pair breaks: of what is under way some is lost, and each end notices when it does.
-    pub(super) fn cut(&mut self, pair: Pair) {
-        let Some(under_way) = self.network.cut(pair) else { return };
-        for mut direction in under_way {
-            let kept = self.rng.below(direction.len() as u64 + 1) as usize;
-            for id in direction.drain(kept..) {
-                self.happenings.insert(id, Happening::Resume(DeviceId(0)));
-            }
-        }
-        let (a, b) = pair;
-        let mut last = 0;
-        for (end, other) in [(a, b), (b, a)] {
-            let delay = if self.rng.percent(85) { self.rng.below(20 * MS) } else { self.rng.below(1500 * MS) };
-            last = last.max(delay);
-            let life = self.nodes[&other].incarnation;
-            self.to_node_after(delay, end, Item::Disconnected(other, life));
-        }
-        self.network.not_before(pair, self.now + last + MS);
-    }
-
-    fn ask_for_leases(&mut self, device: DeviceId) {
-        for peer in self.nodes.keys().copied().filter(|peer| *peer != device).collect::<Vec<_>>() {
-            let node = &self.nodes[&device];
-            let request = node.leases.request(node.clock(self.now), self.nodes[&peer].member());
-            if let Some(delay) = self.network.datagram(self.now, (device, peer), &mut self.rng) {
-                self.to_node_after(delay, peer, Item::LeaseAsk(request));
-            }
-        }
-    }
-
-    fn give_lease(&mut self, device: DeviceId, request: &LeaseRequest) {
-        let node = self.nodes.get_mut(&device).expect("known node");
-        let epochs = node.pgs.iter().filter_map(|(id, pg)| Some((*id, pg.epoch()?))).collect();
-        let clock = node.clock(self.now);
-        let Some(grant) = node.leases.grant(clock, request, epochs) else { return };
-        let to = request.from.device;
-        if let Some(delay) = self.network.datagram(self.now, (device, to), &mut self.rng) {
-            self.to_node_after(delay, to, Item::LeaseGive(grant));
-        }
-    }
-
-    // ---- the MDM
-
-    fn mdm_delay(&mut self, device: DeviceId) -> u64 {
-        let cut = self.nodes[&device].mdm_cut_until.saturating_sub(self.now);
-        cut + self.rng.between(MS / 2, 8 * MS)
-    }
-
-    fn mdm_round(&mut self) {
-        self.after(100 * MS, Happening::MdmRound);
-        self.mdm.judge(self.now);
-        for device in self.nodes.keys().copied().collect::<Vec<_>>() {
-            let (up, incarnation) = (self.nodes[&device].up, self.nodes[&device].incarnation);
-            if up && self.now >= self.nodes[&device].paused_until && self.now >= self.nodes[&device].mdm_cut_until {
-                let delay = self.mdm_delay(device);
-                self.after(delay, Happening::SignOfLife(device, incarnation));
-            }
-            for pg in self.mdm.pgs() {
-                let joiners = self.mdm.joiners(pg);
-                let news = (self.mdm.config(pg).epoch, joiners);
-                if up && self.told.get(&(device, pg)) != Some(&news) && self.mdm.replicas(pg).contains(&device) {
-                    self.told.insert((device, pg), news);
-                    self.tell(device, incarnation, pg);
-                }
-            }
-        }
-    }
-
-    /// Sends a configuration; it is as old as its way is long.
-    fn tell(&mut self, device: DeviceId, incarnation: Incarnation, pg: PgId) {
-        let (config, joiners) = (self.mdm.config(pg).clone(), self.mdm.joiners(pg));
-        let delay = self.mdm_delay(device) + if self.rng.percent(10) { self.rng.below(1000 * MS) } else { 0 };
-        // One watch stream per device: news arrive in order.
-        let arrives = self.watch_ends.entry(device).or_default();
-        *arrives = (*arrives).max(self.now + delay);
-        let when = *arrives;
-        let item = Item::Pg(pg, Event::Config { config, joiners });
-        self.at(when, Happening::ToNode(device, incarnation, item));
-    }
-
-    fn propose(&mut self, device: DeviceId, incarnation: Incarnation, proposal: &Proposal) {
-        let accepted = self.mdm.propose(proposal, super::mdm::member(device, incarnation));
-        if !accepted {
-            let delay = self.mdm_delay(device);
-            let event = Event::ProposalRejected { expected_epoch: proposal.expected_epoch };
-            self.after(delay, Happening::ToNode(device, incarnation, Item::Pg(proposal.pg, event)));
-        }
-        self.tell(device, incarnation, proposal.pg);
     }
 
     // ---- faults
@@ -532,8 +400,8 @@ impl World {
         let slow = if self.stormy && self.rng.percent(40) { self.rng.below(2500 * MS) } else { 0 };
         let delay = self.mdm_delay(device) + slow;
         self.after(delay, Happening::Register(device, incarnation));
-        self.to_node_after(MS, device, Item::Tick);
-        self.to_node_after(MS, device, Item::RenewLeases);
+        self.node_after(MS, device, Item::Tick);
+        self.node_after(MS, device, Item::RenewLeases);
         for pair in self.pairs() {
             if incarnation == Incarnation(1) && pair.0 == device {
                 self.after(MS, Happening::Reconnect(pair));
@@ -556,158 +424,7 @@ impl World {
         pairs.filter(|(a, b)| a < b).collect()
     }
 
-    // ---- clients
-
-    fn call(&mut self, client: usize) {
-        if !self.stormy {
-            return;
-        }
-        let pgs = self.mdm.pgs();
-        let pg = *self.rng.pick(&pgs);
-        let chunk = chunk(pg, self.rng.below(CHUNKS_PER_PG));
-        let block = self.rng.below(BLOCKS as u64) as usize;
-        let blocks = self.rng.between(1, (BLOCKS - block) as u64) as usize;
-        let reads = self.rng.percent(50);
-        self.begin(client, pg, chunk, block, blocks, reads);
-    }
-
-    fn begin(&mut self, client: usize, pg: PgId, chunk: ChunkId, block: usize, blocks: usize, reads: bool) {
-        self.next += 1;
-        let called = self.next;
-        let action = if reads {
-            Action::Read
-        } else {
-            let values: Data = (0..blocks).map(|block| self.next_value + 1 + block as u64).collect();
-            self.next_value += blocks as u64;
-            for (index, value) in values.iter().enumerate() {
-                self.history.write_called((chunk, block + index), *value, called);
-            }
-            Action::Write(self.clients[client].next_operation(), values)
-        };
-        let pending = self.clients[client].call(Pending { pg, chunk, block, blocks, action, called, tries: 0 });
-        self.resend(client, pending, 0);
-    }
-
-    /// Reads every block there is, to see what survived.
-    pub(super) fn read_everything(&mut self) {
-        for pg in self.mdm.pgs() {
-            for index in 0..CHUNKS_PER_PG {
-                self.begin(0, pg, chunk(pg, index), 0, BLOCKS, true);
-            }
-        }
-    }
-
-    fn resend(&mut self, client: usize, pending: u64, tries: u64) {
-        let Some(body) = self.clients[client].pending.get_mut(&pending).filter(|body| body.tries == tries) else {
-            return;
-        };
-        body.tries += 1;
-        let body = body.clone();
-        let low_water = self.clients[client].low_water();
-        let config: PgConfig = self.mdm.config(body.pg).clone();
-        // Mostly the primary; now and then somebody who was it.
-        let replicas = self.mdm.replicas(body.pg).to_vec();
-        let to = match config.primary {
-            Some(primary) if self.rng.percent(95) => primary,
-            Some(_) | None => *self.rng.pick(&replicas),
-        };
-        let (epoch, tries) = (config.epoch, body.tries);
-        let request = ToServe { client, pending, epoch, body, low_water };
-        let copies = if self.rng.percent(5) { 2 } else { 1 };
-        for _ in 0..copies {
-            if !self.stormy || !self.rng.percent(3) {
-                let delay = self.client_delay();
-                self.to_node_after(delay, to, Item::Request(request.clone()));
-            }
-        }
-        let patience = self.rng.between(100, 600) * MS;
-        self.after(patience, Happening::Resend(client, pending, tries));
-    }
-
-    fn client_delay(&mut self) -> u64 {
-        if self.rng.percent(3) { self.rng.below(900 * MS) } else { self.rng.between(MS / 20, 2 * MS) }
-    }
-
-    fn serve(&mut self, device: DeviceId, request: ToServe) -> Result<(), String> {
-        self.next += 1;
-        let id = RequestId(self.next);
-        let ToServe { client, pending, epoch, body, low_water } = request;
-        let (pg, chunk, extent) = (body.pg, body.chunk, body.extent());
-        let Some(store) = self.nodes[&device].stores.get(&pg) else { return Ok(()) };
-        let creates_chunk = !store.applied.chunks.contains_key(&chunk);
-        self.requests.insert((device, id), (client, pending, chunk));
-        let event = match body.action {
-            Action::Read => Event::Read(ClientRead { request: id, epoch, chunk, extent }),
-            Action::Write(operation, data) => Event::Write(ClientWrite {
-                request: id,
-                epoch,
-                client: self.clients[client].key,
-                operation,
-                low_water,
-                chunk,
-                extent,
-                kind: WriteKind::Data(data),
-                merge: self.rng.percent(5),
-                creates_chunk,
-            }),
-        };
-        self.step(device, pg, event)
-    }
-
-    fn answer(&mut self, device: DeviceId, pg: PgId, request: RequestId, outcome: Outcome<Data>) -> Result<(), String> {
-        let Some((client, pending, chunk)) = self.requests.remove(&(device, request)) else {
-            return Err(format!("request {request:?} was answered twice"));
-        };
-        self.oracle.answer(self.now, &self.nodes, device, pg, chunk, &outcome)?;
-        if !self.stormy || !self.rng.percent(3) {
-            let delay = self.client_delay();
-            self.after(delay, Happening::Reply(client, pending, outcome));
-        }
-        Ok(())
-    }
-
-    fn reply(&mut self, client: usize, pending: u64, outcome: Outcome<Data>) -> Result<(), String> {
-        self.next += 1;
-        let returned = self.next;
-        let Some(body) = self.clients[client].pending.get(&pending).cloned() else { return Ok(()) };
-        match (outcome, &body.action) {
-            (Outcome::Written { version, .. }, Action::Write(operation, values)) => {
-                self.oracle.executed(self.clients[client].key, *operation, version)?;
-                for (index, value) in values.iter().enumerate() {
-                    self.history.write_returned((body.chunk, body.block + index), *value, returned);
-                }
-            }
-            (Outcome::Read { data }, Action::Read) => {
-                for (index, value) in data.iter().enumerate() {
-                    self.history.read((body.chunk, body.block + index), *value, body.called, returned)?;
-                }
-            }
-            (Outcome::Refused(Refusal::OldOperation), Action::Write(operation, _)) => {
-                return Err(format!("{operation:?} was forgotten while its client still waits"));
-            }
-            (Outcome::Refused(_), _) => {
-                let pause = self.rng.between(5, 40) * MS;
-                self.after(pause, Happening::Resend(client, pending, body.tries));
-                return Ok(());
-            }
-            (outcome, action) => return Err(format!("{action:?} was answered with {outcome:?}")),
-        }
-        self.clients[client].pending.remove(&pending);
-        self.finished_operations += 1;
-        let pause = self.rng.between(0, 50) * MS;
-        self.after(pause, Happening::Call(client));
-        Ok(())
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.clients.iter().all(|client| client.pending.is_empty())
-    }
-
     pub(super) fn check_history(&self) -> Result<(), String> {
         self.history.check()
     }
-}
-
-fn chunk(pg: PgId, index: u64) -> ChunkId {
-    ChunkId { vtree: VtreeId(1), layer: LayerId(0), index: ChunkIndex(u64::from(pg.index.0) * CHUNKS_PER_PG + index) }
 }

@@ -1,0 +1,178 @@
+//! Load: what clients call, how it reaches a primary, and what they make of the answers.
+
+use pflex_proto::ids::{ChunkId, ChunkIndex, DeviceId, Epoch, LayerId, OperationId, PgId, VtreeId};
+
+use crate::replication::{ClientRead, ClientWrite, Event, Outcome, PgConfig, Refusal, RequestId, WriteKind};
+
+use super::client::{Action, Pending};
+use super::store::{BLOCKS, Data};
+use super::world::{Happening, Item, MS, World};
+
+const CHUNKS_PER_PG: u64 = 3;
+
+/// A client's request on its way.
+#[derive(Clone, Debug)]
+pub(super) struct ToServe {
+    client: usize,
+    pending: u64,
+    epoch: Epoch,
+    body: Pending,
+    low_water: OperationId,
+}
+
+impl World {
+    pub(super) fn call(&mut self, client: usize) {
+        if !self.stormy {
+            return;
+        }
+        let pgs = self.mdm.pgs();
+        let pg = *self.rng.pick(&pgs);
+        let chunk = chunk(pg, self.rng.below(CHUNKS_PER_PG));
+        let block = self.rng.below(BLOCKS as u64) as usize;
+        let blocks = self.rng.between(1, (BLOCKS - block) as u64) as usize;
+        let reads = self.rng.percent(50);
+        self.begin(client, pg, chunk, block, blocks, reads);
+    }
+
+    pub(super) fn begin(&mut self, client: usize, pg: PgId, chunk: ChunkId, block: usize, blocks: usize, reads: bool) {
+        self.next += 1;
+        let called = self.next;
+        let action = if reads {
+            Action::Read
+        } else {
+            let values: Data = (0..blocks).map(|block| self.next_value + 1 + block as u64).collect();
+            self.next_value += blocks as u64;
+            for (index, value) in values.iter().enumerate() {
+                self.history.write_called((chunk, block + index), *value, called);
+            }
+            Action::Write(self.clients[client].next_operation(), values)
+        };
+        let pending = self.clients[client].call(Pending { pg, chunk, block, blocks, action, called, tries: 0 });
+        self.resend(client, pending, 0);
+    }
+
+    /// Reads every block there is, to see what survived.
+    pub(super) fn read_everything(&mut self) {
+        for pg in self.mdm.pgs() {
+            for index in 0..CHUNKS_PER_PG {
+                self.begin(0, pg, chunk(pg, index), 0, BLOCKS, true);
+            }
+        }
+    }
+
+    pub(super) fn resend(&mut self, client: usize, pending: u64, tries: u64) {
+        let Some(body) = self.clients[client].pending.get_mut(&pending).filter(|body| body.tries == tries) else {
+            return;
+        };
+        body.tries += 1;
+        let body = body.clone();
+        let low_water = self.clients[client].low_water();
+        let config: PgConfig = self.mdm.config(body.pg).clone();
+        // Mostly the primary; now and then somebody who was it.
+        let replicas = self.mdm.replicas(body.pg).to_vec();
+        let to = match config.primary {
+            Some(primary) if self.rng.percent(95) => primary,
+            Some(_) | None => *self.rng.pick(&replicas),
+        };
+        let (epoch, tries) = (config.epoch, body.tries);
+        let request = ToServe { client, pending, epoch, body, low_water };
+        let copies = if self.rng.percent(5) { 2 } else { 1 };
+        for _ in 0..copies {
+            if !self.stormy || !self.rng.percent(3) {
+                let delay = self.client_delay();
+                self.node_after(delay, to, Item::Request(request.clone()));
+            }
+        }
+        let patience = self.rng.between(100, 600) * MS;
+        self.after(patience, Happening::Resend(client, pending, tries));
+    }
+
+    pub(super) fn client_delay(&mut self) -> u64 {
+        if self.rng.percent(3) { self.rng.below(900 * MS) } else { self.rng.between(MS / 20, 2 * MS) }
+    }
+
+    pub(super) fn serve(&mut self, device: DeviceId, request: ToServe) -> Result<(), String> {
+        self.next += 1;
+        let id = RequestId(self.next);
+        let ToServe { client, pending, epoch, body, low_water } = request;
+        let (pg, chunk, extent) = (body.pg, body.chunk, body.extent());
+        let Some(store) = self.nodes[&device].stores.get(&pg) else { return Ok(()) };
+        let creates_chunk = !store.applied.chunks.contains_key(&chunk);
+        self.requests.insert((device, id), (client, pending, chunk));
+        let event = match body.action {
+            Action::Read => Event::Read(ClientRead { request: id, epoch, chunk, extent }),
+            Action::Write(operation, data) => Event::Write(ClientWrite {
+                request: id,
+                epoch,
+                client: self.clients[client].key,
+                operation,
+                low_water,
+                chunk,
+                extent,
+                kind: WriteKind::Data(data),
+                merge: self.rng.percent(5),
+                creates_chunk,
+            }),
+        };
+        self.step(device, pg, event)
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        device: DeviceId,
+        pg: PgId,
+        request: RequestId,
+        outcome: Outcome<Data>,
+    ) -> Result<(), String> {
+        let Some((client, pending, chunk)) = self.requests.remove(&(device, request)) else {
+            return Err(format!("request {request:?} was answered twice"));
+        };
+        self.oracle.answer(self.now, &self.nodes, device, pg, chunk, &outcome)?;
+        if !self.stormy || !self.rng.percent(3) {
+            let delay = self.client_delay();
+            self.after(delay, Happening::Reply(client, pending, outcome));
+        }
+        Ok(())
+    }
+
+    pub(super) fn reply(&mut self, client: usize, pending: u64, outcome: Outcome<Data>) -> Result<(), String> {
+        self.next += 1;
+        let returned = self.next;
+        let Some(body) = self.clients[client].pending.get(&pending).cloned() else { return Ok(()) };
+        match (outcome, &body.action) {
+            (Outcome::Written { version, .. }, Action::Write(operation, values)) => {
+                self.oracle.executed(self.clients[client].key, *operation, version)?;
+                for (index, value) in values.iter().enumerate() {
+                    self.history.write_returned((body.chunk, body.block + index), *value, returned);
+                }
+            }
+            (Outcome::Read { data }, Action::Read) => {
+                for (index, value) in data.iter().enumerate() {
+                    self.history.read((body.chunk, body.block + index), *value, body.called, returned)?;
+                }
+            }
+            (Outcome::Refused(Refusal::OldOperation), Action::Write(operation, _)) => {
+                return Err(format!("{operation:?} was forgotten while its client still waits"));
+            }
+            (Outcome::Refused(_), _) => {
+                let pause = self.rng.between(5, 40) * MS;
+                self.after(pause, Happening::Resend(client, pending, body.tries));
+                return Ok(());
+            }
+            (outcome, action) => return Err(format!("{action:?} was answered with {outcome:?}")),
+        }
+        self.clients[client].pending.remove(&pending);
+        self.finished_operations += 1;
+        let pause = self.rng.between(0, 50) * MS;
+        self.after(pause, Happening::Call(client));
+        Ok(())
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.clients.iter().all(|client| client.pending.is_empty())
+    }
+}
+
+fn chunk(pg: PgId, index: u64) -> ChunkId {
+    ChunkId { vtree: VtreeId(1), layer: LayerId(0), index: ChunkIndex(u64::from(pg.index.0) * CHUNKS_PER_PG + index) }
+}
