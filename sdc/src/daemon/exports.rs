@@ -140,7 +140,8 @@ impl Exports for MappedVolumes {
     fn list(&self) -> Vec<ExportSummary> {
         let summary =
             |info: &ExportInfo| ExportSummary { name: info.name.clone(), description: info.description.clone() };
-        self.read().values().map(|mapped| summary(&mapped.info)).collect()
+        // `nbdinfo --list` fails as a whole when one of them cannot be opened.
+        self.read().values().filter(|mapped| mapped.refused.is_none()).map(|mapped| summary(&mapped.info)).collect()
     }
 
     async fn open(&self, name: &str) -> Result<Export<VolumeBackend>, OpenError> {

@@ -3,6 +3,7 @@
 //! The store stands for copies that are always in sync; what is faithful is all that a client can observe: greetings,
 //! sessions with generations, tokens, MACs, sequences, epochs, operation ids, and requests that are held for a while and
 //! executed later, unless a newer session or epoch has come between (S7, S9).
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -163,10 +164,14 @@ impl FakeCluster {
         }
     }
 
+    /// Where the devices listen.
+    pub(crate) fn endpoints(&self) -> Vec<(DeviceId, Endpoint)> {
+        self.devices.iter().map(|(device, (endpoint, _))| (*device, endpoint.clone())).collect()
+    }
+
     /// Tells the client.
     pub(crate) fn publish(&self) {
-        let addresses = self.devices.iter().map(|(device, (endpoint, _))| (*device, endpoint.clone()));
-        self.routes.replace(self.shared().configs.values(), addresses);
+        self.routes.replace(self.shared().configs.values(), self.endpoints());
     }
 }
 
