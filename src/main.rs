@@ -1,2 +1,20 @@
 //! The `pflex` binary: the daemons, a whole cluster on one host, and the command line.
-fn main() {}
+//!
+//! Reading order: [`cli`] (what can be typed, one noun per file), [`context`] and [`client`] (which cluster, and talking
+//! to it), [`output`] and [`error`] (what comes back), [`local`] (`up` and `down`), [`daemon`] (`mdm`, `sds`, `sdc`).
+
+mod cli;
+mod client;
+mod confirm;
+mod context;
+mod daemon;
+mod error;
+mod local;
+mod output;
+mod units;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

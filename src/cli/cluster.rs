@@ -1,0 +1,135 @@
+//! `pflex cluster`: the MDM quorum.
+
+use clap::Subcommand;
+use pflex_proto::{
+    ids::ClusterId,
+    pb::{ClusterMember, ClusterStatus, ClusterStatusRequest, TransferLeaderRequest, cluster_client::ClusterClient},
+};
+
+use super::{Tool, target::Target, view::ViewArgs};
+use crate::{
+    client::{Freshness, Session, ask},
+    error::Failure,
+    output::{self, Document, Format, Record, Value},
+};
+
+#[derive(clap::Args, Debug)]
+#[command(arg_required_else_help = true)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Verb {
+    /// Members, leader, term and revision; JSON unless -o says otherwise.
+    #[command(after_help = "Example:\n  pflex cluster status | jq .leader")]
+    Status {
+        #[command(flatten)]
+        view: ViewArgs,
+    },
+    /// Hand leadership over.
+    #[command(after_help = "Example:\n  pflex cluster transfer-leader 2")]
+    TransferLeader {
+        /// The member that is to lead [default: the most up-to-date follower].
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+        to: Option<u64>,
+    },
+}
+
+pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
+    let session = tool.session()?;
+    match verb {
+        Verb::Status { view } => {
+            view.repeat(async || {
+                let status = fetch(&session, view.freshness()).await?;
+                // Scripts read this one, so JSON is the default here and a table on request.
+                match tool.format(Format::Json) {
+                    Format::Table | Format::Wide => {
+                        output::print(&Document::One(summary(&status)), Format::Table)?;
+                        output::write_out("\n")?;
+                        let members = status.members.iter().map(member).collect();
+                        output::print(&Document::List("members", members), Format::Table)
+                    }
+                    format @ (Format::Json | Format::Yaml | Format::Csv | Format::Name) => {
+                        output::print(&Document::One(record(&status)), format)
+                    }
+                }
+            })
+            .await
+        }
+        Verb::TransferLeader { to } => {
+            let what = "transfer the leadership";
+            let request = TransferLeaderRequest { to: to.unwrap_or(0) };
+            let reply = ask!(session, what, Freshness::Linearizable, ClusterClient.transfer_leader(request))?;
+            let record = Record::new(reply.leader).column("leader", "LEADER", reply.leader);
+            tool.print(&Document::One(record.column("term", "TERM", reply.term)))
+        }
+    }
+}
+
+pub(super) async fn fetch(session: &Session, fresh: Freshness) -> Result<ClusterStatus, Failure> {
+    let request = ClusterStatusRequest { stale: fresh.is_stale() };
+    ask!(session, "show the cluster status", fresh, ClusterClient.status(request))
+}
+
+/// No leader is null: 0 is no member.
+fn leader(status: &ClusterStatus) -> Option<u64> {
+    Some(status.leader).filter(|leader| *leader != 0)
+}
+
+pub(super) fn cluster_id(status: &ClusterStatus) -> String {
+    ClusterId::from_slice(&status.cluster_id).map(|id| id.to_string()).unwrap_or_default()
+}
+
+fn summary(status: &ClusterStatus) -> Record {
+    Record::new(cluster_id(status))
+        .column("cluster_id", "CLUSTER", cluster_id(status))
+        .column("leader", "LEADER", leader(status))
+        .column("term", "TERM", status.term)
+        .column("revision", "REVISION", status.revision)
+        .column("health", "HEALTH", &status.health)
+}
+
+/// The keys that CLI scripts depend on.
+pub(super) fn record(status: &ClusterStatus) -> Record {
+    summary(status).hidden("members", Value::List(status.members.iter().map(|row| member(row).value()).collect()))
+}
+
+fn member(row: &ClusterMember) -> Record {
+    let addresses = row.addresses.clone().unwrap_or_default();
+    Record::new(row.id)
+        .column("id", "ID", row.id)
+        .column("address", "ADDRESS", addresses.api)
+        .column("role", "ROLE", &row.role)
+        .column("state", "STATE", &row.state)
+        .column("lag", "LAG", row.lag)
+        .hidden("raft_address", addresses.raft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_are_those_of_the_contract() {
+        let status = ClusterStatus {
+            cluster_id: vec![7; 16],
+            term: 3,
+            members: vec![ClusterMember { id: 1, role: "follower".into(), ..ClusterMember::default() }],
+            health: "ok".into(),
+            ..ClusterStatus::default()
+        };
+        let json = output::render(&Document::One(record(&status)), Format::Json);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for key in ["cluster_id", "leader", "term", "revision", "health", "members"] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        for key in ["id", "address", "role", "state", "lag"] {
+            assert!(json["members"][0].get(key).is_some(), "{key}");
+        }
+        assert!(json["leader"].is_null(), "no leader is null, never 0");
+    }
+}

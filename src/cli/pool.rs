@@ -1,0 +1,172 @@
+//! `pflex pool`: storage pools, where volumes get their space and their number of copies.
+
+use clap::{Subcommand, ValueEnum};
+use pflex_proto::pb::{CreatePoolRequest, DeleteRequest, Pool, PoolRow, WritePolicy, admin_client::AdminClient};
+
+use super::{
+    Tool,
+    names::{Names, all, one, only},
+    target::Target,
+    view::ViewArgs,
+};
+use crate::{
+    client::{Freshness, Session, ask, change},
+    confirm::{ConfirmArgs, confirm},
+    error::Failure,
+    output::{Document, Record, Value},
+};
+
+#[derive(clap::Args, Debug)]
+#[command(arg_required_else_help = true)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+/// When a write is acknowledged.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// When every in-sync copy has it on disk.
+    Sync,
+    /// When every in-sync copy has it in memory; a flush makes it durable.
+    Writeback,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Verb {
+    /// Make a pool.
+    #[command(after_help = "Example:\n  pflex pool create fast --domain default --copies 2")]
+    Create {
+        name: String,
+        /// The protection domain whose servers give the space.
+        #[arg(long)]
+        domain: String,
+        /// Copies of each chunk.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
+        copies: u32,
+        /// Placement groups, a power of two [default: the MDM's].
+        #[arg(long, value_parser = power_of_two)]
+        pgs: Option<u32>,
+        /// When a write is acknowledged.
+        #[arg(long, value_enum, default_value_t = Policy::Sync)]
+        write_policy: Policy,
+        /// Succeed if it exists already.
+        #[arg(long)]
+        if_not_exists: bool,
+    },
+    /// List the pools.
+    #[command(after_help = "Example:\n  pflex pool list -o wide")]
+    List {
+        #[command(flatten)]
+        view: ViewArgs,
+    },
+    /// Show one.
+    #[command(after_help = "Example:\n  pflex pool show default -o json")]
+    Show {
+        name: String,
+        #[command(flatten)]
+        view: ViewArgs,
+    },
+    /// Remove one without volumes.
+    #[command(after_help = "Example:\n  pflex pool delete fast --yes")]
+    Delete {
+        name: String,
+        #[command(flatten)]
+        confirm: ConfirmArgs,
+    },
+}
+
+fn power_of_two(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(count) if count.is_power_of_two() => Ok(count),
+        _ => Err("a number of placement groups is a power of two, like 64 or 256".to_owned()),
+    }
+}
+
+pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
+    let session = tool.session()?;
+    match verb {
+        Verb::Create { name, domain, copies, pgs, write_policy, if_not_exists } => {
+            let what = format!("create pool {name}");
+            let write_policy = match write_policy {
+                Policy::Sync => WritePolicy::Sync,
+                Policy::Writeback => WritePolicy::Writeback,
+            };
+            let request = CreatePoolRequest {
+                request: None,
+                name: name.clone(),
+                domain,
+                copies,
+                pg_count: pgs.unwrap_or(0),
+                write_policy: write_policy.into(),
+                if_not_exists,
+            };
+            change!(session, &what, AdminClient.create_pool(request))?;
+            tool.print(&show(&session, Freshness::Linearizable, &name).await?)
+        }
+        Verb::List { view } => {
+            view.show(tool, async || {
+                let fresh = view.freshness();
+                let domains = Names::domains(&session, fresh).await?;
+                let reply = ask!(session, "list pools", fresh, AdminClient.list_pools(all(fresh)))?;
+                Ok(Document::List("pools", reply.pools.iter().map(|row| record(row, &domains)).collect()))
+            })
+            .await
+        }
+        Verb::Show { name, view } => view.show(tool, async || show(&session, view.freshness(), &name).await).await,
+        Verb::Delete { name, confirm: args } => {
+            let what = format!("delete pool {name}");
+            let fresh = Freshness::Linearizable;
+            ask!(session, &what, fresh, AdminClient.list_pools(one(fresh, &name)))?;
+            if confirm(args, &format!("pool {name}"), &name)? {
+                change!(session, &what, AdminClient.delete_pool(DeleteRequest { request: None, name: name.clone() }))?;
+                eprintln!("pool {name} is deleted");
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn show(session: &Session, fresh: Freshness, name: &str) -> Result<Document, Failure> {
+    let what = format!("show pool {name}");
+    let domains = Names::domains(session, fresh).await?;
+    let reply = ask!(session, &what, fresh, AdminClient.list_pools(one(fresh, name)))?;
+    Ok(Document::One(record(&only(reply.pools, "pool", name)?, &domains)))
+}
+
+fn record(row: &PoolRow, domains: &Names) -> Record {
+    let pool: Pool = row.pool.clone().unwrap_or_default();
+    let policy = match pool.write_policy() {
+        WritePolicy::Sync | WritePolicy::Unspecified => "sync",
+        WritePolicy::Writeback => "writeback",
+    };
+    Record::new(&pool.name)
+        .column("name", "NAME", &pool.name)
+        .wide("id", "ID", pool.id)
+        .column("domain", "DOMAIN", domains.of(pool.domain_id))
+        .column("copies", "COPIES", pool.copies)
+        .column("write_policy", "WRITE POLICY", policy)
+        .column("capacity_bytes", "CAPACITY", Value::Bytes(row.capacity_bytes))
+        .column("provisioned_bytes", "PROVISIONED", Value::Bytes(row.provisioned_bytes))
+        .column("used_bytes", "USED", Value::Bytes(row.used_bytes))
+        .column("pgs", "PGS", pool.pg_count)
+        .wide("pgs_active", "ACTIVE", row.pgs_active)
+        .column("pgs_degraded", "DEGRADED", row.pgs_degraded)
+        .column("pgs_unavailable", "UNAVAILABLE", row.pgs_unavailable)
+        .wide("pgs_unassigned", "UNASSIGNED", row.pgs_unassigned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placement_groups_come_in_powers_of_two() {
+        assert_eq!(power_of_two("64"), Ok(64));
+        for bad in ["0", "3", "-1", "x"] {
+            assert!(power_of_two(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! `pflex status`: health in one screen, verdict first and its reasons right behind.
+//!
+//! Everything but IO comes from the MDM. IO is asked of each client's management port, briefly, and left out where a
+//! client does not answer: a dead client must not make the health of the cluster unreadable.
+
+use std::{fmt::Write as _, time::Duration};
+
+use pflex_common::net::Endpoint;
+use pflex_proto::pb::{
+    ClusterStatus, Component, ComponentKind, SdcStats, SdcStatsRequest, sdc_management_client::SdcManagementClient,
+};
+
+use super::{Tool, cluster, health, target::Target, view::ViewArgs};
+use crate::{
+    error::{Exit, Failure},
+    output::{self, Document, Format, Record, Value},
+    units::format_size,
+};
+
+/// For all clients together.
+const STATS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Clients asked for statistics; more would only be noise on one screen.
+const MOST_CLIENTS: usize = 8;
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  pflex status --watch\n  pflex status --check || echo \"exit status 8: degraded\"")]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) target: Target,
+    #[command(flatten)]
+    view: ViewArgs,
+    /// Exit with status 8 unless everything is healthy.
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) async fn run(args: Args, tool: &Tool) -> Result<Exit, Failure> {
+    let session = tool.session()?;
+    let healthy = std::cell::Cell::new(true);
+    args.view
+        .repeat(async || {
+            let status = cluster::fetch(&session, args.view.freshness()).await?;
+            healthy.set(is_healthy(&status));
+            let io = client_stats(&status).await;
+            match tool.format(Format::Table) {
+                Format::Table | Format::Wide => output::write_out(&screen(&status, &io, output::colours())),
+                format @ (Format::Json | Format::Yaml | Format::Csv | Format::Name) => {
+                    output::print(&Document::One(record(&status, &io)), format)
+                }
+            }
+        })
+        .await?;
+    // The verdict with its reasons is on the screen; a second line on stderr would say it twice.
+    Ok(if args.check && !healthy.get() { Exit::Degraded } else { Exit::Done })
+}
+
+pub(super) fn is_healthy(status: &ClusterStatus) -> bool {
+    status.health == "ok"
+}
+
+/// What one client says of itself.
+struct ClientIo {
+    name: String,
+    stats: SdcStats,
+}
+
+async fn client_stats(status: &ClusterStatus) -> Vec<ClientIo> {
+    let clients = status.components.iter().filter(|component| component.kind() == ComponentKind::Sdc);
+    let asking = clients.take(MOST_CLIENTS).filter_map(|component| {
+        let endpoint: Endpoint = component.addresses.as_ref()?.management.parse().ok()?;
+        let name = component.name.clone();
+        Some(tokio::spawn(async move {
+            let mut client = SdcManagementClient::new(endpoint.channel());
+            let answer = tokio::time::timeout(STATS_TIMEOUT, client.stats(SdcStatsRequest {})).await;
+            answer.ok()?.ok().map(|stats| ClientIo { name, stats: stats.into_inner() })
+        }))
+    });
+    let mut answers = Vec::new();
+    // All are spawned before the first is awaited, so the time-outs run side by side.
+    for task in asking.collect::<Vec<_>>() {
+        answers.extend(task.await.ok().flatten());
+    }
+    answers
+}
+
+/// Health reports of one kind, as "3 of 3".
+fn alive(components: &[Component], kind: ComponentKind) -> String {
+    let of_kind: Vec<_> = components.iter().filter(|component| component.kind() == kind).collect();
+    let active = of_kind.iter().filter(|component| component.status == "ACTIVE").count();
+    format!("{active} of {}", of_kind.len())
+}
+
+fn screen(status: &ClusterStatus, io: &[ClientIo], colours: bool) -> String {
+    let mut text = String::new();
+    let mut line = |key: &str, value: String| {
+        let key = if key.is_empty() { String::new() } else { format!("{key}:") };
+        writeln!(text, "{key:<11}{value}").expect("writing to a string does not fail");
+    };
+    line("health", verdict(status, colours));
+    for reason in &status.reasons {
+        line("", format!("{}: {}: {}", reason.severity, reason.object, reason.why));
+    }
+    let up = status.members.iter().filter(|member| member.state == "up").count();
+    let leader = match status.members.iter().find(|member| member.id == status.leader) {
+        Some(member) => {
+            let address = member.addresses.as_ref().map(|addresses| addresses.api.as_str()).unwrap_or("-");
+            format!("mdm {} at {address} leads term {}", member.id, status.term)
+        }
+        None => format!("no leader known in term {}", status.term),
+    };
+    line("cluster", format!("{}, revision {}", cluster::cluster_id(status), status.revision));
+    line("quorum", format!("{up} of {} members up; {leader}", status.members.len()));
+    line("servers", format!("{} active", alive(&status.components, ComponentKind::Sds)));
+    line("clients", format!("{} active", alive(&status.components, ComponentKind::Sdc)));
+    line(
+        "capacity",
+        format!(
+            "{}, {} provisioned, {} used",
+            format_size(status.capacity_bytes),
+            format_size(status.provisioned_bytes),
+            format_size(status.used_bytes)
+        ),
+    );
+    let whole = status.pgs.saturating_sub(status.pgs_degraded).saturating_sub(status.pgs_unavailable);
+    line("groups", format!("{whole} whole, {} degraded, {} unavailable", status.pgs_degraded, status.pgs_unavailable));
+    for client in io {
+        line("io", client_line(client));
+    }
+    for component in status.components.iter().filter(|component| component.status != "ACTIVE") {
+        line("not well", format!("{} {} is {}", health::kind(component), component.name, component.status));
+    }
+    text
+}
+
+fn verdict(status: &ClusterStatus, colours: bool) -> String {
+    let colour = match status.health.as_str() {
+        "ok" => "32",
+        "degraded" => "33",
+        _ => "31",
+    };
+    if colours { format!("\x1b[1;{colour}m{}\x1b[0m", status.health) } else { status.health.clone() }
+}
+
+fn client_line(client: &ClientIo) -> String {
+    let sum = |of: fn(&pflex_proto::pb::VolumeStats) -> u64| client.stats.volumes.iter().map(of).sum::<u64>();
+    let longest_us = client.stats.volumes.iter().map(|volume| volume.longest_stall_us).max().unwrap_or(0);
+    format!(
+        "{}: {} reads ({}), {} writes ({}), {} in flight, {} retries, {} errors, longest stall {} ms",
+        client.name,
+        sum(|volume| volume.reads),
+        format_size(sum(|volume| volume.read_bytes)),
+        sum(|volume| volume.writes),
+        format_size(sum(|volume| volume.written_bytes)),
+        sum(|volume| volume.in_flight.into()),
+        sum(|volume| volume.retries),
+        sum(|volume| volume.errors),
+        longest_us / 1_000,
+    )
+}
+
+/// The same as data.
+fn record(status: &ClusterStatus, io: &[ClientIo]) -> Record {
+    let reason = |reason: &pflex_proto::pb::Reason| {
+        Value::Object(vec![
+            ("object", (&reason.object).into()),
+            ("severity", (&reason.severity).into()),
+            ("why", (&reason.why).into()),
+        ])
+    };
+    let component = |component: &Component| {
+        Value::Object(vec![
+            ("name", (&component.name).into()),
+            ("kind", health::kind(component).into()),
+            ("status", (&component.status).into()),
+        ])
+    };
+    let volumes: Vec<Value> = io.iter().flat_map(volume_rows).collect();
+    cluster::record(status)
+        .hidden("reasons", Value::List(status.reasons.iter().map(reason).collect()))
+        .hidden("capacity_bytes", Value::Bytes(status.capacity_bytes))
+        .hidden("provisioned_bytes", Value::Bytes(status.provisioned_bytes))
+        .hidden("used_bytes", Value::Bytes(status.used_bytes))
+        .hidden("pgs", status.pgs)
+        .hidden("pgs_degraded", status.pgs_degraded)
+        .hidden("pgs_unavailable", status.pgs_unavailable)
+        .hidden("components", Value::List(status.components.iter().map(component).collect()))
+        .hidden("io", Value::List(volumes))
+}
+
+fn volume_rows(client: &ClientIo) -> Vec<Value> {
+    let row = |volume: &pflex_proto::pb::VolumeStats| {
+        Value::Object(vec![
+            ("sdc", (&client.name).into()),
+            ("volume", (&volume.name).into()),
+            ("reads", volume.reads.into()),
+            ("read_bytes", Value::Bytes(volume.read_bytes)),
+            ("writes", volume.writes.into()),
+            ("written_bytes", Value::Bytes(volume.written_bytes)),
+            ("in_flight", volume.in_flight.into()),
+            ("retries", volume.retries.into()),
+            ("errors", volume.errors.into()),
+            ("longest_stall_us", volume.longest_stall_us.into()),
+        ])
+    };
+    client.stats.volumes.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use pflex_proto::pb::{ClusterMember, Reason};
+
+    use super::*;
+
+    fn status() -> ClusterStatus {
+        ClusterStatus {
+            cluster_id: vec![0; 16],
+            leader: 2,
+            term: 4,
+            health: "degraded".into(),
+            members: [1, 2, 3].map(|id| ClusterMember { id, state: "up".into(), ..ClusterMember::default() }).to_vec(),
+            reasons: vec![Reason { object: "sds sds1".into(), severity: "warning".into(), why: "it is DOWN".into() }],
+            pgs: 64,
+            pgs_degraded: 40,
+            ..ClusterStatus::default()
+        }
+    }
+
+    #[test]
+    fn the_verdict_comes_first_and_its_reasons_next() {
+        let screen = screen(&status(), &[], false);
+        let mut lines = screen.lines();
+        assert_eq!(lines.next(), Some("health:    degraded"));
+        assert_eq!(lines.next().map(str::trim), Some("warning: sds sds1: it is DOWN"));
+        assert!(screen.contains("3 of 3 members up; mdm 2 at - leads term 4"), "{screen}");
+        assert!(screen.contains("24 whole, 40 degraded, 0 unavailable"));
+        assert!(screen.lines().count() < 24, "one screen");
+    }
+
+    #[test]
+    fn only_ok_is_healthy() {
+        assert!(!is_healthy(&status()));
+        assert!(!is_healthy(&ClusterStatus::default()), "an empty verdict is no good news");
+        assert!(is_healthy(&ClusterStatus { health: "ok".into(), ..ClusterStatus::default() }));
+    }
+}

@@ -1,0 +1,158 @@
+//! The processes that this `up` started: started apart from its terminal, watched until the cluster is healthy, and then
+//! left to themselves.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use super::layout::{Layout, Process};
+use crate::{
+    daemon::Running,
+    error::{Exit, Failure},
+};
+
+/// A log that has grown beyond this is set aside at the next start, in place of the one set aside before.
+const LOG_LIMIT_BYTES: u64 = 64 << 20;
+/// What is read of a log to find a daemon's last words.
+const LAST_WORDS_BYTES: u64 = 16 << 10;
+/// Variables that do not override configuration; all other `PFLEX_*` are kept from the daemons, whose files are the truth.
+const PASSED_ON: [&str; 2] = ["PFLEX_LOG", "PFLEX_LOG_FORMAT"];
+
+/// A process of this run.
+struct Started {
+    process: Process,
+    child: Child,
+    /// Where its part of the log begins.
+    log_start: u64,
+}
+
+/// All processes of this run.
+#[derive(Default)]
+pub(super) struct Children(Vec<Started>);
+
+impl Children {
+    /// Starts a process with its configuration file.
+    pub(super) fn start(&mut self, layout: &Layout, process: Process, otlp: Option<&str>) -> Result<(), Failure> {
+        let failed = |error| Failure::io(format!("start {process}"), error);
+        let log = open_log(layout.log_file(process)).map_err(failed)?;
+        let log_start = log.metadata().map_err(failed)?.len();
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command.arg(process.kind.to_string()).arg("--config").arg(layout.config_file(process)).arg("--detach");
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("PFLEX_") && !PASSED_ON.contains(&&*text) {
+                command.env_remove(&name);
+            }
+        }
+        if let Some(url) = otlp {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", url);
+        }
+        // A working directory that may be unmounted or removed is none for a daemon.
+        command.current_dir("/").stdin(Stdio::null());
+        command.stdout(log.try_clone().map_err(failed)?).stderr(log);
+        let child = command.spawn().map_err(failed)?;
+        self.0.push(Started { process, child, log_start });
+        Ok(())
+    }
+
+    /// Fails if one of them has ended, with its own last words and exit status.
+    pub(super) fn check(&mut self, layout: &Layout) -> Result<(), Failure> {
+        for started in &mut self.0 {
+            let process = started.process;
+            let ended = started.child.try_wait().map_err(|error| Failure::io(format!("watch {process}"), error))?;
+            if let Some(status) = ended {
+                let log = layout.log_file(process);
+                let words = last_words(&log, started.log_start).unwrap_or_else(|| status.to_string());
+                return Err(Failure::new(exit_of(status.code()), format!("{process} did not start: {words}"))
+                    .remedy(format!("its log is {}", log.display())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that ended since the last call, with how; for `--foreground`.
+    pub(super) fn take_ended(&mut self) -> Vec<String> {
+        let mut ended = Vec::new();
+        self.0.retain_mut(|started| match started.child.try_wait() {
+            Ok(Some(status)) => {
+                ended.push(format!("{} ended ({status}); `pflex up` starts it again", started.process));
+                false
+            }
+            Ok(None) | Err(_) => true,
+        });
+        ended
+    }
+
+    /// Ends all of them at once; for a first start that failed, where there is nothing to save.
+    pub(super) fn kill(&mut self) {
+        for started in &mut self.0 {
+            drop(started.child.kill());
+            drop(started.child.wait());
+        }
+        self.0.clear();
+    }
+}
+
+/// Whether a process of the cluster runs, whoever started it.
+pub(super) fn find(layout: &Layout, process: Process) -> Result<Option<Running>, Failure> {
+    Running::find(&layout.pid_file(process))
+}
+
+fn open_log(path: PathBuf) -> std::io::Result<File> {
+    if fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_LIMIT_BYTES) {
+        fs::rename(&path, path.with_extension("old"))?;
+    }
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+/// The last error line after `start`, else the last line.
+fn last_words(path: &PathBuf, start: u64) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let end = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(start.max(end.saturating_sub(LAST_WORDS_BYTES)))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let lines = || text.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let error = lines().find_map(|line| line.strip_prefix("error: "));
+    error.or_else(|| lines().next()).map(ToOwned::to_owned)
+}
+
+/// A daemon's exit status means to `up` what it meant to the daemon; a signal is a failure.
+fn exit_of(code: Option<i32>) -> Exit {
+    match code {
+        Some(2) => Exit::Usage,
+        Some(3) => Exit::NotFound,
+        Some(4) => Exit::Conflict,
+        Some(5) => Exit::NotAllowed,
+        Some(6) => Exit::Unreachable,
+        Some(7) => Exit::TimedOut,
+        Some(_) | None => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_those_of_this_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (before, after) = ("INFO started\nerror: data port is taken\nINFO bye\n", "INFO again\n");
+        fs::write(&path, format!("{before}{after}")).unwrap();
+        assert_eq!(last_words(&path, 0).as_deref(), Some("data port is taken"));
+        assert_eq!(last_words(&path, before.len() as u64).as_deref(), Some("INFO again"));
+        assert_eq!(last_words(&dir.path().join("none"), 0), None);
+    }
+
+    #[test]
+    fn a_daemons_status_is_passed_on() {
+        assert_eq!(exit_of(Some(4)), Exit::Conflict);
+        assert_eq!(exit_of(None), Exit::Failed);
+        assert_eq!(exit_of(Some(0)), Exit::Failed, "ending at once is a failure, however politely");
+    }
+}
