@@ -146,9 +146,7 @@ pub async fn run(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> 
     let (reports, report_queue) = mpsc::channel(MAX_REPORTS);
     let mut handles = Vec::new();
     for (device, (mut store, opened)) in ids.into_iter().zip(stores) {
-        if opened.superblock.device != device {
-            store.assign_device(device).map_err(|source| SdsError::Device { path: config.data_dir.clone(), source })?;
-        }
+        store.registered(device).map_err(|source| SdsError::Device { path: config.data_dir.clone(), source })?;
         let own = Member { device, sds: id, incarnation: opened.superblock.incarnation };
         info!(sds = %config.name, %device, incarnation = %own.incarnation, emptied = opened.emptied, replayed = opened.replayed_groups, "device in service");
         let worker = WorkerConfig { cluster, own, store, opened, opened_at, reports: reports.clone() };

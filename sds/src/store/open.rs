@@ -131,6 +131,7 @@ impl Store {
             generation: 1,
             incarnation: Incarnation(0),
             geometry,
+            emptied: false,
         };
         // The row first: a superblock without one would come up as emptied.
         clear_rows(meta, &superblock)?;
@@ -170,8 +171,8 @@ impl Store {
         let row = meta.rows(superblock.uuid, MetaTable::Devices)?.pop();
         let row = row.map(|(_, row)| decode_device_row(&row)).transpose().map_err(codec("device row"))?;
         let tail = row.filter(|(generation, _)| *generation == superblock.generation).map(|(_, tail)| tail);
-        let emptied = tail.is_none();
-        if emptied {
+        if tail.is_none() {
+            superblock.emptied = true;
             // The chunk table is gone, so nobody knows which bytes are whose. It joins empty, under a new generation
             // that makes the old journal unreadable. Row first: a crash in between ends here again.
             superblock.generation = superblock.generation.max(row.map_or(0, |(generation, _)| generation)) + 1;
@@ -181,7 +182,7 @@ impl Store {
         superblock.sequence += 1;
         superblock.incarnation = superblock.incarnation.next();
         superblock.write(device.as_ref())?;
-        Self::assemble(device, meta, superblock, recovered, emptied)
+        Self::assemble(device, meta, superblock, recovered)
     }
 
     fn assemble(
@@ -189,7 +190,6 @@ impl Store {
         meta: Arc<dyn MetaStore>,
         superblock: Superblock,
         recovered: Recovered,
-        emptied: bool,
     ) -> Result<(Self, OpenReport), OpenError> {
         let Recovered { chunks, pgs, dirty, tail, head, next_record, groups } = recovered;
         let used = chunks.values().filter_map(|(_, stable)| stable.unit);
@@ -221,7 +221,7 @@ impl Store {
             store.chunks.insert(id, chunk);
         }
         let pgs = store.pgs.iter().map(|(id, pg)| pg_report(*id, pg)).collect();
-        Ok((store, OpenReport { superblock, emptied, replayed_groups: groups, pgs }))
+        Ok((store, OpenReport { superblock, emptied: superblock.emptied, replayed_groups: groups, pgs }))
     }
 
     /// Who this is.
@@ -229,12 +229,17 @@ impl Store {
         &self.superblock
     }
 
-    /// Writes the id that the MDM assigned. Blocks for two small durable writes; once in a device's life.
+    /// The MDM knows this life of the device, and what it lost: notes the id that it assigned. Blocks for two small
+    /// durable writes if there is news; once or twice in a device's life.
     ///
     /// # Errors
     /// When writing fails; the store is out of service then.
-    pub fn assign_device(&mut self, device: DeviceId) -> Result<(), OpenError> {
-        let superblock = Superblock { device, sequence: self.superblock.sequence + 1, ..self.superblock };
+    pub fn registered(&mut self, device: DeviceId) -> Result<(), OpenError> {
+        if self.superblock.device == device && !self.superblock.emptied {
+            return Ok(());
+        }
+        let sequence = self.superblock.sequence + 1;
+        let superblock = Superblock { device, emptied: false, sequence, ..self.superblock };
         if let Err(error) = superblock.write(self.device.as_ref()) {
             self.fail("writing the superblock", io::Error::other(error.to_string()));
             return Err(error);

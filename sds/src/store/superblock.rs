@@ -91,7 +91,13 @@ pub struct Superblock {
     pub incarnation: Incarnation,
     /// How it is divided.
     pub geometry: Geometry,
+    /// It lost what it held (S13) and the MDM has not been told yet. Kept until it has: a crash in between must not
+    /// make the device look as if it still held what its membership promises.
+    pub emptied: bool,
 }
+
+/// In `flags`: see [`Superblock::emptied`].
+const EMPTIED: u32 = 1;
 
 impl Superblock {
     fn addresses(geometry: &Geometry) -> [u64; 2] {
@@ -113,7 +119,7 @@ impl Superblock {
         self.incarnation.encode(&mut out);
         self.geometry.journal_bytes.encode(&mut out);
         self.geometry.units.encode(&mut out);
-        0_u32.encode(&mut out);
+        (if self.emptied { EMPTIED } else { 0 }).encode(&mut out);
         debug_assert_eq!(out.len(), ENCODED_BYTES);
         let mut buffer = AlignedBuffer::padded(&out);
         let crc = crc32c::crc32c(buffer.as_slice());
@@ -145,7 +151,7 @@ impl Superblock {
 
     fn decode_fields(reader: &mut Reader<'_>) -> Result<(Self, u64), CodecError> {
         let own = reader.get()?;
-        let superblock = Self {
+        let mut superblock = Self {
             sequence: reader.get()?,
             cluster: reader.get()?,
             uuid: reader.get()?,
@@ -154,7 +160,9 @@ impl Superblock {
             generation: reader.get()?,
             incarnation: reader.get()?,
             geometry: Geometry { journal_bytes: reader.get()?, units: reader.get()? },
+            emptied: false,
         };
+        superblock.emptied = reader.get::<u32>()? & EMPTIED != 0;
         Ok((superblock, own))
     }
 

@@ -71,7 +71,7 @@ fn a_newer_format_is_refused() {
 fn a_lost_local_database_makes_an_empty_joiner() {
     let (device, meta) = formatted(4);
     let (mut store, _) = open(&device, &meta).unwrap();
-    store.assign_device(DeviceId(12)).unwrap();
+    store.registered(DeviceId(12)).unwrap();
     store.apply(write(pg(0), chunk(0), 1, run(0, 1, 5))).unwrap();
     settle(&mut store);
     drop(store);
@@ -87,6 +87,20 @@ fn a_lost_local_database_makes_an_empty_joiner() {
     let (store, report) = open(&device, &meta).unwrap();
     assert!(report.emptied);
     assert_eq!(store.chunk(chunk(0)), None);
+}
+
+#[test]
+fn a_loss_is_reported_until_the_mdm_knows_it() {
+    let (device, _) = formatted(4);
+    let meta = MemoryMeta::new();
+    for _crash_before_registering in 0..2 {
+        let (_, report) = open(&device, &meta).unwrap();
+        assert!(report.emptied, "the database is this device's again, what it held is not");
+    }
+    let (mut store, _) = open(&device, &meta).unwrap();
+    store.registered(DeviceId(1)).unwrap();
+    drop(store);
+    assert!(!open(&device, &meta).unwrap().1.emptied);
 }
 
 #[test]
