@@ -71,6 +71,7 @@ impl Backup {
                 } else {
                     operations
                 };
+                base.has_seen(image.version);
                 let ticket = base.ticket();
                 cx.emit(Effect::FixChunk { ticket, chunk, image, operations });
                 base.send_when_durable(cx, self.primary, Body::Fixed { round, chunk });

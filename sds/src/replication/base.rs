@@ -1,6 +1,6 @@
 //! What every role of a replica has: identity, configuration, operation table, order, durability.
 
-use pflex_proto::ids::{Epoch, Member, PgId, Sequence};
+use pflex_proto::ids::{Epoch, Member, PgId, Sequence, Version};
 
 use super::effect::Effect;
 use super::gate::Gate;
@@ -98,6 +98,12 @@ impl<D: Clone> Base<D> {
         while let Some((to, body)) = self.gate.pop(self.durable) {
             self.send(cx, to, body);
         }
+    }
+
+    /// A chunk here gets this version otherwise than by a write: no later write may bear its sequence (S4), not even if
+    /// the epoch that brought it was never opened.
+    pub(super) fn has_seen(&mut self, version: Option<Version>) {
+        self.last = self.last.max(version.map(|version| version.sequence).unwrap_or_default());
     }
 
     /// Applies an ordered write here: to the operation table now, to the store by an effect.

@@ -216,6 +216,27 @@ fn a_primary_that_cannot_apply_a_write_serves_no_more() {
 }
 
 #[test]
+fn a_sequence_that_came_with_a_fix_is_not_used_again() {
+    let leases = Leases::new(member(1), Time(0));
+    let mut pg: Pg<u64> = Pg::new(PgId::default(), member(1), Recovered::default(), &leases);
+    let mut out = Out::new();
+    let other = PgConfig { primary: Some(DeviceId(2)), ..config(3, vec![member(1), member(2)]) };
+    pg.handle(Time(1), &leases, Event::Config { config: other, joiners: Vec::new() }, &mut out);
+    let round = Round(1);
+    let image = ChunkImage {
+        version: Some(Version { epoch: Epoch(2), sequence: Sequence(27) }),
+        runs: vec![BlockRun { first_block: 0, blocks: 1, data: Some(5) }],
+    };
+    let fix = Body::Fix { round, chunk: chunk(0), image, operations: Vec::new() };
+    for body in [Body::Collect { round }, fix] {
+        let message = Message { from: member(2), to: member(1), pg: PgId::default(), epoch: Epoch(3), body };
+        pg.handle(Time(1), &leases, Event::Message(message), &mut out);
+    }
+    assert!(out.iter().any(|effect| matches!(effect, Effect::FixChunk { .. })), "{out:?}");
+    assert_eq!(pg.status().last, Sequence(27), "the other copy may die before it opens the epoch");
+}
+
+#[test]
 fn another_life_of_this_device_is_not_this_one() {
     let leases = Leases::new(member(1), Time(0));
     let own = Member { incarnation: Incarnation(2), ..member(1) };

@@ -134,6 +134,7 @@ impl<D: Clone> Joiner<D> {
     }
 
     fn on_chunk(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, image: ChunkImage<D>) {
+        base.has_seen(image.version);
         if image.runs.is_empty() || image.version.is_none() {
             // Nothing half-way can exist: the blocks are equal already, or the whole chunk goes.
             return self.set_version(base, cx, chunk, &image);
