@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     io,
-    path::Path,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -253,8 +252,8 @@ impl Store {
 ///
 /// # Errors
 /// As [`Store::open`] for superblocks.
-pub fn inspect(path: &Path) -> Result<Superblock, OpenError> {
-    Superblock::read(&open_device(&FileConfig::beside(path))?)
+pub fn inspect(files: &FileConfig) -> Result<Superblock, OpenError> {
+    Superblock::read(&open_device(files)?)
 }
 
 fn open_device(files: &FileConfig) -> Result<FileDevice, OpenError> {
