@@ -63,7 +63,7 @@ impl Session {
     {
         match freshness {
             Freshness::Linearizable => {
-                self.mdm.read(self.patience(), call).await.map_err(|error| self.failure(what, error))
+                self.mdm.read(self.patience(), call).await.map_err(|error| self.failure(what, "", error))
             }
             Freshness::Stale => self.read_any(what, call).await,
         }
@@ -75,7 +75,7 @@ impl Session {
         F: Fn(Connection, RequestId) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        self.mdm.write(self.patience(), call).await.map_err(|error| self.failure(what, error))
+        self.mdm.write(self.patience(), call).await.map_err(|error| self.failure(what, "; nothing was changed", error))
     }
 
     async fn read_any<T, F, Fut>(&self, what: &str, call: F) -> Result<T, Failure>
@@ -99,13 +99,14 @@ impl Session {
         Patience::within(self.timeout)
     }
 
-    fn failure(&self, what: &str, error: MdmError) -> Failure {
+    /// `assurance` is what can be said of the cluster if nobody executed the request.
+    fn failure(&self, what: &str, assurance: &str, error: MdmError) -> Failure {
         let waited = format_duration(self.timeout);
         match error {
             MdmError::Refused(status) => Failure::status(what, *status),
             MdmError::NoLeader { ref members, .. } => Failure::new(
                 Exit::Unreachable,
-                format!("{what}: no MDM leader among {members} within {waited}; nothing was changed"),
+                format!("{what}: no MDM leader among {members} within {waited}{assurance}"),
             )
             .remedy("a majority of the MDMs must run; `pflex cluster status --stale` shows what one of them knows")
             .cause(error),
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     fn exit(error: MdmError) -> Exit {
-        Session::new(vec![], Duration::from_secs(5)).failure("create volume demo", error).exit()
+        Session::new(vec![], Duration::from_secs(5)).failure("create volume demo", "", error).exit()
     }
 
     #[test]

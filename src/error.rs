@@ -81,9 +81,11 @@ impl Failure {
             Some(reason) => by_reason(reason),
             None => by_code(status.code()),
         };
+        let what = what.to_string();
         let why = if status.message().is_empty() { status.code().description() } else { status.message() };
-        let mut failure = Self::new(exit, format!("{what}: {why}"));
-        failure.remedy = remedy.map(ToOwned::to_owned);
+        let mut failure = Self::new(exit, format!("{what}: {}", unrepeated(&what, why)));
+        // The MDM's own advice knows more than ours.
+        failure.remedy = remedy.filter(|_| !why.contains("; ")).map(ToOwned::to_owned);
         failure.cause(status)
     }
 
@@ -110,6 +112,14 @@ impl fmt::Display for Failure {
             Some(remedy) => write!(f, "; {}", one_line(remedy)),
             None => Ok(()),
         }
+    }
+}
+
+/// "create volume demo" and "volume demo: no space" need not name the volume twice.
+fn unrepeated<'a>(what: &str, why: &'a str) -> &'a str {
+    match why.split_once(": ") {
+        Some((object, rest)) if what.ends_with(object) => rest,
+        _ => why,
     }
 }
 
@@ -220,6 +230,14 @@ mod tests {
             "create volume demo: no pool x; the `list` command of its kind shows what exists"
         );
         assert_eq!(failure.chain().len(), 1);
+    }
+
+    #[test]
+    fn an_object_is_named_once() {
+        let failure = Failure::status("create volume demo", status::status(Reason::InUse, "volume demo: it is mapped"));
+        assert_eq!(failure.to_string(), "create volume demo: it is mapped");
+        let failure = Failure::status("create volume demo", status::status(Reason::InUse, "pool p: it is full"));
+        assert_eq!(failure.to_string(), "create volume demo: pool p: it is full");
     }
 
     #[test]

@@ -7,11 +7,13 @@ use std::{fmt::Write as _, time::Duration};
 
 use pflex_common::net::Endpoint;
 use pflex_proto::pb::{
-    ClusterStatus, Component, ComponentKind, SdcStats, SdcStatsRequest, sdc_management_client::SdcManagementClient,
+    ClusterStatus, Component, ComponentKind, SdcStats, SdcStatsRequest, Sds, admin_client::AdminClient,
+    sdc_management_client::SdcManagementClient,
 };
 
-use super::{Tool, cluster, health, target::Target, view::ViewArgs};
+use super::{Tool, cluster, health, names, target::Target, view::ViewArgs};
 use crate::{
+    client::{Freshness, Session, ask},
     error::{Exit, Failure},
     output::{self, Document, Format, Record, Value},
     units::format_size,
@@ -41,9 +43,10 @@ pub(super) async fn run(args: Args, tool: &Tool) -> Result<Exit, Failure> {
         .repeat(async || {
             let status = cluster::fetch(&session, args.view.freshness()).await?;
             healthy.set(is_healthy(&status));
+            let servers = servers(&session, args.view.freshness()).await?;
             let io = client_stats(&status).await;
             match tool.format(Format::Table) {
-                Format::Table | Format::Wide => output::write_out(&screen(&status, &io, output::colours())),
+                Format::Table | Format::Wide => output::write_out(&screen(&status, &servers, &io, output::colours())),
                 format @ (Format::Json | Format::Yaml | Format::Csv | Format::Name) => {
                     output::print(&Document::One(record(&status, &io)), format)
                 }
@@ -56,6 +59,12 @@ pub(super) async fn run(args: Args, tool: &Tool) -> Result<Exit, Failure> {
 
 pub(super) fn is_healthy(status: &ClusterStatus) -> bool {
     status.health == "ok"
+}
+
+/// Each server and whether the leader holds it for alive: that verdict takes 3 s, a missing health report 10 s and more.
+async fn servers(session: &Session, fresh: Freshness) -> Result<Vec<Sds>, Failure> {
+    let reply = ask!(session, "list SDSs", fresh, AdminClient.list_sds(names::all(fresh)))?;
+    Ok(reply.sds.into_iter().filter_map(|row| row.sds).collect())
 }
 
 /// What one client says of itself.
@@ -83,14 +92,7 @@ async fn client_stats(status: &ClusterStatus) -> Vec<ClientIo> {
     answers
 }
 
-/// Health reports of one kind, as "3 of 3".
-fn alive(components: &[Component], kind: ComponentKind) -> String {
-    let of_kind: Vec<_> = components.iter().filter(|component| component.kind() == kind).collect();
-    let active = of_kind.iter().filter(|component| component.status == "ACTIVE").count();
-    format!("{active} of {}", of_kind.len())
-}
-
-fn screen(status: &ClusterStatus, io: &[ClientIo], colours: bool) -> String {
+fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: bool) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: String| {
         let key = if key.is_empty() { String::new() } else { format!("{key}:") };
@@ -110,8 +112,12 @@ fn screen(status: &ClusterStatus, io: &[ClientIo], colours: bool) -> String {
     };
     line("cluster", format!("{}, revision {}", cluster::cluster_id(status), status.revision));
     line("quorum", format!("{up} of {} members up; {leader}", status.members.len()));
-    line("servers", format!("{} active", alive(&status.components, ComponentKind::Sds)));
-    line("clients", format!("{} active", alive(&status.components, ComponentKind::Sdc)));
+    let lost: Vec<_> = servers.iter().filter(|server| !server.alive).map(|server| server.name.as_str()).collect();
+    let which = if lost.is_empty() { String::new() } else { format!("; lost: {}", lost.join(", ")) };
+    line("servers", format!("{} of {} alive{which}", servers.len() - lost.len(), servers.len()));
+    let clients: Vec<_> = status.components.iter().filter(|row| row.kind() == ComponentKind::Sdc).collect();
+    let active = clients.iter().filter(|client| client.status == "ACTIVE").count();
+    line("clients", format!("{active} of {} active", clients.len()));
     line(
         "capacity",
         format!(
@@ -227,11 +233,14 @@ mod tests {
 
     #[test]
     fn the_verdict_comes_first_and_its_reasons_next() {
-        let screen = screen(&status(), &[], false);
+        let lost = Sds { name: "sds1".into(), ..Sds::default() };
+        let alive = Sds { name: "sds2".into(), alive: true, ..Sds::default() };
+        let screen = screen(&status(), &[lost, alive], &[], false);
         let mut lines = screen.lines();
         assert_eq!(lines.next(), Some("health:    degraded"));
         assert_eq!(lines.next().map(str::trim), Some("warning: sds sds1: it is DOWN"));
         assert!(screen.contains("3 of 3 members up; mdm 2 at - leads term 4"), "{screen}");
+        assert!(screen.contains("1 of 2 alive; lost: sds1"), "{screen}");
         assert!(screen.contains("24 whole, 40 degraded, 0 unavailable"));
         assert!(screen.lines().count() < 24, "one screen");
     }

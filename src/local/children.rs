@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use super::layout::{Layout, Process};
@@ -16,6 +17,8 @@ use crate::{
 
 /// A log that has grown beyond this is set aside at the next start, in place of the one set aside before.
 const LOG_LIMIT_BYTES: u64 = 64 << 20;
+/// A killed process is gone after this, unless its disk hangs.
+const DYING: Duration = Duration::from_millis(150);
 /// What is read of a log to find a daemon's last words.
 const LAST_WORDS_BYTES: u64 = 16 << 10;
 /// Variables that do not override configuration; all other `PFLEX_*` are kept from the daemons, whose files are the truth.
@@ -96,9 +99,28 @@ impl Children {
     }
 }
 
-/// Whether a process of the cluster runs, whoever started it.
+/// A process of the cluster that runs, whoever started it.
 pub(super) fn find(layout: &Layout, process: Process) -> Result<Option<Running>, Failure> {
     Running::find(&layout.pid_file(process))
+}
+
+/// Those of `processes` that run and go on running: one that was killed this moment still has its pid and its lock until
+/// the kernel has torn it down, and would be taken for a healthy one.
+pub(super) fn alive(layout: &Layout, processes: &[Process]) -> Result<Vec<Process>, Failure> {
+    let mut found = Vec::new();
+    for process in processes {
+        if let Some(running) = find(layout, *process)? {
+            found.push((*process, running));
+        }
+    }
+    let deadline = Instant::now() + DYING;
+    let mut alive = Vec::new();
+    for (process, running) in found {
+        if !running.wait(deadline.saturating_duration_since(Instant::now()))? {
+            alive.push(process);
+        }
+    }
+    Ok(alive)
 }
 
 fn open_log(path: PathBuf) -> std::io::Result<File> {

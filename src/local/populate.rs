@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use pflex_proto::pb::{
     Access, ClusterStatus, ClusterStatusRequest, CreateDomainRequest, CreatePoolRequest, CreateSdcRequest,
-    CreateSdsRequest, CreateVolumeRequest, MapVolumeRequest, TokenMode, WritePolicy, admin_client::AdminClient,
-    cluster_client::ClusterClient,
+    CreateSdsRequest, CreateVolumeRequest, ListRequest, MapVolumeRequest, SdsRow, TokenMode, WritePolicy,
+    admin_client::AdminClient, cluster_client::ClusterClient,
 };
 
 use super::{children::Children, layout::Layout, nbd_probe};
@@ -141,6 +141,24 @@ impl Waiting<'_> {
         }
     }
 
+    /// Waits until each of these servers beats and has brought a device: only then has a pool a place for its copies.
+    pub(super) async fn until_serving(&mut self, session: &Session, servers: &[String]) -> Result<(), Failure> {
+        let session = session.within(ONE_LOOK);
+        loop {
+            self.children.check(self.layout)?;
+            let request = ListRequest { stale: false, name: String::new() };
+            let looked = ask!(session, "look at the servers", Freshness::Linearizable, AdminClient.list_sds(request));
+            let missing = match looked {
+                Ok(reply) => match all_serving(&reply.sds, servers) {
+                    Ok(()) => return Ok(()),
+                    Err(what) => (Exit::TimedOut, what),
+                },
+                Err(failure) => (failure.exit(), failure.to_string()),
+            };
+            self.pause(missing).await?;
+        }
+    }
+
     /// Waits until an NBD client could open the volume.
     pub(super) async fn until_open(&mut self, address: std::net::SocketAddr, volume: &str) -> Result<(), Failure> {
         loop {
@@ -190,6 +208,21 @@ pub(super) fn all_active(status: &ClusterStatus, names: &[String]) -> Result<(),
     Ok(())
 }
 
+/// Each of these servers is alive and has a device.
+fn all_serving(rows: &[SdsRow], servers: &[String]) -> Result<(), String> {
+    for name in servers {
+        match rows.iter().find(|row| row.sds.as_ref().is_some_and(|sds| sds.name == *name)) {
+            None => return Err(format!("{name} does not exist")),
+            Some(row) if row.devices.is_empty() => return Err(format!("{name} has not brought its device")),
+            Some(row) if row.sds.as_ref().is_none_or(|sds| !sds.alive) => {
+                return Err(format!("{name} is {}", row.status));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// The verdict is "ok".
 pub(super) fn healthy(status: &ClusterStatus) -> Result<(), String> {
     if status.health == "ok" {
@@ -202,7 +235,7 @@ pub(super) fn healthy(status: &ClusterStatus) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use pflex_proto::pb::{ClusterMember, Component};
+    use pflex_proto::pb::{ClusterMember, Component, Sds};
 
     use super::*;
 
@@ -215,6 +248,8 @@ mod tests {
         let names = [sds_name(0), sdc_name(0)];
         status.components = vec![Component { name: "sds1".into(), status: "ACTIVE".into(), ..Component::default() }];
         assert_eq!(all_active(&status, &names).unwrap_err(), "sdc1 has not registered");
+        let row = SdsRow { sds: Some(Sds { name: "sds1".into(), ..Sds::default() }), ..SdsRow::default() };
+        assert_eq!(all_serving(&[row], &[sds_name(0)]).unwrap_err(), "sds1 has not brought its device");
         assert_eq!(healthy(&status), Ok(()));
         status.health = "critical".into();
         assert!(healthy(&status).is_err());

@@ -5,6 +5,8 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use pflex_common::net::Endpoint;
@@ -12,6 +14,9 @@ use pflex_common::net::Endpoint;
 use super::layout::Process;
 use crate::error::{Exit, Failure};
 
+/// How long the kernel may take to tear a killed process down.
+const DYING: Duration = Duration::from_secs(3);
+const DYING_PERIOD: Duration = Duration::from_millis(20);
 /// `LISTEN` in `/proc/net/tcp`.
 const LISTEN_STATE: &str = "0A";
 
@@ -20,7 +25,7 @@ pub(super) fn check_free(process: Process, plane: &str, endpoint: &Endpoint) -> 
     let what = || format!("{process}: {plane} port {endpoint}");
     let address: SocketAddr =
         endpoint.to_string().parse().map_err(|_| Failure::new(Exit::Usage, format!("{} is no address", what())))?;
-    match TcpListener::bind(address) {
+    match bind(address) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let owner = owner(address.port()).map_or(String::new(), |owner| format!(" by {owner}"));
@@ -28,6 +33,23 @@ pub(super) fn check_free(process: Process, plane: &str, endpoint: &Endpoint) -> 
                 .remedy("stop that process, or choose other ports with --port-offset"))
         }
         Err(error) => Err(Failure::io(format!("{} cannot be used", what()), error)),
+    }
+}
+
+/// A process that was killed this moment may still have its ports: it belongs to nobody by now, and they are free soon.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && owner(address.port()).is_none()
+                    && started.elapsed() < DYING =>
+            {
+                thread::sleep(DYING_PERIOD);
+            }
+            bound => return bound,
+        }
     }
 }
 

@@ -119,7 +119,7 @@ async fn run(args: UpArgs, options: &Options) -> Result<(), Failure> {
     };
     up.write_context();
     up.print(&status, options.output.unwrap_or(Format::Table))?;
-    let lost = up.lost_stores();
+    let lost = if up.lost.is_empty() { Ok(()) } else { Err(lost_stores(&up.layout, &up.lost)) };
     if args.foreground {
         drop(lock);
         eprintln!("running; Ctrl-C stops the cluster");
@@ -159,7 +159,9 @@ impl Up {
         marker.set_counts(plan.counts);
         let mut to_start = Vec::new();
         let mut lost = Vec::new();
-        for process in plan.counts.processes() {
+        let processes = plan.counts.processes();
+        let alive = children::alive(&layout, &processes)?;
+        for process in processes {
             if !marker.is_made(process) && fresh && layout.process_dir(process).exists() {
                 return Err(Failure::new(
                     Exit::Conflict,
@@ -170,7 +172,7 @@ impl Up {
                 )
                 .remedy("give another --dir"));
             }
-            if children::find(&layout, process)?.is_some() {
+            if alive.contains(&process) {
                 continue;
             }
             if process.kind == Kind::Mdm && marker.is_made(process) && !layout.data_dir(process).exists() {
@@ -181,6 +183,10 @@ impl Up {
                 ports::check_free(process, plane, &endpoint)?;
             }
             to_start.push(process);
+        }
+        // Without a majority there is nothing to wait for.
+        if lost.len() * 2 >= plan.counts.mdm as usize && !lost.is_empty() {
+            return Err(lost_stores(&layout, &lost));
         }
         if !to_start.is_empty() {
             check_space(&layout)?;
@@ -222,7 +228,7 @@ impl Up {
         self.launch(Kind::Sds)?;
         self.launch(Kind::Sdc)?;
         let servers: Vec<_> = (0..counts.sds).map(populate::sds_name).collect();
-        self.waiting(deadline).until(&session, |status| populate::all_active(status, &servers)).await?;
+        self.waiting(deadline).until_serving(&session, &servers).await?;
         if !complete {
             populate::create_pool(&session, counts.sds).await?;
             populate::create_volume(&session, counts.sdc).await?;
@@ -348,21 +354,6 @@ impl Up {
         output::print(&Document::One(record), format)
     }
 
-    /// Members that must not be started: a store made anew under an old id could vote twice (S18).
-    fn lost_stores(&self) -> Result<(), Failure> {
-        let Some(process) = self.lost.first() else { return Ok(()) };
-        let names: Vec<_> = self.lost.iter().map(ToString::to_string).collect();
-        Err(Failure::new(
-            Exit::Conflict,
-            format!(
-                "{} was not started: its store {} is gone, and a lost store is never made again under its old id",
-                names.join(", "),
-                self.layout.data_dir(*process).display()
-            ),
-        )
-        .remedy("put the store back, or replace the member with `pflex cluster replace-node`"))
-    }
-
     /// Until a signal: says what ends, then stops the rest in order.
     async fn stay(&mut self, interrupted: &pflex_common::shutdown::Shutdown) -> Result<(), Failure> {
         let mut period = tokio::time::interval(FOREGROUND_PERIOD);
@@ -379,6 +370,21 @@ impl Up {
         let endpoint = self.layout.port(Process { kind: Kind::Sdc, index: 0 }, "NBD");
         SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), endpoint.port())
     }
+}
+
+/// Members that must not be started: a store made anew under an old id could vote twice (S18).
+fn lost_stores(layout: &Layout, lost: &[Process]) -> Failure {
+    let names: Vec<_> = lost.iter().map(ToString::to_string).collect();
+    let stores: Vec<_> = lost.iter().map(|process| layout.data_dir(*process).display().to_string()).collect();
+    Failure::new(
+        Exit::Conflict,
+        format!(
+            "{} not started: the store {} is gone, and a lost store is never made again under its old id",
+            names.join(", "),
+            stores.join(", ")
+        ),
+    )
+    .remedy("put the store back, or replace the member with `pflex cluster replace-node`")
 }
 
 /// A disk that is all but full is refused before anything is written to it.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     client::{Freshness, Session, ask, change},
     confirm::{ConfirmArgs, confirm},
-    error::Failure,
+    error::{Exit, Failure},
     output::Document,
     units::{format_size, parse_size, parse_volume_size},
 };
@@ -145,6 +145,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                 if_not_exists,
             };
             let volume = change!(session, &what, AdminClient.create_volume(request))?;
+            check_size(&what, &volume, size)?;
             print(tool, &session, &volume).await
         }
         Verb::List { view } => {
@@ -219,6 +220,16 @@ async fn resize(tool: &Tool, session: &Session, name: String, size: u64, args: C
     let request = ResizeVolumeRequest { request: None, name, size_bytes: size };
     let volume = change!(session, &what, AdminClient.resize_volume(request))?;
     print(tool, session, &volume).await
+}
+
+/// "If it does not exist" is about this very volume: a script that asked for another size must not go on with this one.
+fn check_size(what: &str, volume: &Volume, asked: u64) -> Result<(), Failure> {
+    if volume.size_bytes == asked {
+        return Ok(());
+    }
+    let (is, wish) = (volume.size_bytes, asked);
+    Err(Failure::new(Exit::Conflict, format!("{what}: it exists with {is} bytes, not {wish}"))
+        .remedy("choose another name, or use `volume resize`"))
 }
 
 async fn find(session: &Session, fresh: Freshness, action: &str, name: &str) -> Result<Volume, Failure> {

@@ -1,0 +1,139 @@
+//! `up` and `down` with real processes: a small cluster is made, used, hurt, continued and wiped, by commands only.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+/// Attempts at finding ports that nobody else uses.
+const MOST_TRIES: u16 = 50;
+
+struct Cluster {
+    home: tempfile::TempDir,
+}
+
+/// Whatever happens, no process outlives the test.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.run("down --wipe --yes --timeout 5s --dir", &[&self.dir().display().to_string()]);
+    }
+}
+
+impl Cluster {
+    /// One MDM, two servers, one client.
+    fn start() -> Self {
+        let cluster = Self { home: tempfile::tempdir().expect("a temporary directory") };
+        let dir = cluster.dir().display().to_string();
+        for attempt in 0..MOST_TRIES {
+            // Tests of several processes run side by side: spread them, and let `up` itself say what is taken.
+            let offset = 12_000 + (u64::from(std::process::id()) * 131 + u64::from(attempt) * 977) % 40_000;
+            let offset = offset.to_string();
+            let flags = ["--dir", &dir, "--port-offset", &offset, "--device-size", "1GiB"];
+            let output = cluster.run("up --mdm 1 --sds 2 --sdc 1", &flags);
+            if output.status.code() == Some(4) && stderr(&output).contains("is taken") {
+                continue;
+            }
+            assert_eq!(output.status.code(), Some(0), "up: {}", stderr(&output));
+            return cluster;
+        }
+        panic!("no free ports in {MOST_TRIES} tries");
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.home.path().join("cluster")
+    }
+
+    fn run(&self, words: &str, more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pflex"));
+        command.args(words.split_whitespace()).args(more).env_clear().env("HOME", self.home.path());
+        command.stdin(Stdio::null()).output().expect("the binary runs")
+    }
+
+    /// Runs a command that must end with `status`; returns its stdout.
+    fn expect(&self, status: i32, words: &str) -> String {
+        let output = self.run(words, &[]);
+        assert_eq!(output.status.code(), Some(status), "pflex {words}: {}", stderr(&output));
+        String::from_utf8(output.stdout).expect("data is UTF-8")
+    }
+
+    fn up(&self, status: i32) -> Output {
+        let output = self.run("up --dir", &[&self.dir().display().to_string()]);
+        assert_eq!(output.status.code(), Some(status), "up: {}", stderr(&output));
+        output
+    }
+
+    fn pid(&self, process: &str) -> Option<i32> {
+        std::fs::read_to_string(self.dir().join(process).join("pid")).ok()?.trim().parse().ok()
+    }
+
+    fn kill(&self, process: &str) {
+        let pid = self.pid(process).and_then(rustix::process::Pid::from_raw).expect("it runs");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+#[test]
+fn a_cluster_is_made_used_hurt_continued_and_wiped() {
+    let cluster = Cluster::start();
+
+    // Made: healthy, with the objects of the contract, reachable through context `local` alone.
+    cluster.expect(0, "status --check");
+    let json: serde_json::Value = serde_json::from_str(&cluster.expect(0, "cluster status")).expect("JSON");
+    assert_eq!((json["leader"].as_u64(), json["health"].as_str()), (Some(1), Some("ok")));
+    let volume: serde_json::Value = serde_json::from_str(&cluster.expect(0, "volume show demo -o json")).expect("JSON");
+    assert_eq!((volume["size_bytes"].as_u64(), volume["mapped_to"][0].as_str()), (Some(1 << 30), Some("sdc1")));
+
+    // Used: each refusal with its status, and nothing changed by it.
+    assert_eq!(cluster.expect(0, "volume create db --size 64MiB -o name"), "db\n");
+    cluster.expect(4, "volume create db --size 64MiB");
+    cluster.expect(0, "volume create db --size 64MiB --if-not-exists");
+    cluster.expect(4, "volume create db --size 128MiB --if-not-exists");
+    cluster.expect(3, "volume map db nobody");
+    cluster.expect(0, "volume map db sdc1");
+    cluster.expect(4, "volume delete db --yes");
+    cluster.expect(0, "volume unmap db sdc1");
+    cluster.expect(2, "volume delete db");
+    cluster.expect(0, "volume delete db --yes");
+    assert_eq!(cluster.expect(0, "volume list -o name"), "demo\n");
+    assert_eq!(cluster.expect(0, "volume chunks demo --count 3 -o csv").lines().count(), 4);
+
+    // Hurt: `up` starts what was killed and nothing else.
+    let untouched = cluster.pid("sds1");
+    cluster.kill("sds0");
+    let output = cluster.up(0);
+    assert!(stderr(&output).contains("starting sds0\n"), "{}", stderr(&output));
+    assert_eq!(cluster.pid("sds1"), untouched);
+    cluster.expect(0, "status --check");
+
+    // The MDM dead: no leader, and it says so in time. Its store lost: never made again (S18).
+    cluster.kill("mdm0");
+    cluster.expect(6, "volume create x --size 4KiB --timeout 1s");
+    let (data, aside) = (cluster.dir().join("mdm0/data"), cluster.dir().join("mdm0/aside"));
+    std::fs::rename(&data, &aside).expect("its process is dead");
+    let output = cluster.run("up --timeout 3s --dir", &[&cluster.dir().display().to_string()]);
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains("replace-node"), "{}", stderr(&output));
+    assert!(!data.exists(), "a lost store stays lost");
+    std::fs::rename(&aside, &data).expect("the directory is as before");
+
+    // Continued: all of it down and up again.
+    cluster.expect(0, &format!("down --dir {}", cluster.dir().display()));
+    assert_eq!(cluster.pid("sds0"), None, "a clean end leaves no pid");
+    cluster.up(0);
+    assert_eq!(cluster.expect(0, "volume list -o name"), "demo\n");
+
+    // Wiped: asked first, then gone, and the context with it.
+    cluster.expect(2, &format!("down --wipe --dir {}", cluster.dir().display()));
+    cluster.expect(0, "status --check");
+    cluster.expect(0, &format!("down --wipe --yes --dir {}", cluster.dir().display()));
+    assert!(!cluster.dir().exists() || is_empty(&cluster.dir()));
+    cluster.expect(2, "volume list");
+}
