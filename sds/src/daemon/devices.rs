@@ -127,4 +127,18 @@ mod tests {
         let error = open(&device, &meta).map(drop).unwrap_err();
         assert!(error.to_string().contains("is its disk mounted?"), "{error}");
     }
+    #[test]
+    fn a_data_file_of_another_device_is_refused() {
+        for (other_size, other_journal) in [(64 << 20, 0), (80 << 20, 0), (96 << 20, 32 << 20)] {
+            let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let meta: Arc<dyn MetaStore> = MemoryMeta::new();
+            let ours = device(here.path());
+            let theirs = DeviceFile { size_bytes: other_size, journal_bytes: other_journal, ..device(there.path()) };
+            drop(open(&ours, &meta).unwrap());
+            drop(open_one(&theirs, ClusterId::from_bytes([2; 16]), SdsId(1), &meta).unwrap());
+            std::fs::copy(&theirs.path, &ours.path).unwrap();
+            let error = open(&ours, &meta).map(drop).unwrap_err();
+            assert!(error.to_string().contains("is refused"), "{error}");
+        }
+    }
 }

@@ -59,6 +59,14 @@ pub enum OpenError {
         /// How.
         reason: String,
     },
+    /// A sound superblock copy that was made for another place: of another device.
+    #[error("the superblock copy at {at} was written for {own}")]
+    Misplaced {
+        /// Where it is.
+        at: u64,
+        /// Where it belongs.
+        own: u64,
+    },
     /// Smaller than the superblock says, or than a device can be.
     #[error("the device has {bytes} bytes where {needed} are needed")]
     TooSmall {

@@ -144,7 +144,7 @@ impl Superblock {
         }
         let (superblock, own) = Self::decode_fields(&mut reader).map_err(fields)?;
         if own != address {
-            return Err(OpenError::Damaged { reason: format!("the copy at {address} was written for {own}") });
+            return Err(OpenError::Misplaced { at: address, own });
         }
         Ok(superblock)
     }
@@ -195,8 +195,11 @@ impl Superblock {
             (Err(newer @ OpenError::NewerFormat { .. }), _) | (_, Err(newer @ OpenError::NewerFormat { .. })) => {
                 Err(newer)
             }
-            // A blank copy is not a torn one: with two files it means that one of them is not this device's.
-            (Ok(_), Err(OpenError::NotFormatted)) | (Err(OpenError::NotFormatted), Ok(_)) if front_bytes.is_some() => {
+            // A blank or misplaced copy is not a torn one: with two files it means that one of them is not this device's.
+            (Ok(_), Err(OpenError::NotFormatted | OpenError::Misplaced { .. }))
+            | (Err(OpenError::NotFormatted | OpenError::Misplaced { .. }), Ok(_))
+                if front_bytes.is_some() =>
+            {
                 Err(OpenError::Damaged { reason: "journal and data file do not belong together".into() })
             }
             (Ok(sound), Err(_)) | (Err(_), Ok(sound)) => Ok(sound),
