@@ -1,5 +1,7 @@
 //! Three members in this process, and everything through their real client ports.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cluster;
 mod liveness;
 mod map;
