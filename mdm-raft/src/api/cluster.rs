@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use pflex_proto::{
-    ids::MdmId,
+    ids::{MdmId, SdsId},
     pb::{
         self, ClusterMember, ClusterStatus, ClusterStatusRequest, Reason as HealthReason, TransferLeaderReply,
         TransferLeaderRequest, cluster_server::Cluster,
@@ -28,14 +28,13 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 impl Cluster for Api {
     async fn status(&self, request: Request<ClusterStatusRequest>) -> Result<Response<ClusterStatus>, Status> {
         let used = self.reports().used_bytes();
-        let (revision, mut answer) = self.read(request.into_inner().stale, totals).await?;
+        let (revision, mut answer) = self.read(request.into_inner().stale, |state| totals(state, &used)).await?;
         let group = self.group().status();
         answer.cluster_id = self.cluster().as_bytes().to_vec();
         answer.revision = revision.get();
         answer.leader = group.leader.map_or(0, MdmId::get);
         answer.term = group.term;
         answer.log_time_ms = self.log_time().get();
-        answer.used_bytes = used.values().sum();
         answer.members = members(&group).await;
         for member in answer.members.iter().filter(|member| member.state != UP) {
             answer.reasons.push(warning(
@@ -157,7 +156,7 @@ fn verdict(reasons: &[HealthReason]) -> &'static str {
 }
 
 /// The part of the status that is in the state.
-fn totals(state: &State) -> ClusterStatus {
+fn totals(state: &State, used: &BTreeMap<SdsId, u64>) -> ClusterStatus {
     let mut answer = ClusterStatus { components: convert::components(state), ..ClusterStatus::default() };
     for sds in state.all_sds() {
         let object = format!("sds {}", sds.name);
@@ -182,6 +181,7 @@ fn totals(state: &State) -> ClusterStatus {
         let object = format!("pool {}", pool.name);
         answer.capacity_bytes += usage.capacity.get();
         answer.provisioned_bytes += usage.provisioned.get();
+        answer.used_bytes += convert::used_of(state, pool, used);
         answer.pgs += pool.pg_count;
         answer.pgs_degraded += usage.degraded;
         answer.pgs_unavailable += usage.unavailable;

@@ -1,5 +1,7 @@
 //! The state's nouns as the messages of `pflex_proto::pb`.
 
+use std::collections::BTreeMap;
+
 use pflex_proto::{
     ids::{DeviceId, FaultSetId, Revision, SdsId},
     pb,
@@ -199,6 +201,21 @@ pub(crate) fn status_of(state: &State, component: Component, registered: bool) -
         None if registered => Status::Active.to_string(),
         None => "NEVER-SEEN".to_owned(),
     }
+}
+
+/// Bytes of volumes that a pool holds, as its SDSs reported last. An SDS reports the sum of its devices; where they are
+/// in several pools, each gets a share by capacity.
+pub(crate) fn used_of(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>) -> u64 {
+    let raw: u128 = used
+        .iter()
+        .map(|(sds, used)| {
+            let capacity = |device: &Device| u128::from(device.capacity.get());
+            let all: u128 = state.devices_of(*sds).map(capacity).sum();
+            let here: u128 = state.devices_of(*sds).filter(|device| device.pool == Some(pool.id)).map(capacity).sum();
+            u128::from(*used) * here / all.max(1)
+        })
+        .sum();
+    u64::try_from(raw / u128::from(pool.copies)).unwrap_or(u64::MAX)
 }
 
 /// Everything in the discovery registry.

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pflex_proto::ids::DeviceId;
+use pflex_proto::ids::SdsId;
 
-use crate::state::model::{Component, Status};
+use crate::state::model::{Component, Kind, Status};
 
 /// Two reports missed and some delay.
 const STALE_AFTER: Duration = Duration::from_secs(25);
@@ -16,8 +16,8 @@ const STALE_AFTER: Duration = Duration::from_secs(25);
 const DOWN_AFTER: Duration = Duration::from_secs(60);
 /// Metrics kept of one report; components send a dozen.
 pub(crate) const MAX_METRICS: usize = 256;
-/// Metric by which an SDS says how many bytes of a device are used: this, then the device id.
-const USED_BYTES: &str = "used_bytes/";
+/// Metric by which an SDS says how many bytes of its devices are used.
+const USED_BYTES: &str = "pflex.sds.used";
 
 /// The last reports. Clones share them.
 #[derive(Clone, Default)]
@@ -39,15 +39,11 @@ impl Reports {
         self.reports().get(&component).map(|report| report.metrics.clone()).unwrap_or_default()
     }
 
-    /// Bytes used per device, as the SDSs reported last.
-    pub(crate) fn used_bytes(&self) -> BTreeMap<DeviceId, u64> {
+    /// Bytes used on all devices of each SDS, as it reported last.
+    pub(crate) fn used_bytes(&self) -> BTreeMap<SdsId, u64> {
         let reports = self.reports();
-        let metrics = reports.values().flat_map(|report| &report.metrics);
-        metrics
-            .filter_map(|(name, value)| {
-                let device = name.strip_prefix(USED_BYTES)?.parse().ok()?;
-                Some((DeviceId(device), *value as u64))
-            })
+        let sds = reports.iter().filter(|(component, _)| component.kind == Kind::Sds);
+        sds.filter_map(|(component, report)| Some((SdsId(component.id), *report.metrics.get(USED_BYTES)? as u64)))
             .collect()
     }
 
@@ -89,7 +85,6 @@ fn status_after(silence: Duration) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::model::Kind;
 
     #[test]
     fn silence_becomes_stale_and_then_down() {
@@ -104,9 +99,9 @@ mod tests {
     fn used_bytes_are_read_from_metrics_and_strangers_are_forgotten() {
         let reports = Reports::default();
         let sds = Component { kind: Kind::Sds, id: 1 };
-        let metrics = [("used_bytes/7".to_owned(), 4096.0), ("used_bytes/x".to_owned(), 1.0), ("load".to_owned(), 0.5)];
-        reports.note(sds, metrics.into());
-        assert_eq!(reports.used_bytes(), [(DeviceId(7), 4096)].into());
+        reports.note(sds, [(USED_BYTES.to_owned(), 4096.0), ("load".to_owned(), 0.5)].into());
+        reports.note(Component { kind: Kind::Sdc, id: 1 }, [(USED_BYTES.to_owned(), 1.0)].into());
+        assert_eq!(reports.used_bytes(), [(SdsId(1), 4096)].into());
         assert!(reports.look(&[]).is_empty());
         assert!(reports.used_bytes().is_empty());
     }

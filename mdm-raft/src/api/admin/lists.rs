@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::{
-    ids::DeviceId,
+    ids::{DeviceId, SdsId},
     pb::{self, ListRequest},
 };
 use tonic::Status;
@@ -104,15 +104,13 @@ impl Api {
     }
 }
 
-fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<DeviceId, u64>) -> pb::PoolRow {
+fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>) -> pb::PoolRow {
     let usage = state.usage_of(pool);
-    let devices = state.all_devices().filter(|device| device.pool == Some(pool.id));
-    let used: u64 = devices.filter_map(|device| used.get(&device.id)).sum();
     pb::PoolRow {
         pool: Some(convert::pool(pool)),
         capacity_bytes: usage.capacity.get(),
         provisioned_bytes: usage.provisioned.get(),
-        used_bytes: used / u64::from(pool.copies),
+        used_bytes: convert::used_of(state, pool, used),
         pgs_active: usage.active,
         pgs_degraded: usage.degraded,
         pgs_unavailable: usage.unavailable,
