@@ -60,6 +60,7 @@ fn device_conflict(error: &DeviceError) -> bool {
         | DeviceError::AlreadyFormatted { .. }
         | DeviceError::OtherCluster { .. }
         | DeviceError::NewerFormat { .. }
+        | DeviceError::Misplaced { .. }
         | DeviceError::TooSmall { .. } => true,
         DeviceError::File { .. }
         | DeviceError::Damaged { .. }

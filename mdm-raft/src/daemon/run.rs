@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use pflex_common::{
     net::{Endpoint, ListenError, incoming, listen},
     shutdown::Shutdown,
@@ -72,7 +73,13 @@ pub fn init(config: &MdmConfig) -> Result<(), DaemonError> {
 ///
 /// # Errors
 /// When it cannot start, or its API port fails.
-pub async fn run(config: MdmConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
+///
+/// Boxed, so that the whole process is compiled with its own crate and not again with whoever runs it.
+pub fn run(config: MdmConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(), DaemonError>> {
+    Box::pin(run_member(config, shutdown))
+}
+
+async fn run_member(config: MdmConfig, shutdown: Shutdown) -> Result<(), DaemonError> {
     let group = open(&config).await?;
     let served = serve(&config, &group, shutdown).await;
     group.shutdown().await;

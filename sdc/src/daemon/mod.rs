@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use pflex_common::map;
 use pflex_common::mdm::MdmClient;
 use pflex_common::net::{self, Endpoint};
@@ -83,7 +84,13 @@ pub enum SdcError {
 ///
 /// # Errors
 /// See [`SdcError`]; the process should end with its message.
-pub async fn run(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
+///
+/// Boxed, so that the whole process is compiled with its own crate and not again with whoever runs it.
+pub fn run(config: SdcConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(), SdcError>> {
+    Box::pin(serve(config, shutdown))
+}
+
+async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let mut state = state::State::open(&config.data_dir)?;
     let process = ProcessId(uuid::Uuid::new_v4());
     let data = DataPlane::start(config.data_threads)?;

@@ -16,6 +16,7 @@ mod reports;
 
 use std::{io, path::PathBuf, sync::Arc, time::Instant};
 
+use futures::future::BoxFuture;
 use pflex_common::{
     clock::MonotonicTime,
     durable::DurableError,
@@ -117,7 +118,13 @@ pub(crate) struct Server {
 ///
 /// # Errors
 /// See [`SdsError`]; the process should end with its message.
-pub async fn run(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
+///
+/// Boxed, so that the whole process is compiled with its own crate and not again with whoever runs it.
+pub fn run(config: SdsConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(), SdsError>> {
+    Box::pin(serve(config, shutdown))
+}
+
+async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     let process = ProcessId(uuid::Uuid::new_v4());
     let data = net::listen("SDS data", &config.data).await?;
     let control = net::listen("SDS control", &config.control).await?;
