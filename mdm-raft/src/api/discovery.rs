@@ -1,13 +1,16 @@
 //! The registry: components say that they run and where; everybody can ask who there is.
 
 use pflex_proto::{
-    pb::{RegisterReply, RegisterRequest, TopologyReply, TopologyRequest, discovery_server::Discovery},
+    pb::{ComponentKind, RegisterReply, RegisterRequest, TopologyReply, TopologyRequest, discovery_server::Discovery},
     status::{self, Reason},
 };
 use tonic::{Request, Response, Status};
 
 use super::{Api, convert, error};
-use crate::command::{Answer, Body, proto};
+use crate::{
+    command::{Answer, Body, proto},
+    state::{State, model::Registration},
+};
 
 #[tonic::async_trait]
 impl Discovery for Api {
@@ -17,6 +20,9 @@ impl Discovery for Api {
         if !request.cluster_id.is_empty() && request.cluster_id != ours.as_bytes() {
             let what = format!("{}: its store belongs to another cluster than this one, {ours}", request.name);
             return Err(status::status(Reason::WrongCluster, what));
+        }
+        if request.introduce {
+            return self.introduce(&request).await.map(Response::new);
         }
         // Both enums number the kinds alike; the state refuses what is none.
         let body = Body::RegisterComponent(proto::RegisterComponent {
@@ -47,6 +53,7 @@ impl Discovery for Api {
             device_ids: registered.device_ids,
             cluster_generation: self.look(|state| state.cluster().map_or(0, |c| c.generation.get())),
             revision: revision.get(),
+            registrations: registered.registrations,
         }))
     }
 
@@ -57,5 +64,45 @@ impl Discovery for Api {
             revision: revision.get(),
             components,
         }))
+    }
+}
+
+impl Api {
+    /// Tells an SDS or SDC its id and cluster and changes nothing. An SDS has no device open yet; registered without
+    /// them it would lose its place in every group, though its copies may be as good as before (S2).
+    async fn introduce(&self, request: &RegisterRequest) -> Result<RegisterReply, Status> {
+        let (kind, name) = (request.kind(), request.name.as_str());
+        let find = |state: &State| {
+            let generation = state.cluster()?.generation.get();
+            let count = |registration: &Option<Registration>| registration.as_ref().map_or(0, |r| r.count);
+            let known = match kind {
+                ComponentKind::Sds => state.sds_by_name(name).map(|sds| (sds.id.get(), count(&sds.registration))),
+                ComponentKind::Sdc => state.sdc_by_name(name).map(|sdc| (sdc.id.get(), count(&sdc.registration))),
+                ComponentKind::Mdm | ComponentKind::Mgmt | ComponentKind::Unspecified => None,
+            };
+            Some((generation, known))
+        };
+        let kind = match kind {
+            ComponentKind::Sds => "sds",
+            ComponentKind::Sdc => "sdc",
+            ComponentKind::Mdm | ComponentKind::Mgmt | ComponentKind::Unspecified => {
+                return Err(status::status(
+                    Reason::Invalid,
+                    format!("{name}: only SDSs and SDCs introduce themselves"),
+                ));
+            }
+        };
+        // With a quorum: an answer that is too old could miss an SDS that was just created, or name a removed one.
+        let (revision, found) = self.read(false, find).await?;
+        let (cluster_generation, known) = found.ok_or_else(error::not_bootstrapped)?;
+        let (id, registrations) = known.ok_or_else(|| error::not_found(kind, name))?;
+        Ok(RegisterReply {
+            cluster_id: self.cluster().as_bytes().to_vec(),
+            id,
+            device_ids: Vec::new(),
+            cluster_generation,
+            revision: revision.get(),
+            registrations,
+        })
     }
 }

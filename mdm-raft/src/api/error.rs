@@ -56,6 +56,11 @@ fn not_leader(leader: Option<LeaderInfo>, term: u64) -> Status {
     status::not_leader(&LeaderHint { id, address, term })
 }
 
+/// What the state has no answer to before its first command.
+pub(super) fn not_bootstrapped() -> Status {
+    status::overloaded("the cluster is not bootstrapped yet", BOOTSTRAP_RETRY_MS)
+}
+
 /// A lookup by name that found nothing.
 pub(super) fn not_found(kind: &str, name: &str) -> Status {
     status::status(

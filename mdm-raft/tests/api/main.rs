@@ -6,5 +6,6 @@ mod cluster;
 mod liveness;
 mod map;
 mod metadata;
+mod registration;
 mod revocation;
 mod sds;

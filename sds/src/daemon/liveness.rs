@@ -76,6 +76,7 @@ async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
             applied_revision: confirmed.0,
             devices: server.devices.iter().map(device_beat).collect(),
             unreachable_sds_ids: Vec::new(),
+            log_time_ms: 0,
         };
         if beats.send(beat).await.is_err() {
             return;

@@ -28,9 +28,10 @@ pub(super) struct Registration<'a> {
 }
 
 impl Registration<'_> {
-    /// Learns the cluster and this server's id, before any device is opened.
+    /// Learns the cluster and this server's id, before any device is opened. Nothing is registered: the cluster goes on
+    /// with what it knows of this server's devices, so that a restart does not cost their copies' place (S2).
     pub(super) async fn introduce(&self, identity: &mut Identity) -> Result<(ClusterId, SdsId), SdsError> {
-        let reply = self.register(identity, Vec::new()).await?;
+        let reply = self.register(identity, None).await?;
         let cluster = self.cluster_of(&reply)?;
         identity.join(cluster)?;
         self.client.set_cluster(cluster);
@@ -52,7 +53,7 @@ impl Registration<'_> {
             empty: opened.emptied,
             pool: file.pool.clone(),
         });
-        let reply = self.register(identity, devices.collect()).await?;
+        let reply = self.register(identity, Some(devices.collect())).await?;
         if reply.device_ids.len() != stores.len() {
             let why = format!("it named {} of {} devices", reply.device_ids.len(), stores.len());
             return Err(SdsError::Refused { name: self.config.name.clone(), why });
@@ -65,8 +66,12 @@ impl Registration<'_> {
             .map_err(|error| SdsError::Refused { name: self.config.name.clone(), why: error.to_string() })
     }
 
-    /// Only what no waiting can cure is an error.
-    async fn register(&self, identity: &Identity, devices: Vec<RegisteredDevice>) -> Result<RegisterReply, SdsError> {
+    /// Without devices it only introduces itself. Only what no waiting can cure is an error.
+    async fn register(
+        &self,
+        identity: &Identity,
+        devices: Option<Vec<RegisteredDevice>>,
+    ) -> Result<RegisterReply, SdsError> {
         let request = RegisterRequest {
             request: None,
             kind: ComponentKind::Sds.into(),
@@ -74,7 +79,8 @@ impl Registration<'_> {
             process_id: self.process.as_bytes().to_vec(),
             addresses: Some(self.addresses.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            devices,
+            introduce: devices.is_none(),
+            devices: devices.unwrap_or_default(),
             cluster_id: identity.cluster().map(|cluster| cluster.as_bytes().to_vec()).unwrap_or_default(),
         };
         if let Some(cluster) = identity.cluster() {

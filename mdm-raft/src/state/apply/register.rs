@@ -63,6 +63,7 @@ impl State {
 
         let component = Component { kind: Kind::Sds, id: id.get() };
         let registration = self.note_registration(component, previous.as_ref(), registration);
+        let registrations = registration.count;
         self.sds.update(id, |sds| {
             sds.registration = Some(registration);
             sds.alive = true;
@@ -72,6 +73,7 @@ impl State {
         Ok(Answer::Registered(proto::Registered {
             id: id.get(),
             device_ids: device_ids.iter().map(|device| device.get()).collect(),
+            registrations,
         }))
     }
 
@@ -81,9 +83,10 @@ impl State {
         let (id, previous) = (sdc.id, sdc.registration.clone());
         let component = Component { kind: Kind::Sdc, id: id.get() };
         let registration = self.note_registration(component, previous.as_ref(), registration);
+        let registrations = registration.count;
         self.sdcs.update(id, |sdc| sdc.registration = Some(registration));
         self.note_status(context, component, Status::Active, "registered".to_owned());
-        Ok(Answer::Registered(proto::Registered { id: id.get(), device_ids: Vec::new() }))
+        Ok(Answer::Registered(proto::Registered { id: id.get(), device_ids: Vec::new(), registrations }))
     }
 
     fn register_node(&mut self, context: Context, kind: Kind, name: String, registration: Registration) -> Effect {
@@ -106,9 +109,10 @@ impl State {
             }
         };
         let registration = self.note_registration(component, previous.as_ref(), registration);
+        let registrations = registration.count;
         self.nodes.put(Node { component, name, registration });
         self.note_status(context, component, Status::Active, "registered".to_owned());
-        Ok(Answer::Registered(proto::Registered { id: component.id, device_ids: Vec::new() }))
+        Ok(Answer::Registered(proto::Registered { id: component.id, device_ids: Vec::new(), registrations }))
     }
 
     /// Counts a start and remembers it; the same process again only updates its addresses.

@@ -1,0 +1,79 @@
+//! Registering, and only asking who one is.
+
+use pflex_common::mdm::MdmError;
+use pflex_proto::{
+    pb::{
+        ClusterMap, ComponentKind, RegisterReply, RegisterRequest, WatchRequest, discovery_client::DiscoveryClient,
+        map_client::MapClient, watch_reply::Event,
+    },
+    status::Reason,
+};
+use uuid::Uuid;
+
+use crate::{
+    cluster::{Cluster, PATIENCE},
+    sds::FakeSds,
+};
+
+async fn register(
+    cluster: &Cluster,
+    kind: ComponentKind,
+    name: &str,
+    introduce: bool,
+) -> Result<RegisterReply, MdmError> {
+    let message = RegisterRequest {
+        kind: kind.into(),
+        name: name.to_owned(),
+        process_id: Uuid::new_v4().as_bytes().to_vec(),
+        cluster_id: cluster.id.as_bytes().to_vec(),
+        introduce,
+        ..Default::default()
+    };
+    let registered = cluster.client.read(PATIENCE, |connection| {
+        let message = message.clone();
+        async move { DiscoveryClient::new(connection).register(message).await }
+    });
+    registered.await
+}
+
+/// The whole map of the only member, whatever its revision.
+async fn map_of(cluster: &Cluster) -> ClusterMap {
+    let api = cluster.members.lock().unwrap()[0].api();
+    let mut stream = MapClient::new(api.channel()).watch(WatchRequest::default()).await.unwrap().into_inner();
+    let Some(Event::Full(map)) = stream.message().await.unwrap().unwrap().event else { panic!("no full map") };
+    ClusterMap { revision: 0, ..map }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_introduction_changes_nothing_and_a_registration_without_devices_does() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_pool("p", 8).await;
+    let one = FakeSds::create(&cluster, 1).await;
+    let _two = FakeSds::create(&cluster, 2).await;
+    one.sees(|map| map.pgs.len() == 8 && map.pgs.values().all(|pg| pg.in_sync.len() == 2)).await;
+    let before = map_of(&cluster).await;
+
+    let me = register(&cluster, ComponentKind::Sds, "s1", true).await.unwrap();
+    assert_eq!((me.id, me.cluster_id.as_slice()), (one.id, cluster.id.as_bytes().as_slice()));
+    assert_eq!(me.registrations, 1, "the one that was there before");
+    assert_eq!(map_of(&cluster).await, before);
+
+    let unknown = register(&cluster, ComponentKind::Sds, "nobody", true).await.unwrap_err();
+    assert_eq!(unknown.reason(), Some(Reason::NotFound));
+
+    // What the introduction must not be.
+    let registered = register(&cluster, ComponentKind::Sds, "s1", false).await.unwrap();
+    assert_eq!(registered.registrations, 2);
+    assert_ne!(map_of(&cluster).await, before, "its devices are out of service");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_process_of_an_sdc_is_told_a_higher_count() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_sdc("c").await;
+    for count in 1..=3 {
+        assert_eq!(register(&cluster, ComponentKind::Sdc, "c", false).await.unwrap().registrations, count);
+    }
+    cluster.stop().await;
+}
