@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::{
-    ids::{DeviceId, Incarnation, ProcessId, Revision, SdsId},
+    ids::{DeviceId, Incarnation, LogTime, ProcessId, Revision, SdsId},
     pb::{
         Beat, BeatReply, ComponentKind, HealthReport, HealthReportReply, liveness_server::Liveness as LivenessService,
     },
@@ -12,6 +12,7 @@ use pflex_proto::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
 use super::Api;
 use crate::{
@@ -84,6 +85,7 @@ async fn follow(
                 Ok(None) | Err(_) => return Ok(()),
             },
         };
+        let counted = LogTime(beat.log_time_ms);
         let heard = parse(beat)?;
         let revision = api.feed().newest();
         let (registered, newest_key_id) = api.look(|state| {
@@ -96,6 +98,10 @@ async fn follow(
         }
         *heard_from = Some(heard.sds);
         api.liveness().beat(stream, &heard);
+        // Before the answer, and before any command that is stamped after it.
+        if let Err(error) = api.group().catch_up(counted) {
+            warn!(sds = %heard.sds, %error, "log time of an SDS is ignored");
+        }
         let reply = BeatReply { log_time_ms: api.log_time().get(), term, revision: revision.get(), newest_key_id };
         // A full queue means an SDS that does not read; it beats on, and the next answer is as good.
         if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(Ok(reply)) {

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod liveness;
+mod log_time;
 mod map;
 mod metadata;
 mod registration;

@@ -42,6 +42,8 @@ pub(crate) struct Says {
     /// It does not put new revisions into force.
     pub(crate) stuck: bool,
     pub(crate) device_failed: bool,
+    /// How far it has counted log time.
+    pub(crate) log_time_ms: u64,
 }
 
 impl FakeSds {
@@ -173,6 +175,7 @@ async fn beat(beats: Beats) {
                         process_id: beats.process.clone(),
                         applied_revision: applied,
                         devices: vec![device],
+                        log_time_ms: says.log_time_ms,
                         ..Default::default()
                     };
                     if sender.send(beat).await.is_err() {

@@ -1,8 +1,17 @@
 //! The liveness stream with the MDM leader: a beat each second, log time in return (S20, S23).
+//!
+//! A beat also says how far this server has counted log time. MDMs that were all down carry on from their last entry; the
+//! data threads never turn back, so without it every token that is issued later would be expired here.
 
-use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
-use pflex_common::{clock::MonotonicTime, mdm::Patience};
+use pflex_common::{
+    clock::{LogTimeFollower, MonotonicTime},
+    mdm::Patience,
+};
 use pflex_proto::{
     ids::{KeyId, LogTime},
     pb::{Beat, BeatReply, DeviceBeat, KeysRequest, liveness_client::LivenessClient, tokens_client::TokensClient},
@@ -27,12 +36,32 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// For fetching keys.
 const KEYS_PATIENCE: Patience = Patience::within(Duration::from_secs(5));
 
+/// Log time as the data threads count it: the same stamps, kept across streams and leaders. Clones share it.
+#[derive(Clone, Default)]
+struct Counted(Arc<Mutex<LogTimeFollower>>);
+
+impl Counted {
+    fn observe(&self, term: u64, log_time: LogTime, at: MonotonicTime) {
+        self.follower().observe(term, log_time, at);
+    }
+
+    /// As a beat says it: 0 before the first stamp.
+    fn now_ms(&self, now: MonotonicTime) -> u64 {
+        self.follower().now(now).map_or(0, LogTime::get)
+    }
+
+    fn follower(&self) -> MutexGuard<'_, LogTimeFollower> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Until the process ends.
 pub(super) async fn run(server: Arc<Server>) {
     let mut newest_key = None;
+    let counted = Counted::default();
     loop {
         let (endpoint, connection) = server.client.leader_guess();
-        let error = match follow(&server, LivenessClient::new(connection), &mut newest_key).await {
+        let error = match follow(&server, LivenessClient::new(connection), &counted, &mut newest_key).await {
             Ok(()) => Status::unavailable("the stream ended"),
             Err(error) => error,
         };
@@ -45,10 +74,11 @@ pub(super) async fn run(server: Arc<Server>) {
 async fn follow(
     server: &Arc<Server>,
     mut client: LivenessClient<pflex_common::mdm::Connection>,
+    counted: &Counted,
     newest_key: &mut Option<u32>,
 ) -> Result<(), Status> {
     let (beats, queue) = mpsc::channel(4);
-    let sender = tokio::spawn(beat(Arc::clone(server), beats));
+    let sender = tokio::spawn(beat(Arc::clone(server), counted.clone(), beats));
     let _stops_with_us = StopOnDrop(sender);
     let silent = |_| Status::deadline_exceeded("the leader is silent");
     let opened = tokio::time::timeout(SILENCE, client.beats(ReceiverStream::new(queue))).await.map_err(silent)?;
@@ -56,6 +86,7 @@ async fn follow(
     while let Some(reply) = tokio::time::timeout(SILENCE, replies.message()).await.map_err(silent)?? {
         let BeatReply { log_time_ms, term, newest_key_id, .. } = reply;
         let at = MonotonicTime::now();
+        counted.observe(term, LogTime(log_time_ms), at);
         for device in &server.devices {
             device.send(Command::Stamp { term, log_time: LogTime(log_time_ms), at }).await;
         }
@@ -67,7 +98,7 @@ async fn follow(
 }
 
 /// A beat each second, and at once when a revocation is newly confirmed.
-async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
+async fn beat(server: Arc<Server>, counted: Counted, beats: mpsc::Sender<Beat>) {
     loop {
         let confirmed = server.confirmed();
         let beat = Beat {
@@ -76,7 +107,7 @@ async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
             applied_revision: confirmed.0,
             devices: server.devices.iter().map(device_beat).collect(),
             unreachable_sds_ids: Vec::new(),
-            log_time_ms: 0,
+            log_time_ms: counted.now_ms(MonotonicTime::now()),
         };
         if beats.send(beat).await.is_err() {
             return;
@@ -141,5 +172,21 @@ struct StopOnDrop(tokio::task::JoinHandle<()>);
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_beat_tells_the_time_that_ran_on_through_an_outage() {
+        let at = |seconds| MonotonicTime::from_start(Duration::from_secs(seconds));
+        let counted = Counted::default();
+        assert_eq!(counted.now_ms(at(5)), 0, "nothing before the first stamp");
+        counted.observe(3, LogTime(10_000), at(5));
+        assert_eq!(counted.clone().now_ms(at(605)), 610_000, "the streams of other leaders share it");
+        counted.observe(4, LogTime(11_000), at(605));
+        assert_eq!(counted.now_ms(at(606)), 611_000, "a leader that lost the outage does not turn it back");
     }
 }

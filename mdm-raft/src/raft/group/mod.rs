@@ -32,6 +32,7 @@ use pflex_proto::ids::{LogTime, Revision};
 pub use propose::ProposeError;
 pub use read::ReadError;
 
+pub use super::clock::TooFarAhead;
 pub use super::state_store::Committed;
 use super::{
     error::StoreError,
@@ -106,6 +107,14 @@ impl Group {
     /// Log time now, as this member would stamp it.
     pub fn log_time(&self) -> LogTime {
         self.0.shared.log_time()
+    }
+
+    /// From now on log time is not behind what an SDS has counted.
+    ///
+    /// # Errors
+    /// When that is further ahead than an outage can explain.
+    pub fn catch_up(&self, heard: LogTime) -> Result<(), TooFarAhead> {
+        self.0.shared.catch_up(heard)
     }
 
     /// How well the log's group commit groups.

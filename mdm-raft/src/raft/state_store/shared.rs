@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 
 use super::Mark;
 use crate::{
-    raft::clock::LogClock,
+    raft::clock::{LogClock, TooFarAhead},
     state::{MapEvent, State},
 };
 
@@ -74,6 +74,11 @@ impl SharedState {
     /// Log time now, as this member would stamp a command.
     pub fn log_time(&self) -> LogTime {
         self.clock().now(Instant::now())
+    }
+
+    /// Puts the clock forward to what an SDS has counted.
+    pub fn catch_up(&self, heard: LogTime) -> Result<(), TooFarAhead> {
+        self.clock().catch_up(heard, Instant::now())
     }
 
     /// Changes the state under the lock; `f` returns what it did.
