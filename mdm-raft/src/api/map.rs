@@ -33,6 +33,9 @@ const BEHIND: usize = 1_024;
 const IN_FLIGHT: usize = 16;
 /// So that a client notices a dead connection, and knows the map is fresh when nothing changes.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A member without a sign of a quorum for this long may miss changes that others have: its watchers should ask another
+/// one. Above the second that an election takes.
+const MAX_SILENCE: Duration = Duration::from_millis(2_500);
 /// What a client that was cut off waits.
 const RETRY_MS: u64 = 100;
 
@@ -135,6 +138,7 @@ impl Map for Api {
         if self.look(|state| state.cluster().is_none()) {
             return Err(status::overloaded("the cluster is not bootstrapped yet", RETRY_MS));
         }
+        self.in_touch()?;
         // Subscribed before the start is read, as above.
         let news = self.feed().0.updates.subscribe();
         let (at, ()) = self.group().read_stale(|_| ());
@@ -155,12 +159,26 @@ impl Map for Api {
                     vec![Event::Full(map)]
                 }
             };
-            if let Err(Some(end)) = watcher.run(first, news, api.shutdown()).await {
+            if let Err(Some(end)) = watcher.run(first, news, &api).await {
                 // If the client does not read even this, it finds the stream ended.
                 drop(watcher.sender.try_send(Err(end)));
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+impl Api {
+    /// Refuses to show the map of a member that is cut off from the others.
+    fn in_touch(&self) -> Result<(), Status> {
+        let silence = self.group().silence();
+        if silence <= MAX_SILENCE {
+            return Ok(());
+        }
+        let seconds = silence.as_secs();
+        let what =
+            format!("this member has known of no quorum for {seconds} s, its map may be old; ask another member");
+        Err(status::status(Reason::NoQuorum, what))
     }
 }
 
@@ -177,8 +195,9 @@ impl Watcher {
         &mut self,
         first: Vec<Event>,
         mut news: broadcast::Receiver<News>,
-        shutdown: &Shutdown,
+        api: &Api,
     ) -> Result<(), Option<Status>> {
+        let shutdown = api.shutdown();
         for event in first {
             self.send(event, shutdown).await?;
         }
@@ -187,7 +206,10 @@ impl Watcher {
             let event = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = self.sender.closed() => return Err(None),
-                _ = progress.tick() => Event::Progress(WatchProgress { revision: self.sent.get() }),
+                _ = progress.tick() => {
+                    api.in_touch().map_err(Some)?;
+                    Event::Progress(WatchProgress { revision: self.sent.get() })
+                }
                 next = news.recv() => match next {
                     Ok(News::Update(update)) if update.revision > self.sent.get() => update_event(update),
                     Ok(News::Update(_)) => continue,

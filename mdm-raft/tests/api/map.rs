@@ -1,5 +1,7 @@
 //! Watching the map from any member, across members and leaders.
 
+use std::time::Duration;
+
 use pflex_proto::{
     pb::{WatchRequest, map_client::MapClient, watch_reply::Event},
     status::{self, Reason},
@@ -61,4 +63,42 @@ async fn an_sds_sees_changes_whoever_leads() {
     let map = one.sees(|map| map.volume_named("v").is_some()).await;
     assert!(map.pgs.values().all(|pg| pg.in_sync.len() == 2), "nobody was taken for lost because a leader went");
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_where_no_quorum_is_heard_of_and_not_before() {
+    let cluster = Cluster::start(3).await;
+    let leader = usize::try_from(cluster.status().await.leader).unwrap() - 1;
+    let mut streams = Vec::new();
+    for member in [leader, (leader + 1) % 3] {
+        let api = cluster.members.lock().unwrap()[member].api();
+        streams.push(MapClient::new(api.channel()).watch(WatchRequest::default()).await.unwrap().into_inner());
+    }
+    // A quiet but whole group: five progress messages are more than four seconds.
+    for stream in &mut streams {
+        let mut progress = 0;
+        while progress < 5 {
+            if let Some(Event::Progress(_)) = stream.message().await.unwrap().unwrap().event {
+                progress += 1;
+            }
+        }
+    }
+    // The leader goes: a follower is left with one other, then alone.
+    let mut members = std::mem::take(&mut *cluster.members.lock().unwrap());
+    members[(leader + 2) % 3].stop().await;
+    members[leader].stop().await;
+    let mut alone = streams.pop().unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            if let Err(end) = alone.message().await {
+                return end;
+            }
+        }
+    });
+    let end = end.await.expect("it ends");
+    assert_eq!((status::reason(&end), end.code()), (Some(Reason::NoQuorum), tonic::Code::Unavailable));
+    let api = members[(leader + 1) % 3].api();
+    let again = MapClient::new(api.channel()).watch(WatchRequest::default()).await.unwrap_err();
+    assert_eq!(status::reason(&again), Some(Reason::NoQuorum));
+    members[(leader + 1) % 3].stop().await;
 }

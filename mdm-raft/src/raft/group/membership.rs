@@ -3,11 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use openraft::{
-    ServerState,
+    Instant as _, ServerState,
     async_runtime::watch::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, RaftError},
     vote::RaftLeaderId as _,
@@ -173,6 +173,23 @@ impl Group {
             matched: seen.replication.unwrap_or_default(),
             failed: seen.running_state.err().map(|fatal| fatal.to_string()),
         }
+    }
+
+    /// How long this member has known nothing of a working quorum: no leader's message, or, on a leader, no answers of a
+    /// majority. What it has applied may be as old.
+    pub fn silence(&self) -> Duration {
+        let now = Instant::now();
+        let seen = self.0.raft.metrics().borrow_watched().clone();
+        if seen.state.is_leader() {
+            let voters = seen.membership_config.membership().get_joint_config();
+            if voters.iter().all(|voters| voters.iter().eq([&seen.id])) {
+                // Alone it is its own majority.
+                self.0.heard.note(now);
+            } else if let Some(at) = seen.last_quorum_acked.and_then(|acked| now.checked_sub(acked.elapsed())) {
+                self.0.heard.note(at);
+            }
+        }
+        self.0.heard.silence(now)
     }
 
     fn unchanged(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {

@@ -38,6 +38,7 @@ use super::{
     error::StoreError,
     identity::StoreIdentity,
     log_store::{SyncCount, SyncCounter},
+    network::heard::Heard,
     state_store::{SharedState, StateStore},
     types::TypeConfig,
 };
@@ -54,6 +55,7 @@ struct Inner {
     raft: Raft<TypeConfig, StateStore>,
     shared: SharedState,
     leader: watch::Receiver<LeaderView>,
+    heard: Heard,
     syncs: SyncCounter,
     proposals: Semaphore,
     server: Mutex<Option<JoinHandle<()>>>,

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use openraft::Raft;
@@ -19,7 +19,7 @@ use crate::raft::{
     error::StoreError,
     identity::{self, Phase, StoreIdentity},
     log_store::LogStore,
-    network::{PeerFactory, PeerService},
+    network::{PeerFactory, PeerService, heard::Heard},
     state_store::StateStore,
 };
 
@@ -91,7 +91,8 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
     let raft = joined(start).await?.map_err(|error| OpenError::Raft(error.to_string()))?;
 
     let stop = CancellationToken::new();
-    let service = PeerService::new(identity, raft.clone(), snapshots, config.links.clone());
+    let heard = Heard::new(Instant::now());
+    let service = PeerService::new(identity, raft.clone(), snapshots, config.links.clone(), heard.clone());
     let serve = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         // A peer that vanished without a word does not keep its connection, nor a flood of requests the memory.
@@ -113,6 +114,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         raft,
         shared,
         leader,
+        heard,
         syncs,
         proposals: Semaphore::new(propose::PROPOSALS),
         server: Mutex::new(Some(server)),

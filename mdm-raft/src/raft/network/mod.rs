@@ -5,6 +5,7 @@
 //! replication and snapshots have connections of their own, so that a large one never delays a small one.
 
 mod client;
+pub(in crate::raft) mod heard;
 pub mod links;
 mod server;
 

@@ -1,6 +1,10 @@
 //! Answering peers: checks who asks whom, translates, hands to openraft.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use openraft::{
     Raft,
@@ -10,7 +14,7 @@ use openraft::{
 use pflex_proto::ids::MdmId;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{MESSAGE_BYTES, SERVE_DEADLINE, SNAPSHOT_IDLE, links::Links};
+use super::{MESSAGE_BYTES, SERVE_DEADLINE, SNAPSHOT_IDLE, heard::Heard, links::Links};
 use crate::{
     pb::pflex::mdm::raft::v1::{
         self as pb,
@@ -33,6 +37,7 @@ pub(in crate::raft) struct PeerService {
     raft: Raft<TypeConfig, StateStore>,
     snapshots: Arc<SnapshotStore>,
     links: Links,
+    heard: Heard,
     // One snapshot is taken in at a time: two would only fight for the disk.
     receiving: tokio::sync::Mutex<()>,
 }
@@ -43,8 +48,9 @@ impl PeerService {
         raft: Raft<TypeConfig, StateStore>,
         snapshots: Arc<SnapshotStore>,
         links: Links,
+        heard: Heard,
     ) -> RaftPeerServer<Self> {
-        let service = Self { identity, raft, snapshots, links, receiving: tokio::sync::Mutex::new(()) };
+        let service = Self { identity, raft, snapshots, links, heard, receiving: tokio::sync::Mutex::new(()) };
         RaftPeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
     }
 
@@ -108,6 +114,9 @@ impl RaftPeer for PeerService {
             leader_commit: request.leader_commit.map(codec::log_id_from_pb),
         };
         let response = within(SERVE_DEADLINE, self.raft.append_entries(rpc)).await?;
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            self.heard.note(Instant::now());
+        }
         use pb::append_reply::Result as Reply;
         let result = match response {
             AppendEntriesResponse::Success => Reply::Success(pb::Blank {}),

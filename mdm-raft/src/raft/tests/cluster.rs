@@ -150,3 +150,22 @@ async fn concurrent_proposals_share_syncs() {
     assert!(syncs < 250, "{syncs} syncs for 500 commands");
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_cut_off_knows_it_and_the_others_hear_of_one_another() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    let leader = cluster.leader().await;
+    let long = Duration::from_secs(2);
+    // Both believe for good what they knew last: one that it follows a leader, one that it leads.
+    for cut in [(leader + 1) % 3, leader] {
+        cluster.0[cut].links.cut();
+        until("silence", || (cluster.0[cut].group().silence() > long).then_some(())).await;
+        let others = cluster.0.iter().enumerate().filter(|(member, _)| *member != cut);
+        for (_, member) in others {
+            assert!(member.group().silence() < long, "{:?}", member.group().silence());
+        }
+        cluster.0[cut].links.mend();
+        until("news", || (cluster.0[cut].group().silence() < long).then_some(())).await;
+    }
+    cluster.stop().await;
+}
