@@ -27,6 +27,9 @@ const MOST_PORT_TRIES: u16 = 40;
 const EXIT_CONFLICT: i32 = 4;
 /// SIGKILL needs no cooperation, only the end of a system call.
 const DYING: Duration = Duration::from_secs(20);
+/// A daemon writes its pid before anything else.
+const STARTING: Duration = Duration::from_secs(60);
+const STARTING_PERIOD: Duration = Duration::from_millis(5);
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 /// What of a log is quoted.
 const LAST_LINES: usize = 4;
@@ -205,7 +208,8 @@ impl Cluster {
         found.signal(signal).map_err(failed(format!("signal {process}")))
     }
 
-    /// Starts one process as `up` would, and does not wait.
+    /// Starts one process as `up` would, and waits until it is known by its pid file: an `up` right afterwards would not
+    /// see it otherwise, and stumble over its ports. If it ends instead, [`Self::take_fallen`] tells.
     ///
     /// # Errors
     /// When it cannot be spawned.
@@ -220,6 +224,11 @@ impl Cluster {
         let child = command.spawn().map_err(failed(what()))?;
         self.children.push((process, child));
         self.expected.insert(process);
+        let started = Instant::now();
+        while started.elapsed() < STARTING && self.find(process).is_none() && self.is_our_child(process) {
+            thread::sleep(STARTING_PERIOD);
+            self.reap();
+        }
         Ok(())
     }
 
@@ -344,6 +353,10 @@ impl Cluster {
         let log = String::from_utf8_lossy(&log).into_owned();
         let lines: Vec<_> = log.lines().rev().take(LAST_LINES).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    fn is_our_child(&self, process: Process) -> bool {
+        self.children.iter().any(|(child, _)| *child == process)
     }
 
     fn reap(&mut self) {

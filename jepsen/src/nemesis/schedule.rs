@@ -49,11 +49,11 @@ pub struct Round {
     pub hurts: Vec<Hurt>,
 }
 
-/// One thing to do.
+/// One thing to do. Of two at the same moment the beginning is first, for it may be that of a fault without duration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Edge {
-    End(usize),
     Begin(usize),
+    End(usize),
 }
 
 impl Round {
@@ -62,7 +62,7 @@ impl Round {
         Self { gap_ms, hurts: vec![Hurt { fault, target, from_ms: 0, until_ms: duration_ms }] }
     }
 
-    /// What is to be done, by time; faults end before others begin.
+    /// What is to be done, by time.
     pub(super) fn timeline(&self) -> Vec<(u64, Edge)> {
         let edges =
             |(index, hurt): (usize, &Hurt)| [(hurt.from_ms, Edge::Begin(index)), (hurt.until_ms, Edge::End(index))];
@@ -161,6 +161,12 @@ mod tests {
         let rounds = |seed| Schedule::new(seed, 3, true).take(50).collect::<Vec<_>>();
         assert_eq!(rounds(7), rounds(7));
         assert_ne!(rounds(7), rounds(8));
+    }
+
+    #[test]
+    fn a_fault_without_duration_begins_before_it_ends() {
+        let timeline = Round::one(0, Fault::Kill, Target::All, 0).timeline();
+        assert_eq!(timeline, [(0, Edge::Begin(0)), (0, Edge::End(0))]);
     }
 
     #[test]
