@@ -80,6 +80,26 @@ struct State {
     channels: HashMap<Endpoint, Channel>,
     leader: Option<Endpoint>,
     turn: usize,
+    /// A session in which a request will never be answered. Its low-water mark would stand still and the MDM would have
+    /// to keep every later outcome, so the next write opens another session.
+    abandoned: Option<ClientId>,
+}
+
+/// A request on its way. Dropped before it was answered, whether the caller gave up or was cancelled, it takes its
+/// session with it.
+struct Unanswered<'a> {
+    shared: &'a Shared,
+    request: RequestId,
+    answered: bool,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let mut state = self.shared.state.lock().expect("no code panics while it holds this lock");
+            state.abandoned = Some(ClientId(self.request.client_id));
+        }
+    }
 }
 
 /// What an attempt's failure means for the call.
@@ -140,7 +160,10 @@ impl MdmClient {
         loop {
             let left = Patience { deadline: patience.deadline.saturating_sub(started.elapsed()), ..patience };
             let request = self.begin(left).await?;
+            let mut unanswered = Unanswered { shared: &self.shared, request, answered: false };
             let outcome = self.attempts(left, |connection| call(connection, request)).await;
+            unanswered.answered = !matches!(outcome, Err(MdmError::Unknown { .. }));
+            drop(unanswered);
             let mut session = self.shared.session.lock().await;
             let ours = session.as_mut().filter(|session| session.client() == ClientId(request.client_id));
             match &outcome {
@@ -153,7 +176,6 @@ impl MdmClient {
                         continue;
                     }
                 }
-                // Unanswered: its sequence stays below the low-water mark's reach until the session ends.
                 Err(MdmError::Unknown { .. }) => {}
                 Ok(_) | Err(MdmError::Refused(_) | MdmError::NoLeader { .. }) => {
                     if let Some(session) = ours {
@@ -201,6 +223,10 @@ impl MdmClient {
 
     async fn begin(&self, patience: Patience) -> Result<RequestId, MdmError> {
         let mut session = self.shared.session.lock().await;
+        let abandoned = self.state().abandoned.take();
+        if abandoned.is_some() && session.as_ref().map(Session::client) == abandoned {
+            *session = None;
+        }
         let open = match session.as_mut() {
             Some(open) => open,
             None => {
@@ -353,6 +379,27 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.reason(), Some(Reason::NotFound));
         assert_eq!(client.leader_guess().0, Endpoint::new("127.0.0.1", 9));
+    }
+
+    #[tokio::test]
+    async fn a_session_with_an_unanswered_request_is_not_used_again() {
+        let client = client(&[1]);
+        let patience = Patience { deadline: Duration::from_millis(50), attempt: Duration::from_millis(20) };
+        *client.shared.session.lock().await = Some(Session::new(ClientId(7)));
+        let error = client.write::<(), _, _>(patience, |_, _| std::future::pending()).await.unwrap_err();
+        assert!(matches!(error, MdmError::Unknown { .. }), "{error:?}");
+        let error = client.write(patience, |_, _| async { Ok(Response::new(())) }).await;
+        assert!(matches!(error, Err(MdmError::NoLeader { .. })), "a new session is asked for: {error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_write_takes_its_session_with_it() {
+        let client = client(&[1]);
+        let patience = Patience::within(Duration::from_secs(5));
+        *client.shared.session.lock().await = Some(Session::new(ClientId(7)));
+        let write = client.write::<(), _, _>(patience, |_, _| std::future::pending());
+        assert!(tokio::time::timeout(Duration::from_millis(20), write).await.is_err());
+        assert_eq!(client.state().abandoned, Some(ClientId(7)));
     }
 
     #[tokio::test]

@@ -5,5 +5,5 @@
 mod endpoint;
 mod listen;
 
-pub use endpoint::{ConnectError, Endpoint, ParseEndpointError, connect_data};
+pub use endpoint::{ConnectError, Endpoint, ParseEndpointError, connect_data, tune_data};
 pub use listen::{ListenError, incoming, listen};

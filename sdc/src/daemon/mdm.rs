@@ -91,6 +91,7 @@ pub(super) async fn register(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         devices: Vec::new(),
         cluster_id: state.cluster().map(|cluster| cluster.as_bytes().to_vec()).unwrap_or_default(),
+        introduce: false,
     };
     let other_cluster = |state: &State, theirs: String| SdcError::OtherCluster {
         dir: state.dir(),
@@ -112,6 +113,7 @@ pub(super) async fn register(
                     return Err(other_cluster(state, cluster.to_string()));
                 }
                 state.set_cluster(cluster)?;
+                state.start_above(reply.registrations)?;
                 client.set_cluster(cluster);
                 return Ok(Registered { cluster, sdc: SdcId(reply.id) });
             }

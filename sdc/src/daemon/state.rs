@@ -36,7 +36,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// Not what this code writes.
-    #[error("{path} is damaged; restore it, or remove the directory to start as a new client")]
+    #[error("{path} is damaged; restore it, or remove the directory: the MDM remembers the client")]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum StateError {
         found: u32,
     },
     /// 2^24 starts.
-    #[error("{0} has counted all starts it can; remove the directory to start as a new client")]
+    #[error("{0} has counted all starts it can; remove the SDC and create one with another name")]
     Exhausted(PathBuf),
 }
 
@@ -107,6 +107,19 @@ impl State {
         self.stored.boot
     }
 
+    /// Starts above what the MDM has counted: a client whose directory was lost and made anew keeps its id, and must
+    /// not use generations and operation ids a second time (S7, S9).
+    pub(super) fn start_above(&mut self, registrations: u64) -> Result<(), StateError> {
+        if registrations >= LAST_BOOT {
+            return Err(StateError::Exhausted(self.dir()));
+        }
+        if registrations > self.stored.boot {
+            self.stored.boot = registrations;
+            self.save()?;
+        }
+        Ok(())
+    }
+
     /// The cluster it belongs to, once it has registered.
     pub(super) const fn cluster(&self) -> Option<ClusterId> {
         self.stored.cluster
@@ -145,6 +158,17 @@ fn parse(path: &Path, content: &[u8]) -> Result<Stored, StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_whose_directory_was_lost_starts_above_what_the_mdm_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(dir.path()).unwrap();
+        state.start_above(9).unwrap();
+        assert_eq!(state.boot(), 9);
+        state.start_above(4).unwrap();
+        drop(state);
+        assert_eq!(State::open(dir.path()).unwrap().boot(), 10, "and that is on disk");
+    }
 
     #[test]
     fn every_start_has_a_higher_boot_counter() {

@@ -171,6 +171,10 @@ pub(super) mod tests {
         }
     }
 
+    pub(crate) fn authority() -> Authority {
+        Authority { token: token() }
+    }
+
     fn io(chunk: u64, offset: u32, length: u32) -> IoHeader {
         IoHeader {
             session: SessionId(1),

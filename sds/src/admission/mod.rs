@@ -10,5 +10,8 @@ mod authority;
 mod generations;
 mod sessions;
 
-pub(crate) use authority::Surroundings;
+pub(crate) use authority::{Authority, Surroundings};
 pub(crate) use sessions::{ConnectionId, Sessions};
+
+#[cfg(test)]
+pub(crate) use authority::tests::authority as test_authority;

@@ -128,7 +128,7 @@ impl Sessions {
     }
 
     /// Admits a request whose MAC `opens` under the key it is given: authentic, in sequence, newest generation, allowed
-    /// by its token. Returns whose it is.
+    /// by its token. Returns whose it is and by what right.
     ///
     /// # Errors
     /// Why not.
@@ -139,7 +139,7 @@ impl Sessions {
         writes: bool,
         opens: impl FnOnce(&SessionKey) -> bool,
         now: Surroundings<'_>,
-    ) -> Result<SdcId, Refused> {
+    ) -> Result<(SdcId, Authority), Refused> {
         let no_session = || (RefusalCode::NoSession, format!("there is no session {}", io.session));
         let session = self.open.get_mut(&(connection, io.session)).ok_or_else(no_session)?;
         if !opens(&session.key) {
@@ -153,31 +153,11 @@ impl Sessions {
             return Err((RefusalCode::StaleGeneration, "a newer generation is open".into()));
         }
         session.authority.allows(io, writes, now)?;
-        let sdc = session.sdc;
+        let admitted = (session.sdc, session.authority.clone());
         if let Some(old) = session.replaces.take() {
             self.open.remove(&(connection, old));
         }
-        Ok(sdc)
-    }
-
-    /// Whether what was admitted may still be answered with data (S20).
-    ///
-    /// # Errors
-    /// Why not.
-    pub(crate) fn still_in_force(
-        &self,
-        connection: ConnectionId,
-        session: SessionId,
-        now: Surroundings<'_>,
-    ) -> Result<(), Refused> {
-        let session = self.open.get(&(connection, session));
-        let session = session.ok_or((RefusalCode::StaleGeneration, "the session is over".to_owned()))?;
-        session.authority.is_in_force(now).map(drop)
-    }
-
-    /// The token of a session, for accounting.
-    pub(crate) fn token_of(&self, connection: ConnectionId, session: SessionId) -> Option<pflex_proto::ids::TokenId> {
-        Some(self.open.get(&(connection, session))?.authority.token().id)
+        Ok(admitted)
     }
 
     /// A connection is gone with all its sessions.
@@ -238,7 +218,7 @@ mod tests {
         let io = io(opened.session, 1);
         let mut admit = |connection, authentic| {
             let admitted = sessions.admit(connection, &io, true, |_| authentic, now);
-            admitted.map_err(|(code, _)| code)
+            admitted.map(|(sdc, _)| sdc).map_err(|(code, _)| code)
         };
         assert_eq!(admit(ConnectionId(2), true), Err(RefusalCode::NoSession), "another connection");
         assert_eq!(admit(CONNECTION, false), Err(RefusalCode::NotAuthentic));
@@ -273,7 +253,8 @@ mod tests {
         let second = sessions.open(CONNECTION, (SdcId(3), process()), &open, &[1; 16], now).unwrap();
         assert_eq!(second.retires, None);
         let mut admit = |session, sequence| {
-            sessions.admit(CONNECTION, &io(session, sequence), true, |_| true, now).map_err(|(code, _)| code)
+            let admitted = sessions.admit(CONNECTION, &io(session, sequence), true, |_| true, now);
+            admitted.map(|(sdc, _)| sdc).map_err(|(code, _)| code)
         };
         assert_eq!(admit(first, 1), Ok(SdcId(3)), "sent before the new session was known");
         assert_eq!(admit(second.session, 1), Ok(SdcId(3)));

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use pflex_common::frames::{FrameQueue, FrameReader};
+use pflex_common::{
+    frames::{FrameQueue, FrameReader},
+    net::tune_data,
+};
 use pflex_proto::{
     data::{Hello, Refusal, RefusalCode},
     frame::FrameKind,
@@ -48,7 +51,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener) {
 }
 
 async fn greet(server: &Server, stream: TcpStream, _permit: OwnedSemaphorePermit) -> anyhow::Result<()> {
-    stream.set_nodelay(true)?;
+    tune_data(&stream)?;
     let mut reader = FrameReader::new(stream);
     let frame = tokio::time::timeout(GREETING_TIMEOUT, reader.next()).await??;
     let frame = frame.ok_or_else(|| anyhow::anyhow!("closed before it greeted"))?;

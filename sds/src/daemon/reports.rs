@@ -4,9 +4,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use pflex_common::mdm::{MdmError, Patience};
 use pflex_proto::{
-    ids::DeviceId,
+    ids::{DeviceId, PgId},
     pb::{
-        AckTokensRequest, PgProposal, ReconfigureReply, ReconfigureRequest, TokenUse,
+        AckTokensRequest, PgProposal, PgProposalResult, ReconfigureReply, ReconfigureRequest, TokenUse,
         placement_client::PlacementClient, tokens_client::TokensClient,
     },
 };
@@ -23,6 +23,9 @@ use crate::{
 const BATCH: usize = 1024;
 /// A proposal is made until it is decided. The MDM may be away for long; this only bounds one exactly-once request.
 const PROPOSAL_PATIENCE: Patience = Patience::within(Duration::from_secs(3600));
+/// Between two attempts, doubling: a server that the MDM refuses for good must not fill its log.
+const PROPOSAL_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PROPOSAL_PAUSE: Duration = Duration::from_secs(5);
 /// Accounting may be lost, never late.
 const ACK_PATIENCE: Patience = Patience::within(Duration::from_secs(10));
 
@@ -65,32 +68,56 @@ async fn ack(server: Arc<Server>, uses: Vec<TokenUse>) {
 }
 
 async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, Proposal)>) {
+    let mut waiting: HashMap<PgId, (DeviceId, Proposal)> = HashMap::new();
     let mut batch = Vec::new();
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        // The newest proposal of a group at an epoch is the one that counts.
-        let mut newest = HashMap::new();
-        for (device, proposal) in batch.drain(..) {
-            newest.insert(proposal.pg, (device, proposal));
+    let mut pause = PROPOSAL_PAUSE;
+    loop {
+        if waiting.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
+            return;
         }
-        let asked: Vec<_> = newest.into_values().collect();
-        let reply = loop {
-            match propose(&server, &asked).await {
-                Ok(reply) => break reply,
-                Err(error) => {
-                    warn!(%error, groups = asked.len(), "a configuration change is not decided yet; asking again")
+        while let Ok(more) = queue.try_recv() {
+            batch.push(more);
+        }
+        // Of a group's proposals the one for the newest epoch counts, and of those the last.
+        for (device, proposal) in batch.drain(..) {
+            let older =
+                waiting.get(&proposal.pg).is_none_or(|(_, known)| known.expected_epoch <= proposal.expected_epoch);
+            if older {
+                waiting.insert(proposal.pg, (device, proposal));
+            }
+        }
+        let asked: Vec<_> = waiting.values().cloned().collect();
+        match propose(&server, &asked).await {
+            Ok(reply) => {
+                pause = PROPOSAL_PAUSE;
+                waiting.clear();
+                for ((device, proposal), result) in asked.iter().zip(reply.results) {
+                    refused(&server, *device, proposal, &result).await;
                 }
             }
-        };
-        for ((device, proposal), result) in asked.iter().zip(reply.results) {
-            if result.accepted {
-                continue;
-            }
-            info!(pg = %proposal.pg, epoch = %proposal.expected_epoch, why = result.why, "the MDM refused a configuration");
-            let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
-            if let Some(handle) = server.devices.iter().find(|handle| handle.own.device == *device) {
-                handle.send(Command::ProposalRejected { pg, expected_epoch }).await;
+            Err(error) => {
+                warn!(%error, groups = asked.len(), "a configuration change is not decided yet; asking again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PROPOSAL_PAUSE);
             }
         }
+    }
+}
+
+/// Tells the core that a proposal can never commit. Only where the epoch still stands: where it has moved on, an earlier
+/// attempt of this very proposal may be what moved it, and the configuration that the map brings decides (S3).
+async fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgProposalResult) {
+    if result.accepted {
+        return;
+    }
+    info!(pg = %proposal.pg, epoch = %proposal.expected_epoch, why = result.why, "the MDM refused a configuration");
+    let epoch = result.current.as_ref().map(|current| current.epoch);
+    if epoch != Some(proposal.expected_epoch.0) {
+        return;
+    }
+    let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
+    if let Some(handle) = server.devices.iter().find(|handle| handle.own.device == device) {
+        handle.send(Command::ProposalRejected { pg, expected_epoch }).await;
     }
 }
 

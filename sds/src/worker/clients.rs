@@ -22,7 +22,7 @@ use super::{
     worker::{Party, Worker},
 };
 use crate::{
-    admission::ConnectionId,
+    admission::{Authority, ConnectionId},
     payload::Payload,
     replication::{self, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
 };
@@ -116,8 +116,8 @@ impl Worker {
 
     fn on_read(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
         let ReadRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
-        let sdc = self.admit(id, &io, false, frame)?;
-        let request = self.pend(id, sdc, &io, false, frame.header.request_id);
+        let admitted = self.admit(id, &io, false, frame)?;
+        let request = self.pend(id, admitted, &io, false, frame.header.request_id);
         let read = ClientRead { request, epoch: io.epoch, chunk: io.chunk, extent: extent(&io) };
         self.ask(io.pg, request, Event::Read(read));
         Ok(())
@@ -126,7 +126,7 @@ impl Worker {
     fn on_write(&mut self, id: ConnectionId, frame: Frame) -> Result<(), Refused> {
         let write: WriteRequest = token::unsealed(&frame.body).map_err(malformed)?;
         let io = write.io;
-        let sdc = self.admit(id, &io, true, &frame)?;
+        let (sdc, authority) = self.admit(id, &io, true, &frame)?;
         let whole_blocks = io.offset.is_multiple_of(BLOCK_SIZE) && io.length.is_multiple_of(BLOCK_SIZE);
         let kind = match write.kind {
             WriteKind::Data => {
@@ -155,11 +155,12 @@ impl Worker {
         };
         let needs_space = matches!(kind, replication::WriteKind::Data(_));
         // S4: space here is set aside before the core orders anything; it does the same at the other copies.
-        let creates_chunk = needs_space && !self.store.has_unit(io.chunk);
+        let serves = self.slots.get(&io.pg).is_some_and(|slot| slot.core.is_serving());
+        let creates_chunk = needs_space && serves && !self.store.has_unit(io.chunk);
         if creates_chunk && !self.store.reserve(io.pg, io.chunk) {
             return Err((RefusalCode::NoSpace, format!("device {} has no space for another chunk", self.own.device)));
         }
-        let request = self.pend(id, sdc, &io, true, frame.header.request_id);
+        let request = self.pend(id, (sdc, authority), &io, true, frame.header.request_id);
         let write = ClientWrite {
             request,
             epoch: io.epoch,
@@ -186,7 +187,13 @@ impl Worker {
         Ok(())
     }
 
-    fn admit(&mut self, id: ConnectionId, io: &IoHeader, writes: bool, frame: &Frame) -> Result<SdcId, Refused> {
+    fn admit(
+        &mut self,
+        id: ConnectionId,
+        io: &IoHeader,
+        writes: bool,
+        frame: &Frame,
+    ) -> Result<(SdcId, Authority), Refused> {
         let log_time = self.log_time.now(pflex_common::clock::MonotonicTime::now());
         let now = crate::admission::Surroundings { map: &self.map, log_time };
         self.sessions.admit(id, io, writes, |key| frame.opens(key), now)
@@ -195,7 +202,7 @@ impl Worker {
     fn pend(
         &mut self,
         connection: ConnectionId,
-        sdc: SdcId,
+        (sdc, authority): (SdcId, Authority),
         io: &IoHeader,
         writes: bool,
         frame_request: u64,
@@ -203,13 +210,12 @@ impl Worker {
         self.pending.add(Pending {
             connection,
             frame_request,
-            session: io.session,
             sdc,
             volume: io.volume,
             pg: io.pg,
             extent: extent(io),
             writes,
-            token: self.sessions.token_of(connection, io.session),
+            authority,
         })
     }
 
@@ -234,7 +240,7 @@ impl Worker {
             }
             Outcome::Read { data } => {
                 // S20: checked again now that the data is here.
-                if let Err((code, why)) = self.sessions.still_in_force(id, pending.session, self.surroundings()) {
+                if let Err((code, why)) = pending.authority.is_in_force(self.surroundings()) {
                     return self.refuse(id, request_id, code, why, None);
                 }
                 self.count(&pending);
@@ -269,15 +275,14 @@ impl Worker {
         operations.fetch_add(1, Relaxed);
         moved.fetch_add(bytes, Relaxed);
         self.counters.completed.fetch_add(1, Relaxed);
-        if let Some(token) = pending.token {
-            let used = self.uses.entry(token).or_insert_with(|| TokenUse { token_id: token.0, ..Default::default() });
-            if pending.writes {
-                used.writes += 1;
-                used.written_bytes += bytes;
-            } else {
-                used.reads += 1;
-                used.read_bytes += bytes;
-            }
+        let token = pending.authority.token().id;
+        let used = self.uses.entry(token).or_insert_with(|| TokenUse { token_id: token.0, ..Default::default() });
+        if pending.writes {
+            used.writes += 1;
+            used.written_bytes += bytes;
+        } else {
+            used.reads += 1;
+            used.read_bytes += bytes;
         }
     }
 }

@@ -3,26 +3,26 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use pflex_proto::ids::{PgId, Revision, SdcId, SessionId, TokenId, VolumeId};
+use pflex_proto::ids::{PgId, Revision, SdcId, VolumeId};
 
 use crate::{
-    admission::ConnectionId,
+    admission::{Authority, ConnectionId},
     replication::{Extent, RequestId},
 };
 
 /// One request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub(super) connection: ConnectionId,
     /// The frame's.
     pub(super) frame_request: u64,
-    pub(super) session: SessionId,
     pub(super) sdc: SdcId,
     pub(super) volume: VolumeId,
     pub(super) pg: PgId,
     pub(super) extent: Extent,
     pub(super) writes: bool,
-    pub(super) token: Option<TokenId>,
+    /// Checked again when a read's data is here, and while a write waits to be ordered (S20).
+    pub(super) authority: Authority,
 }
 
 /// All of them.
@@ -83,13 +83,12 @@ mod tests {
         Pending {
             connection: ConnectionId(1),
             frame_request: 1,
-            session: SessionId(1),
             sdc: SdcId(1),
             volume: VolumeId(volume),
             pg: PgId::default(),
             extent: Extent { offset: 0, length: 1 },
             writes: true,
-            token: None,
+            authority: crate::admission::test_authority(),
         }
     }
 

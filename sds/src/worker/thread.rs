@@ -24,6 +24,19 @@ pub(crate) struct WorkerConfig {
     pub(crate) reports: mpsc::Sender<Report>,
 }
 
+/// A data thread that panicked has left its groups between two states, and nobody would notice: its beats would go on.
+/// The process ends instead, the MDM moves the groups, and a new start recovers from the journal.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a data thread panicked; ending the process");
+            std::process::abort();
+        }
+    }
+}
+
 /// Starts the thread. It ends with `Command::Stop` or when the handle and all its clones are gone.
 ///
 /// # Errors
@@ -34,6 +47,7 @@ pub(crate) fn spawn(config: WorkerConfig) -> io::Result<DeviceHandle> {
     let handle = DeviceHandle { own: config.own, counters: Arc::clone(&counters), commands };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(format!("pflex-dev{}", config.own.device)).spawn(move || {
+        let _ends_with_us = AbortOnPanic;
         LocalSet::new().block_on(&runtime, Worker::new(config, counters, receiver).run());
     })?;
     Ok(handle)

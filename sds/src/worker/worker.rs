@@ -26,7 +26,7 @@ use super::{
     effects::{Fetched, Slot},
     handle::DeviceCounters,
     links::{LinkUp, Links},
-    pending::PendingRequests,
+    pending::{Pending, PendingRequests},
     thread::WorkerConfig,
 };
 use crate::{
@@ -231,6 +231,7 @@ impl Worker {
         for pg in self.slots.keys() {
             self.events.push_back((*pg, Event::Tick));
         }
+        self.discard_expired();
         if now.since(self.last_renewal) >= limits::LEASE_RENEWAL {
             self.renew_leases = true;
         }
@@ -239,6 +240,14 @@ impl Worker {
             self.send_uses();
         }
         self.publish();
+    }
+
+    /// S20: a write that still waits to be ordered when its token has expired is not ordered any more.
+    fn discard_expired(&mut self) {
+        let Some(log_time) = self.log_time.now(MonotonicTime::now()) else { return };
+        let expired = |pending: &Pending| pending.writes && pending.authority.token().expires <= log_time;
+        let expired = self.pending.matching(expired);
+        self.cancel(expired);
     }
 
     fn send_uses(&mut self) {
