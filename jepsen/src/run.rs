@@ -11,6 +11,7 @@ use crate::{
     checker::{self, HistoryError, Report},
     cluster::{Cluster, ClusterError, Process, Role, Shape},
     history::{ProcessId, Recorder},
+    nbd::NbdClient,
     nemesis::{Nemesis, Round, Schedule},
     workload::{Load, Workload, read_all},
 };
@@ -22,8 +23,11 @@ const VOLUME: &str = "jepsen";
 const PATIENCE: Duration = Duration::from_secs(150);
 /// For reads after the run: no client has this number.
 const LAST_READER: ProcessId = ProcessId(u32::MAX);
-/// Rounds of reading everything once more; the cluster is well by then, so one is enough but for a broken connection.
-const READ_TRIES: u32 = 3;
+/// The export may come a moment after the cluster is healthy.
+const OPENING: Duration = Duration::from_secs(60);
+/// How long the cluster may take to notice that a server was killed; much longer than it should.
+const NOTICING: Duration = Duration::from_secs(60);
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// What ends a run.
 #[derive(Debug, thiserror::Error)]
@@ -200,18 +204,44 @@ fn look_at_each_copy(
         let victim = Process { role: Role::Sds, index };
         recorder.fault(format!("kill {victim} for a last look"));
         cluster.kill(victim)?;
+        // Until the loss is noticed the cluster calls itself healthy, also when asked after the server was started
+        // again; the next one would then be killed before this one is back.
+        let noticed = until(NOTICING, || cluster.health().is_err());
+        if !noticed {
+            trouble.push(format!("{victim} was killed, and {} s later the cluster is healthy", NOTICING.as_secs()));
+        }
         last_look(load, cluster, recorder, trouble, &format!("{victim} away"));
         recorder.fault("up");
         cluster.up()?;
+        recorder.fault("healthy");
     }
     Ok(())
 }
 
 fn last_look(load: &Load, cluster: &Cluster, recorder: &Recorder, trouble: &mut Vec<String>, when: &str) {
-    let unread = (0..READ_TRIES).map(|_| read_all(load, LAST_READER, recorder)).find(|unread| *unread == 0);
-    if unread.is_none() {
-        let health = cluster.health().map_or_else(|error| error.to_string(), |()| "healthy".to_owned());
-        trouble.push(format!("{when}: not all blocks can be read; the cluster says: {health}"));
+    recorder.fault(format!("last look, {when}"));
+    let open = || NbdClient::open(load.address, &load.export, load.patience).is_ok();
+    let outcome = until(OPENING, open).then(|| read_all(load, LAST_READER, recorder));
+    let why = match outcome {
+        Some(Ok(())) => return,
+        Some(Err(error)) => error.to_string(),
+        None => "the export does not open".to_owned(),
+    };
+    let health = cluster.health().map_or_else(|error| error.to_string(), |()| "healthy".to_owned());
+    trouble.push(format!("{when}: not all blocks can be read: {why}; the cluster says: {health}"));
+}
+
+/// Waits until something is so; returns false if it is not by `limit`.
+fn until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        if is_so() {
+            return true;
+        }
+        if started.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(LOOK_PERIOD);
     }
 }
 

@@ -73,6 +73,10 @@ impl Recorder {
         if serde_json::to_writer(&mut inner.file, &event).is_ok() {
             drop(inner.file.write_all(b"\n"));
         }
+        // Whoever watches a run sees where it is.
+        if let What::Fault { .. } = event.what {
+            drop(inner.file.flush());
+        }
         inner.events.push(event);
         result
     }

@@ -16,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use crate::history::{Action, Block, ProcessId, Recorder, What};
+use crate::{
+    history::{Action, Block, ProcessId, Recorder, What},
+    nbd::{NbdClient, NbdError},
+};
 use client::Client;
 
 /// What the protocol unit of the product is, and of every request here.
@@ -93,34 +96,23 @@ impl Workload {
     }
 }
 
-/// Reads every block once, as a process of its own; returns how many could not be read.
-pub fn read_all(load: &Load, process: ProcessId, recorder: &Recorder) -> u64 {
-    let mut failed = 0;
-    let mut connection = None;
+/// Reads every block once, as a process of its own.
+///
+/// # Errors
+/// At the first block that cannot be read; by then the server has tried for as long as it ever does.
+pub fn read_all(load: &Load, process: ProcessId, recorder: &Recorder) -> Result<(), NbdError> {
+    let mut connection = NbdClient::open(load.address, &load.export, load.patience)?;
     for block in (0..load.blocks).map(Block) {
-        let open = || crate::nbd::NbdClient::open(load.address, &load.export, load.patience);
-        let Ok(client) = (match connection.take() {
-            Some(client) => Ok(client),
-            None => open(),
-        }) else {
-            failed += 1;
-            continue;
-        };
-        let mut client: crate::nbd::NbdClient = client;
         let op = recorder.invoke(process, block, Action::Read);
         let mut data = [0; BLOCK_BYTES];
-        match client.read(Load::offset(block), &mut data) {
-            Ok(()) => {
-                recorder.record(What::Ok { op, content: Some(stamp::read(load.seed, block, &data)) });
-                connection = Some(client);
-            }
-            Err(error) => {
-                recorder.record(What::Fail { op, why: error.to_string() });
-                failed += 1;
-            }
-        }
+        let outcome = connection.read(Load::offset(block), &mut data);
+        recorder.record(match &outcome {
+            Ok(()) => What::Ok { op, content: Some(stamp::read(load.seed, block, &data)) },
+            Err(error) => What::Fail { op, why: error.to_string() },
+        });
+        outcome?;
     }
-    failed
+    Ok(())
 }
 
 #[cfg(test)]
