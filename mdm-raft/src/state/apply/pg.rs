@@ -67,11 +67,20 @@ impl State {
         counts
     }
 
-    /// The next epoch of a group, if it differs from the present one.
+    /// The next epoch of a group, if who serves it differs from the present one.
     fn open_epoch(&mut self, id: PgId, in_sync: Vec<Member>, primary: Option<DeviceId>) {
+        if let Some(pg) = self.pgs.get(id) {
+            let replicas = pg.replicas.clone();
+            self.open_epoch_on(id, replicas, in_sync, primary);
+        }
+    }
+
+    /// The same, with the places of its copies: another order of the same copies is another configuration too, or
+    /// two members could tell the group differently at one epoch.
+    fn open_epoch_on(&mut self, id: PgId, replicas: Vec<DeviceId>, in_sync: Vec<Member>, primary: Option<DeviceId>) {
         self.pgs.update(id, |pg| {
             let config = &mut pg.config;
-            if config.in_sync == in_sync && config.primary == primary {
+            if pg.replicas == replicas && config.in_sync == in_sync && config.primary == primary {
                 return;
             }
             // S14: no member of the old epoch is in the new one with its memory.
@@ -81,6 +90,7 @@ impl State {
             config.epoch = config.epoch.next();
             config.in_sync = in_sync;
             config.primary = primary;
+            pg.replicas = replicas;
         });
     }
 
@@ -110,10 +120,7 @@ impl State {
                     let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
                     self.pgs.put(Pg { id, replicas, config });
                 }
-                Some(_) => {
-                    self.open_epoch(id, in_sync, primary);
-                    self.pgs.update(id, |pg| pg.replicas = replicas);
-                }
+                Some(_) => self.open_epoch_on(id, replicas, in_sync, primary),
             }
         }
     }

@@ -171,9 +171,13 @@ fn epochs(world: &World) -> BTreeMap<PgId, Epoch> {
     world.state.all_pgs().map(|pg| (pg.id, pg.config.epoch)).collect()
 }
 
+/// Seeds that once broke an invariant:
+/// - a pool placed anew gave a group the same copies in another order, at the same epoch.
+const FOUND_SOMETHING: [u64; 1] = [3_272_999_997_917_134_188];
+
 #[test]
 fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
-    for seed in Seeds::new(60) {
+    for seed in FOUND_SOMETHING.into_iter().chain(Seeds::new(60)) {
         let mut rng = rng(seed);
         let mut twin_rng = crate::testing::rng(seed);
         let (mut world, mut twin) = (World::with_sds(4), World::with_sds(4));
