@@ -1,7 +1,8 @@
 //! The `pflex` binary: the daemons, a whole cluster on one host, and the command line.
 //!
 //! Reading order: [`cli`] (what can be typed, one noun per file), [`context`] and [`client`] (which cluster, and talking
-//! to it), [`output`] and [`error`] (what comes back), [`local`] (`up` and `down`), [`daemon`] (`mdm`, `sds`, `sdc`).
+//! to it), [`probe`] (talking to a storage process), [`output`] and [`error`] (what comes back), [`local`] (`up` and
+//! `down`), [`daemon`] (`mdm`, `sds`, `sdc`).
 
 mod cli;
 mod client;
@@ -11,6 +12,7 @@ mod daemon;
 mod error;
 mod local;
 mod output;
+mod probe;
 mod units;
 
 use std::process::ExitCode;

@@ -66,6 +66,20 @@ impl Cluster {
         std::fs::read_to_string(self.dir().join(process).join("pid")).ok()?.trim().parse().ok()
     }
 
+    /// How often the device of `sds` was opened, as the MDM knows it.
+    fn incarnation(&self, sds: &str) -> u64 {
+        let devices: serde_json::Value =
+            serde_json::from_str(&self.expect(0, &format!("device list --sds {sds} -o json"))).expect("JSON");
+        devices[0]["incarnation"].as_u64().expect("it has a device")
+    }
+
+    /// How often a component has registered.
+    fn registrations(&self, name: &str) -> u64 {
+        let rows: serde_json::Value = serde_json::from_str(&self.expect(0, "health -o json")).expect("JSON");
+        let row = rows.as_array().expect("a list").iter().find(|row| row["name"] == name).expect("it has registered");
+        row["registrations"].as_u64().expect("a number")
+    }
+
     fn kill(&self, process: &str) {
         let pid = self.pid(process).and_then(rustix::process::Pid::from_raw).expect("it runs");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
@@ -105,12 +119,19 @@ fn a_cluster_is_made_used_hurt_continued_and_wiped() {
     assert_eq!(cluster.expect(0, "volume list -o name"), "demo\n");
     assert_eq!(cluster.expect(0, "volume chunks demo --count 3 -o csv").lines().count(), 4);
 
-    // Hurt: `up` starts what was killed and nothing else.
+    // Hurt: a death is seen at once, before the MDM notices it. `up` starts what was killed and nothing else, and is not
+    // content with what the MDM remembers of the previous life.
     let untouched = cluster.pid("sds1");
+    let (incarnation, registrations) = (cluster.incarnation("sds1"), cluster.registrations("sdc1"));
     cluster.kill("sds0");
+    cluster.kill("sdc0");
+    let screen = cluster.expect(8, "status --check");
+    assert!(screen.starts_with("health:    degraded\n"), "{screen}");
     let output = cluster.up(0);
-    assert!(stderr(&output).contains("starting sds0\n"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("starting sds0, sdc0\n"), "{}", stderr(&output));
     assert_eq!(cluster.pid("sds1"), untouched);
+    assert!(cluster.incarnation("sds1") > incarnation, "`up` ended before the server was back");
+    assert!(cluster.registrations("sdc1") > registrations, "`up` ended before the client was back");
     cluster.expect(0, "status --check");
 
     // The MDM dead: no leader, and it says so in time. Its store lost: never made again (S18).

@@ -2,25 +2,28 @@
 //!
 //! Everything but IO comes from the MDM. IO is asked of each client's management port, briefly, and left out where a
 //! client does not answer: a dead client must not make the health of the cluster unreadable.
+//!
+//! The MDM takes up to 3 s to notice a death, and would call the cluster healthy meanwhile. So the servers that it holds
+//! for alive are asked themselves first; one that is dead or does not answer is a reason against health.
 
 use std::{fmt::Write as _, time::Duration};
 
 use pflex_common::net::Endpoint;
-use pflex_proto::pb::{
-    ClusterStatus, Component, ComponentKind, SdcStats, SdcStatsRequest, Sds, admin_client::AdminClient,
-    sdc_management_client::SdcManagementClient,
-};
+use pflex_proto::pb::{ClusterStatus, Component, ComponentKind, Reason, SdcStats, Sds, admin_client::AdminClient};
 
 use super::{Tool, cluster, health, names, target::Target, view::ViewArgs};
 use crate::{
     client::{Freshness, Session, ask},
     error::{Exit, Failure},
     output::{self, Document, Format, Record, Value},
+    probe::{self, Answer},
     units::format_size,
 };
 
 /// For all clients together.
 const STATS_TIMEOUT: Duration = Duration::from_millis(500);
+/// For all servers together. Longer than a busy machine makes a well server wait, shorter than the MDM's own 3 s.
+const SERVER_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Clients asked for statistics; more would only be noise on one screen.
 const MOST_CLIENTS: usize = 8;
 
@@ -41,9 +44,12 @@ pub(super) async fn run(args: Args, tool: &Tool) -> Result<Exit, Failure> {
     let healthy = std::cell::Cell::new(true);
     args.view
         .repeat(async || {
-            let status = cluster::fetch(&session, args.view.freshness()).await?;
-            healthy.set(is_healthy(&status));
             let servers = servers(&session, args.view.freshness()).await?;
+            let suspects = suspects(&servers).await;
+            // After the servers were asked: one that answered has registered, so this verdict is about its present life.
+            let mut status = cluster::fetch(&session, args.view.freshness()).await?;
+            suspect(&mut status, suspects);
+            healthy.set(is_healthy(&status));
             let io = client_stats(&status).await;
             match tool.format(Format::Table) {
                 Format::Table | Format::Wide => output::write_out(&screen(&status, &servers, &io, output::colours())),
@@ -67,6 +73,40 @@ async fn servers(session: &Session, fresh: Freshness) -> Result<Vec<Sds>, Failur
     Ok(reply.sds.into_iter().filter_map(|row| row.sds).collect())
 }
 
+/// Why each server that the MDM holds for alive may not be: those that do not answer themselves.
+async fn suspects(servers: &[Sds]) -> Vec<Reason> {
+    let asking = servers.iter().filter(|server| server.alive).filter_map(|server| {
+        let endpoint: Endpoint = server.addresses.as_ref()?.management.parse().ok()?;
+        let object = format!("sds {}", server.name);
+        Some(tokio::spawn(async move {
+            let why = match probe::server(endpoint.clone(), SERVER_TIMEOUT).await {
+                Answer::Nobody => format!("nobody listens at its management port {endpoint}; the MDM has not noticed"),
+                Answer::Silent => format!("it does not answer at its management port {endpoint}; it may be starting"),
+                // From here nothing can be said of it, and the MDM can.
+                Answer::Serves(_) | Answer::Unreachable => return None,
+            };
+            Some(Reason { object, severity: "warning".to_owned(), why })
+        }))
+    });
+    let mut suspects = Vec::new();
+    for task in asking.collect::<Vec<_>>() {
+        suspects.extend(task.await.ok().flatten());
+    }
+    suspects
+}
+
+/// Adds what the MDM does not know yet to its verdict. Of a server that it has something against it has said so.
+fn suspect(status: &mut ClusterStatus, suspects: Vec<Reason>) {
+    for suspect in suspects {
+        if !status.reasons.iter().any(|reason| reason.object == suspect.object) {
+            status.reasons.push(suspect);
+        }
+    }
+    if is_healthy(status) && !status.reasons.is_empty() {
+        status.health = "degraded".to_owned();
+    }
+}
+
 /// What one client says of itself.
 struct ClientIo {
     name: String,
@@ -79,9 +119,10 @@ async fn client_stats(status: &ClusterStatus) -> Vec<ClientIo> {
         let endpoint: Endpoint = component.addresses.as_ref()?.management.parse().ok()?;
         let name = component.name.clone();
         Some(tokio::spawn(async move {
-            let mut client = SdcManagementClient::new(endpoint.channel());
-            let answer = tokio::time::timeout(STATS_TIMEOUT, client.stats(SdcStatsRequest {})).await;
-            answer.ok()?.ok().map(|stats| ClientIo { name, stats: stats.into_inner() })
+            match probe::client(endpoint, STATS_TIMEOUT).await {
+                Answer::Serves(stats) => Some(ClientIo { name, stats }),
+                Answer::Nobody | Answer::Silent | Answer::Unreachable => None,
+            }
         }))
     });
     let mut answers = Vec::new();
@@ -166,7 +207,7 @@ fn client_line(client: &ClientIo) -> String {
 
 /// The same as data.
 fn record(status: &ClusterStatus, io: &[ClientIo]) -> Record {
-    let reason = |reason: &pflex_proto::pb::Reason| {
+    let reason = |reason: &Reason| {
         Value::Object(vec![
             ("object", (&reason.object).into()),
             ("severity", (&reason.severity).into()),
@@ -213,7 +254,7 @@ fn volume_rows(client: &ClientIo) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use pflex_proto::pb::{ClusterMember, Reason};
+    use pflex_proto::pb::ClusterMember;
 
     use super::*;
 
@@ -243,6 +284,22 @@ mod tests {
         assert!(screen.contains("1 of 2 alive; lost: sds1"), "{screen}");
         assert!(screen.contains("24 whole, 40 degraded, 0 unavailable"));
         assert!(screen.lines().count() < 24, "one screen");
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_against_health_and_is_named_once() {
+        let reason = |why: &str| Reason { object: "sds sds1".into(), severity: "warning".into(), why: why.into() };
+        let mut healthy = ClusterStatus { health: "ok".into(), ..ClusterStatus::default() };
+        suspect(&mut healthy, vec![]);
+        assert!(is_healthy(&healthy));
+        suspect(&mut healthy, vec![reason("nobody listens")]);
+        assert_eq!((healthy.health.as_str(), healthy.reasons.len()), ("degraded", 1));
+        let mut known = status();
+        suspect(&mut known, vec![reason("nobody listens")]);
+        assert_eq!(known.reasons, [reason("it is DOWN")], "the MDM has noticed meanwhile");
+        let mut critical = ClusterStatus { health: "critical".into(), ..ClusterStatus::default() };
+        suspect(&mut critical, vec![reason("nobody listens")]);
+        assert_eq!(critical.health, "critical", "never better than what the MDM says");
     }
 
     #[test]

@@ -7,14 +7,19 @@ use std::time::{Duration, Instant};
 
 use pflex_proto::pb::{
     Access, ClusterStatus, ClusterStatusRequest, CreateDomainRequest, CreatePoolRequest, CreateSdcRequest,
-    CreateSdsRequest, CreateVolumeRequest, ListRequest, MapVolumeRequest, SdsRow, TokenMode, WritePolicy,
+    CreateSdsRequest, CreateVolumeRequest, ListRequest, MapVolumeRequest, SdsRow, SdsStats, TokenMode, WritePolicy,
     admin_client::AdminClient, cluster_client::ClusterClient,
 };
 
-use super::{children::Children, layout::Layout, nbd_probe};
+use super::{
+    children::Children,
+    layout::{Kind, Layout, Process},
+    nbd_probe,
+};
 use crate::{
     client::{Freshness, Session, ask, change},
     error::{Exit, Failure, one_line},
+    probe::{self, Answer},
     units::format_duration,
 };
 
@@ -109,6 +114,13 @@ pub(super) async fn create_volume(session: &Session, clients: u32) -> Result<(),
     }
 }
 
+/// A device as its process opened it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Opened {
+    device: u32,
+    incarnation: u64,
+}
+
 /// The end of the whole command's patience, and what is watched meanwhile.
 pub(super) struct Waiting<'a> {
     pub(super) layout: &'a Layout,
@@ -141,15 +153,49 @@ impl Waiting<'_> {
         }
     }
 
-    /// Waits until each of these servers beats and has brought a device: only then has a pool a place for its copies.
-    pub(super) async fn until_serving(&mut self, session: &Session, servers: &[String]) -> Result<(), Failure> {
+    /// Waits until each of these processes, which this run started, serves; returns the devices they opened. Until then
+    /// what the MDM says of one of them may be about its previous life.
+    pub(super) async fn until_answering(&mut self, started: &[Process]) -> Result<Vec<Opened>, Failure> {
+        let mut all = Vec::new();
+        for process in started {
+            let endpoint = match process.kind {
+                Kind::Mdm => continue,
+                Kind::Sds | Kind::Sdc => self.layout.port(*process, "management"),
+            };
+            loop {
+                self.children.check(self.layout)?;
+                let opened = match process.kind {
+                    Kind::Sds => opened_by(probe::server(endpoint.clone(), ONE_LOOK).await),
+                    Kind::Mdm | Kind::Sdc => match probe::client(endpoint.clone(), ONE_LOOK).await {
+                        Answer::Serves(_) => Some(Vec::new()),
+                        Answer::Nobody | Answer::Silent | Answer::Unreachable => None,
+                    },
+                };
+                if let Some(opened) = opened {
+                    all.extend(opened);
+                    break;
+                }
+                self.pause((Exit::TimedOut, format!("{process} does not serve at {endpoint} yet"))).await?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Waits until each of these servers beats and has brought a device, and the MDM knows the devices that were opened
+    /// now by this life of theirs: only then has a pool a place for its copies, and is the MDM's verdict about the present.
+    pub(super) async fn until_serving(
+        &mut self,
+        session: &Session,
+        servers: &[String],
+        opened: &[Opened],
+    ) -> Result<(), Failure> {
         let session = session.within(ONE_LOOK);
         loop {
             self.children.check(self.layout)?;
             let request = ListRequest { stale: false, name: String::new() };
             let looked = ask!(session, "look at the servers", Freshness::Linearizable, AdminClient.list_sds(request));
             let missing = match looked {
-                Ok(reply) => match all_serving(&reply.sds, servers) {
+                Ok(reply) => match all_serving(&reply.sds, servers).and_then(|()| all_known(&reply.sds, opened)) {
                     Ok(()) => return Ok(()),
                     Err(what) => (Exit::TimedOut, what),
                 },
@@ -223,6 +269,29 @@ fn all_serving(rows: &[SdsRow], servers: &[String]) -> Result<(), String> {
     Ok(())
 }
 
+/// What a server's answer says of its devices; none if it does not serve.
+fn opened_by(answer: Answer<SdsStats>) -> Option<Vec<Opened>> {
+    match answer {
+        Answer::Serves(stats) => {
+            let devices = stats.devices.iter();
+            Some(devices.map(|row| Opened { device: row.device_id, incarnation: row.incarnation }).collect())
+        }
+        Answer::Nobody | Answer::Silent | Answer::Unreachable => None,
+    }
+}
+
+/// Each of these devices is registered as it was opened, or opened again since.
+fn all_known(rows: &[SdsRow], opened: &[Opened]) -> Result<(), String> {
+    for own in opened {
+        let known = rows.iter().flat_map(|row| &row.devices).find(|device| device.id == own.device);
+        match known {
+            Some(device) if device.incarnation >= own.incarnation => {}
+            Some(_) | None => return Err(format!("device {} has not registered", own.device)),
+        }
+    }
+    Ok(())
+}
+
 /// The verdict is "ok".
 pub(super) fn healthy(status: &ClusterStatus) -> Result<(), String> {
     if status.health == "ok" {
@@ -235,7 +304,7 @@ pub(super) fn healthy(status: &ClusterStatus) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use pflex_proto::pb::{ClusterMember, Component, Sds};
+    use pflex_proto::pb::{ClusterMember, Component, Device, Sds};
 
     use super::*;
 
@@ -253,5 +322,17 @@ mod tests {
         assert_eq!(healthy(&status), Ok(()));
         status.health = "critical".into();
         assert!(healthy(&status).is_err());
+    }
+    #[test]
+    fn a_previous_life_is_not_the_present_one() {
+        let known = |incarnation| {
+            let device = Device { id: 7, incarnation, ..Device::default() };
+            [SdsRow { devices: vec![device], ..SdsRow::default() }]
+        };
+        let opened = [Opened { device: 7, incarnation: 4 }];
+        assert_eq!(all_known(&known(3), &opened).unwrap_err(), "device 7 has not registered");
+        assert_eq!(all_known(&known(4), &opened), Ok(()));
+        assert_eq!(all_known(&known(5), &opened), Ok(()), "it was started once more");
+        assert!(all_known(&[], &opened).is_err());
     }
 }

@@ -228,7 +228,10 @@ impl Up {
         self.launch(Kind::Sds)?;
         self.launch(Kind::Sdc)?;
         let servers: Vec<_> = (0..counts.sds).map(populate::sds_name).collect();
-        self.waiting(deadline).until_serving(&session, &servers).await?;
+        // What the MDM says of those that were started just now may still be about their previous life.
+        let started = self.to_start.clone();
+        let opened = self.waiting(deadline).until_answering(&started).await?;
+        self.waiting(deadline).until_serving(&session, &servers, &opened).await?;
         if !complete {
             populate::create_pool(&session, counts.sds).await?;
             populate::create_volume(&session, counts.sdc).await?;
