@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`clock`], [`durable`], [`shutdown`], [`telemetry`], [`net`] (every socket goes through it), [`frames`]
 //! (the data plane's envelope over a socket), [`mdm`] (the leader-following client), [`map`] (the cluster map and its
-//! watch).
+//! watch), [`registration`] (how an SDS or SDC introduces itself).
 
 pub mod clock;
 pub mod durable;
@@ -10,5 +10,6 @@ pub mod frames;
 pub mod map;
 pub mod mdm;
 pub mod net;
+pub mod registration;
 pub mod shutdown;
 pub mod telemetry;

@@ -42,9 +42,15 @@ fn status_of(error: &(dyn Error + 'static)) -> Exit {
     let conflict = if let Some(error) = error.downcast_ref::<MdmError>() {
         mdm_conflict(error)
     } else if let Some(error) = error.downcast_ref::<SdcError>() {
-        matches!(error, SdcError::OtherCluster { .. } | SdcError::Listen(ListenError::Taken { .. }))
+        matches!(
+            error,
+            SdcError::OtherCluster { .. } | SdcError::Superseded { .. } | SdcError::Listen(ListenError::Taken { .. })
+        )
     } else if let Some(error) = error.downcast_ref::<SdsError>() {
-        matches!(error, SdsError::OtherCluster { .. } | SdsError::Listen(ListenError::Taken { .. }))
+        matches!(
+            error,
+            SdsError::OtherCluster { .. } | SdsError::Superseded { .. } | SdsError::Listen(ListenError::Taken { .. })
+        )
     } else if let Some(error) = error.downcast_ref::<DeviceError>() {
         device_conflict(error)
     } else {

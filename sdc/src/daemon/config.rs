@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pflex_common::net::Endpoint;
+use pflex_common::registration::is_legal_name;
 use serde::{Deserialize, Serialize};
 
 /// As written. Only `mdm` has no default: everything else comes from the discovery registry (ARCHITECTURE section 2).
@@ -116,8 +117,7 @@ impl ConfigFile {
         if self.mdm.is_empty() {
             return Err(ConfigError::NoMdm);
         }
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(legal) {
+        if !is_legal_name(&self.name) {
             return Err(ConfigError::Name(self.name));
         }
         if self.io_deadline_s == 0 {

@@ -1,5 +1,6 @@
 //! What an SDC says to the MDM: registration, tokens, health.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,13 +8,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use pflex_common::mdm::{MdmClient, MdmError, Patience};
 use pflex_common::net::Endpoint;
+use pflex_common::registration::{self, RegistrationError, reachable_at};
 use pflex_common::shutdown::Shutdown;
 use pflex_proto::ids::{ClusterId, ProcessId, SdcId, VolumeId};
-use pflex_proto::pb::discovery_client::DiscoveryClient;
 use pflex_proto::pb::liveness_client::LivenessClient;
 use pflex_proto::pb::tokens_client::TokensClient;
 use pflex_proto::pb::{self, ComponentKind, HealthReport, IssueTokensRequest, Metric, RegisterRequest};
-use pflex_proto::status::Reason;
 use pflex_proto::token::{KEY_SIZE, TokenKey};
 use tokio::net::TcpListener;
 use tracing::{debug, warn};
@@ -23,10 +23,6 @@ use super::{MappedVolumes, SdcConfig, SdcError};
 use crate::engine::Identity;
 use crate::engine::tokens::{Issued, TokenSource};
 
-/// For one try to register; there is another one after it.
-const REGISTER_PATIENCE: Patience = Patience::within(Duration::from_secs(10));
-/// Between two tries.
-const REGISTER_PAUSE: Duration = Duration::from_millis(500);
 /// For one request for tokens: far below the 45 s that tokens have left when it is made (S21).
 const TOKEN_PATIENCE: Patience = Patience::within(Duration::from_secs(5));
 /// Between two health reports.
@@ -47,14 +43,10 @@ impl Addresses {
         control: &TcpListener,
         management: &TcpListener,
     ) -> Self {
-        let real = |configured: &Endpoint, listener: &TcpListener| {
-            let port = listener.local_addr().map_or(configured.port(), |address| address.port());
-            Endpoint::new(configured.host(), port)
-        };
         Self {
-            nbd: real(&config.nbd, nbd),
-            control: real(&config.control, control),
-            management: real(&config.management, management),
+            nbd: reachable_at(&config.nbd, nbd),
+            control: reachable_at(&config.control, control),
+            management: reachable_at(&config.management, management),
         }
     }
 }
@@ -74,9 +66,6 @@ pub(super) async fn register(
     process: ProcessId,
     addresses: &Addresses,
 ) -> Result<Registered, SdcError> {
-    if let Some(cluster) = state.cluster() {
-        client.set_cluster(cluster);
-    }
     let request = RegisterRequest {
         request: None,
         kind: ComponentKind::Sdc.into(),
@@ -90,49 +79,26 @@ pub(super) async fn register(
         }),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         devices: Vec::new(),
-        cluster_id: state.cluster().map(|cluster| cluster.as_bytes().to_vec()).unwrap_or_default(),
+        cluster_id: Vec::new(),
         introduce: false,
     };
-    let other_cluster = |state: &State, theirs: String| SdcError::OtherCluster {
-        dir: state.dir(),
-        ours: state.cluster().unwrap_or_default(),
-        members: config.mdm.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        theirs,
-    };
-    let mut told = String::new();
-    loop {
-        let call = |connection, id| {
-            let request = RegisterRequest { request: Some(id), ..request.clone() };
-            async move { DiscoveryClient::new(connection).register(request).await }
-        };
-        let error = match client.write(REGISTER_PATIENCE, call).await {
-            Ok(reply) => {
-                let cluster = ClusterId::from_slice(&reply.cluster_id)
-                    .map_err(|error| SdcError::Refused { name: config.name.clone(), why: error.to_string() })?;
-                if state.cluster().is_some_and(|ours| ours != cluster) {
-                    return Err(other_cluster(state, cluster.to_string()));
-                }
-                state.set_cluster(cluster)?;
-                state.start_above(reply.registrations)?;
-                client.set_cluster(cluster);
-                return Ok(Registered { cluster, sdc: SdcId(reply.id) });
-            }
-            Err(error) => error,
-        };
-        match error.reason() {
-            Some(Reason::WrongCluster) => return Err(other_cluster(state, error.to_string())),
-            Some(Reason::Invalid | Reason::NotAllowed) => {
-                return Err(SdcError::Refused { name: config.name.clone(), why: error.to_string() });
-            }
-            _may_change => {}
+    let registered = registration::register(client, state.cluster(), request).await;
+    let registration::Registered { cluster, reply } =
+        registered.map_err(|error| explain(error, config, state.dir()))?;
+    state.set_cluster(cluster)?;
+    state.start_above(reply.registrations)?;
+    Ok(Registered { cluster, sdc: SdcId(reply.id) })
+}
+
+fn explain(error: RegistrationError, config: &SdcConfig, dir: PathBuf) -> SdcError {
+    let name = config.name.clone();
+    match error {
+        RegistrationError::OtherCluster { ours, theirs } => {
+            let members = config.mdm.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            SdcError::OtherCluster { dir, ours, members, theirs }
         }
-        // Each reason is said once, not at every try.
-        let why = error.to_string();
-        if why != told {
-            warn!(error = why, "cannot register yet; trying until it works");
-            told = why;
-        }
-        tokio::time::sleep(REGISTER_PAUSE).await;
+        RegistrationError::Refused { why } => SdcError::Refused { name, why },
+        RegistrationError::Superseded { why } => SdcError::Superseded { name, why },
     }
 }
 

@@ -78,6 +78,14 @@ pub enum SdcError {
         /// What the MDM says.
         why: String,
     },
+    /// Another process of this SDC has registered, and tokens go to that one (S9).
+    #[error("SDC {name} runs elsewhere: {why}; this process ends")]
+    Superseded {
+        /// Its name.
+        name: String,
+        /// What the MDM says.
+        why: String,
+    },
 }
 
 /// Runs an SDC until `shutdown`.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pflex_common::net::Endpoint;
+use pflex_common::{net::Endpoint, registration::is_legal_name};
 use serde::{Deserialize, Serialize};
 
 /// As written. Only `name`, `mdm`, `data_dir` and one device have no default.
@@ -120,8 +120,7 @@ impl ConfigFile {
         if self.mdm.is_empty() {
             return Err(ConfigError::NoMdm);
         }
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(legal) {
+        if !is_legal_name(&self.name) {
             return Err(ConfigError::Name(self.name));
         }
         if self.device.is_empty() || self.device.len() > MOST_DEVICES {

@@ -18,18 +18,14 @@ use std::{io, path::PathBuf, sync::Arc, time::Instant};
 
 use futures::future::BoxFuture;
 use pflex_common::{
-    clock::MonotonicTime,
-    durable::DurableError,
-    map,
-    mdm::MdmClient,
-    net::{self, Endpoint},
+    clock::MonotonicTime, durable::DurableError, map, mdm::MdmClient, net, registration::reachable_at,
     shutdown::Shutdown,
 };
 use pflex_proto::{
     ids::{ClusterId, Member, ProcessId, SdsId},
     pb::ComponentKind,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet};
 use tracing::info;
 
 pub use config::{ConfigError, ConfigFile, DeviceFile, SdsConfig};
@@ -98,6 +94,14 @@ pub enum SdsError {
         /// What the MDM says.
         why: String,
     },
+    /// Another process of this SDS has registered, so this one must not go on (S2).
+    #[error("SDS {name} runs elsewhere: {why}; this process ends")]
+    Superseded {
+        /// Its name.
+        name: String,
+        /// What the MDM says.
+        why: String,
+    },
     /// No thread for a device.
     #[error("cannot start the data thread of a device")]
     Threads(#[source] io::Error),
@@ -130,9 +134,9 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     let control = net::listen("SDS control", &config.control).await?;
     let management = net::listen("SDS management", &config.management).await?;
     let addresses = pflex_proto::pb::Addresses {
-        data: bound(&config.data, &data).to_string(),
-        control: bound(&config.control, &control).to_string(),
-        management: bound(&config.management, &management).to_string(),
+        data: reachable_at(&config.data, &data).to_string(),
+        control: reachable_at(&config.control, &control).to_string(),
+        management: reachable_at(&config.management, &management).to_string(),
         ..Default::default()
     };
     let mut identity = identity::Identity::open(&config.data_dir)?;
@@ -143,7 +147,7 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     let opening = async {
         let (cluster, id) = registration.introduce(&mut identity).await?;
         let stores = devices::open_all(&config, cluster, id).await?;
-        let ids = registration.devices(&mut identity, &stores).await?;
+        let ids = registration.devices(&identity, &stores).await?;
         Ok::<_, SdsError>((cluster, id, stores, ids))
     };
     let (cluster, id, stores, ids) = tokio::select! {
@@ -179,11 +183,6 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     tasks.shutdown().await;
     info!(sds = %server.name, "SDS stopped");
     Ok(())
-}
-
-fn bound(configured: &Endpoint, listener: &TcpListener) -> Endpoint {
-    let port = listener.local_addr().map_or(configured.port(), |address| address.port());
-    Endpoint::new(configured.host(), port)
 }
 
 async fn feed_maps(server: Arc<Server>, mut watcher: map::Watcher) {

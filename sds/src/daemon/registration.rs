@@ -1,23 +1,17 @@
-//! Registering with the MDM, for as long as it takes.
+//! What an SDS says when it registers: first who it is, then which devices it has opened.
 
-use std::time::Duration;
-
-use pflex_common::mdm::{MdmClient, MdmError, Patience};
+use pflex_common::{
+    mdm::MdmClient,
+    registration::{self, Registered, RegistrationError},
+};
 use pflex_proto::{
     geometry::CHUNK_SIZE,
     ids::{ClusterId, DeviceId, ProcessId, SdsId},
-    pb::{self, ComponentKind, RegisterReply, RegisterRequest, RegisteredDevice, discovery_client::DiscoveryClient},
-    status::Reason,
+    pb::{self, ComponentKind, RegisterRequest, RegisteredDevice},
 };
-use tracing::warn;
 
 use super::{SdsConfig, SdsError, identity::Identity};
 use crate::store::{OpenReport, Store};
-
-/// For one try; there is another one after it.
-const PATIENCE: Patience = Patience::within(Duration::from_secs(10));
-/// Between two tries.
-const PAUSE: Duration = Duration::from_millis(300);
 
 /// Who registers.
 pub(super) struct Registration<'a> {
@@ -31,17 +25,15 @@ impl Registration<'_> {
     /// Learns the cluster and this server's id, before any device is opened. Nothing is registered: the cluster goes on
     /// with what it knows of this server's devices, so that a restart does not cost their copies' place (S2).
     pub(super) async fn introduce(&self, identity: &mut Identity) -> Result<(ClusterId, SdsId), SdsError> {
-        let reply = self.register(identity, None).await?;
-        let cluster = self.cluster_of(&reply)?;
+        let Registered { cluster, reply } = self.register(identity, None).await?;
         identity.join(cluster)?;
-        self.client.set_cluster(cluster);
         Ok((cluster, SdsId(reply.id)))
     }
 
     /// Registers the opened devices and learns their ids.
     pub(super) async fn devices(
         &self,
-        identity: &mut Identity,
+        identity: &Identity,
         stores: &[(Store, OpenReport)],
     ) -> Result<Vec<DeviceId>, SdsError> {
         let devices = stores.iter().zip(&self.config.devices).map(|((store, opened), file)| RegisteredDevice {
@@ -53,7 +45,7 @@ impl Registration<'_> {
             empty: opened.emptied,
             pool: file.pool.clone(),
         });
-        let reply = self.register(identity, Some(devices.collect())).await?;
+        let Registered { reply, .. } = self.register(identity, Some(devices.collect())).await?;
         if reply.device_ids.len() != stores.len() {
             let why = format!("it named {} of {} devices", reply.device_ids.len(), stores.len());
             return Err(SdsError::Refused { name: self.config.name.clone(), why });
@@ -61,17 +53,12 @@ impl Registration<'_> {
         Ok(reply.device_ids.into_iter().map(DeviceId).collect())
     }
 
-    fn cluster_of(&self, reply: &RegisterReply) -> Result<ClusterId, SdsError> {
-        ClusterId::from_slice(&reply.cluster_id)
-            .map_err(|error| SdsError::Refused { name: self.config.name.clone(), why: error.to_string() })
-    }
-
     /// Without devices it only introduces itself. Only what no waiting can cure is an error.
     async fn register(
         &self,
         identity: &Identity,
         devices: Option<Vec<RegisteredDevice>>,
-    ) -> Result<RegisterReply, SdsError> {
+    ) -> Result<Registered, SdsError> {
         let request = RegisterRequest {
             request: None,
             kind: ComponentKind::Sds.into(),
@@ -81,52 +68,21 @@ impl Registration<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             introduce: devices.is_none(),
             devices: devices.unwrap_or_default(),
-            cluster_id: identity.cluster().map(|cluster| cluster.as_bytes().to_vec()).unwrap_or_default(),
+            cluster_id: Vec::new(),
         };
-        if let Some(cluster) = identity.cluster() {
-            self.client.set_cluster(cluster);
-        }
-        let mut told = String::new();
-        loop {
-            let call = |connection, id| {
-                let request = RegisterRequest { request: Some(id), ..request.clone() };
-                async move { DiscoveryClient::new(connection).register(request).await }
-            };
-            let error = match self.client.write(PATIENCE, call).await {
-                Ok(reply) => {
-                    let theirs = self.cluster_of(&reply)?;
-                    return match identity.cluster() {
-                        Some(ours) if ours != theirs => Err(self.other_cluster(ours, theirs.to_string())),
-                        Some(_) | None => Ok(reply),
-                    };
-                }
-                Err(error) => error,
-            };
-            self.give_up(identity, &error)?;
-            // Each reason is said once, not at every try.
-            let why = error.to_string();
-            if why != told {
-                warn!(error = why, "cannot register yet; trying until it works");
-                told = why;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        let registered = registration::register(self.client, identity.cluster(), request).await;
+        registered.map_err(|error| self.explain(error))
     }
 
-    fn give_up(&self, identity: &Identity, error: &MdmError) -> Result<(), SdsError> {
-        match error.reason() {
-            Some(Reason::WrongCluster) => {
-                Err(self.other_cluster(identity.cluster().unwrap_or_default(), error.to_string()))
+    fn explain(&self, error: RegistrationError) -> SdsError {
+        let name = self.config.name.clone();
+        match error {
+            RegistrationError::OtherCluster { ours, theirs } => {
+                let members = self.config.mdm.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                SdsError::OtherCluster { dir: self.config.data_dir.clone(), ours, members, theirs }
             }
-            Some(Reason::Invalid | Reason::NotAllowed) => {
-                Err(SdsError::Refused { name: self.config.name.clone(), why: error.to_string() })
-            }
-            _may_change => Ok(()),
+            RegistrationError::Refused { why } => SdsError::Refused { name, why },
+            RegistrationError::Superseded { why } => SdsError::Superseded { name, why },
         }
-    }
-
-    fn other_cluster(&self, ours: ClusterId, theirs: String) -> SdsError {
-        let members = self.config.mdm.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        SdsError::OtherCluster { dir: self.config.data_dir.clone(), ours, members, theirs }
     }
 }
