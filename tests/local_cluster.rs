@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 /// Attempts at finding ports that nobody else uses.
@@ -10,6 +10,16 @@ const MOST_TRIES: u16 = 50;
 
 struct Cluster {
     home: tempfile::TempDir,
+}
+
+/// A daemon started without `up`; killed in the end, if it still runs.
+struct ByHand(Child);
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 /// Whatever happens, no process outlives the test.
@@ -80,6 +90,15 @@ impl Cluster {
         row["registrations"].as_u64().expect("a number")
     }
 
+    /// Starts a daemon without `up`, as an operator would.
+    fn by_hand(&self, process: &str) -> ByHand {
+        let config = self.dir().join(process).join("config.toml");
+        let kind = process.trim_end_matches(|c: char| c.is_ascii_digit());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pflex"));
+        command.arg(kind).arg("--config").arg(config).env_clear().stdin(Stdio::null()).stderr(Stdio::null());
+        ByHand(command.spawn().expect("the binary runs"))
+    }
+
     fn kill(&self, process: &str) {
         let pid = self.pid(process).and_then(rustix::process::Pid::from_raw).expect("it runs");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
@@ -133,6 +152,14 @@ fn a_cluster_is_made_used_hurt_continued_and_wiped() {
     assert!(cluster.incarnation("sds1") > incarnation, "`up` ended before the server was back");
     assert!(cluster.registrations("sdc1") > registrations, "`up` ended before the client was back");
     cluster.expect(0, "status --check");
+
+    // Started by hand at the same moment: whichever comes first runs, and `up` is content with it.
+    cluster.kill("sds0");
+    let by_hand = cluster.by_hand("sds0");
+    cluster.up(0);
+    cluster.expect(0, "status --check");
+    drop(by_hand);
+    cluster.up(0);
 
     // The MDM dead: no leader, and it says so in time. Its store lost: never made again (S18).
     cluster.kill("mdm0");

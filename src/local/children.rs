@@ -32,6 +32,34 @@ struct Started {
     log_start: u64,
 }
 
+/// What became of it.
+#[derive(PartialEq, Eq, Debug)]
+enum Now {
+    Runs,
+    /// It ended, because this process had its pid file first.
+    Replaced {
+        pid: i32,
+    },
+}
+
+impl Started {
+    fn look(&mut self, layout: &Layout) -> Result<Now, Failure> {
+        let process = self.process;
+        let ended = self.child.try_wait().map_err(|error| Failure::io(format!("watch {process}"), error))?;
+        let Some(status) = ended else { return Ok(Now::Runs) };
+        let exit = exit_of(status.code());
+        if exit == Exit::Conflict
+            && let Some(other) = find(layout, process)?
+        {
+            return Ok(Now::Replaced { pid: other.pid() });
+        }
+        let log = layout.log_file(process);
+        let words = last_words(&log, self.log_start).unwrap_or_else(|| status.to_string());
+        Err(Failure::new(exit, format!("{process} did not start: {words}"))
+            .remedy(format!("its log is {}", log.display())))
+    }
+}
+
 /// All processes of this run.
 #[derive(Default)]
 pub(super) struct Children(Vec<Started>);
@@ -61,19 +89,22 @@ impl Children {
         Ok(())
     }
 
-    /// Fails if one of them has ended, with its own last words and exit status.
+    /// Fails if one of them has ended, with its own last words and exit status. One that ended because somebody else
+    /// started the same daemon a moment earlier is no failure: that one runs, and is waited for in its place.
     pub(super) fn check(&mut self, layout: &Layout) -> Result<(), Failure> {
-        for started in &mut self.0 {
-            let process = started.process;
-            let ended = started.child.try_wait().map_err(|error| Failure::io(format!("watch {process}"), error))?;
-            if let Some(status) = ended {
-                let log = layout.log_file(process);
-                let words = last_words(&log, started.log_start).unwrap_or_else(|| status.to_string());
-                return Err(Failure::new(exit_of(status.code()), format!("{process} did not start: {words}"))
-                    .remedy(format!("its log is {}", log.display())));
+        let mut failure = None;
+        self.0.retain_mut(|started| match started.look(layout) {
+            Ok(Now::Runs) => true,
+            Ok(Now::Replaced { pid }) => {
+                eprintln!("{} runs already, as pid {pid}", started.process);
+                false
             }
-        }
-        Ok(())
+            Err(why) => {
+                failure.get_or_insert(why);
+                true
+            }
+        });
+        failure.map_or(Ok(()), Err)
     }
 
     /// Those that ended since the last call, with how; for `--foreground`.
@@ -169,6 +200,32 @@ mod tests {
         assert_eq!(last_words(&path, 0).as_deref(), Some("data port is taken"));
         assert_eq!(last_words(&path, before.len() as u64).as_deref(), Some("INFO again"));
         assert_eq!(last_words(&dir.path().join("none"), 0), None);
+    }
+
+    /// A daemon of this run that has ended with `status`.
+    fn ended(process: Process, status: &str) -> Started {
+        let mut child = Command::new("sh").args(["-c", &format!("exit {status}")]).spawn().unwrap();
+        child.wait().unwrap();
+        Started { process, child, log_start: 0 }
+    }
+
+    #[test]
+    fn a_daemon_that_somebody_else_started_first_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned(), 0);
+        let process = Process { kind: super::super::layout::Kind::Sds, index: 0 };
+        fs::create_dir(layout.process_dir(process)).unwrap();
+
+        let refused = Children(vec![ended(process, "4")]).check(&layout).unwrap_err();
+        assert_eq!(refused.exit(), Exit::Conflict, "nobody else runs: it was refused for another reason");
+
+        // This test's own process plays the daemon that was there first.
+        let _first = crate::daemon::PidFile::take(&layout.pid_file(process)).unwrap();
+        let mut children = Children(vec![ended(process, "4")]);
+        children.check(&layout).unwrap();
+        assert!(children.0.is_empty(), "it is somebody else's now");
+        let broken = Children(vec![ended(process, "1")]).check(&layout).unwrap_err();
+        assert_eq!(broken.exit(), Exit::Failed, "any other end is one");
     }
 
     #[test]

@@ -179,8 +179,12 @@ impl Up {
                 lost.push(process);
                 continue;
             }
-            for (plane, endpoint) in layout.ports(process) {
-                ports::check_free(process, plane, &endpoint)?;
+            if let Err(taken) = check_ports(&layout, process) {
+                // Somebody may have started it since the first look; a daemon takes its pid file before its ports.
+                if children::find(&layout, process)?.is_some() {
+                    continue;
+                }
+                return Err(taken);
             }
             to_start.push(process);
         }
@@ -373,6 +377,10 @@ impl Up {
         let endpoint = self.layout.port(Process { kind: Kind::Sdc, index: 0 }, "NBD");
         SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), endpoint.port())
     }
+}
+
+fn check_ports(layout: &Layout, process: Process) -> Result<(), Failure> {
+    layout.ports(process).iter().try_for_each(|(plane, endpoint)| ports::check_free(process, plane, endpoint))
 }
 
 /// Members that must not be started: a store made anew under an old id could vote twice (S18).
