@@ -12,6 +12,7 @@ use fake_sds::{FakeCluster, PG_COUNT, POOL, Shared};
 use pflex_common::net::{Endpoint, incoming};
 use pflex_proto::ids::{ByteOffset, ClusterId, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId};
 use pflex_proto::pb;
+use pflex_proto::status::{Reason, status};
 use pflex_proto::token::{Rights, Token, TokenMode};
 use pflex_sdc::daemon::{ConfigFile, SdcError, run};
 use tokio::net::TcpListener;
@@ -70,6 +71,10 @@ impl pb::map_server::Map for FakeMdm {
 impl pb::tokens_server::Tokens for FakeMdm {
     async fn issue(&self, request: Request<pb::IssueTokensRequest>) -> Result<Response<pb::IssueTokensReply>, Status> {
         let request = request.into_inner();
+        let newest = self.registered.borrow().as_ref().map(|registered| registered.process_id.clone());
+        if newest.as_ref() != Some(&request.process_id) {
+            return Err(status(Reason::StaleEpoch, "sdc 3: this process is not the one that registered last"));
+        }
         let id = TokenId(self.tokens.fetch_add(1, Ordering::Relaxed));
         let issue = |volume: u64| {
             let token = Token {
@@ -241,6 +246,25 @@ async fn from_registration_to_bytes_over_nbd_and_a_clean_end() {
     shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
     assert!(!dir.path().join("nbd.sock").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_another_process_took_over_ends_by_itself() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let (mdm, endpoint) = start_mdm(&cluster).await;
+    let dir = tempfile::tempdir().unwrap();
+    let running = tokio::spawn(run(config(&endpoint, dir.path()), CancellationToken::new()));
+    let mut registered = mdm.registered.subscribe();
+    let request = registered.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    mdm.registered.send_replace(Some(pb::RegisterRequest { process_id: vec![7; 16], ..request }));
+    // Another epoch of the volume makes the client ask for a token.
+    let mut map = cluster_map(&cluster);
+    map.revision = 2;
+    map.volumes[0].epoch = 2;
+    mdm.map.send_replace(map);
+    let error = tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, SdcError::Superseded { .. }), "{error}");
+    assert!(error.to_string().starts_with("SDC sdc1 runs elsewhere"), "{error}");
 }
 
 #[tokio::test]

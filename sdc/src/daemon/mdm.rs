@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use pflex_common::mdm::{MdmClient, MdmError, Patience};
 use pflex_common::net::Endpoint;
-use pflex_common::registration::{self, RegistrationError, reachable_at};
+use pflex_common::registration::{self, RegistrationError, Takeover, reachable_at};
 use pflex_common::shutdown::Shutdown;
 use pflex_proto::ids::{ClusterId, ProcessId, SdcId, VolumeId};
 use pflex_proto::pb::liveness_client::LivenessClient;
 use pflex_proto::pb::tokens_client::TokensClient;
 use pflex_proto::pb::{self, ComponentKind, HealthReport, IssueTokensRequest, Metric, RegisterRequest};
+use pflex_proto::status::Reason;
 use pflex_proto::token::{KEY_SIZE, TokenKey};
 use tokio::net::TcpListener;
 use tracing::{debug, warn};
@@ -107,11 +108,13 @@ fn explain(error: RegistrationError, config: &SdcConfig, dir: PathBuf) -> SdcErr
 pub(super) struct LeaderTokens {
     client: MdmClient,
     identity: Identity,
+    takeover: Takeover,
 }
 
 impl LeaderTokens {
-    pub(super) const fn new(client: MdmClient, identity: Identity) -> Self {
-        Self { client, identity }
+    /// Declares `takeover` when tokens go to another process of this client (S9).
+    pub(super) const fn new(client: MdmClient, identity: Identity, takeover: Takeover) -> Self {
+        Self { client, identity, takeover }
     }
 }
 
@@ -126,7 +129,13 @@ impl TokenSource for LeaderTokens {
             };
             async move { TokensClient::new(connection).issue(request).await }
         };
-        let reply = self.client.write(TOKEN_PATIENCE, call).await.context("asking the MDM for tokens")?;
+        let reply = self.client.write(TOKEN_PATIENCE, call).await.inspect_err(|error| {
+            // A command in the log was refused: that is a verdict.
+            if error.reason() == Some(Reason::StaleEpoch) {
+                self.takeover.declare(error.to_string());
+            }
+        });
+        let reply = reply.context("asking the MDM for tokens")?;
         for refusal in &reply.refused {
             warn!(volume = refusal.volume_id, why = refusal.why, "no token");
         }

@@ -19,6 +19,7 @@ use futures::future::BoxFuture;
 use pflex_common::map;
 use pflex_common::mdm::MdmClient;
 use pflex_common::net::{self, Endpoint};
+use pflex_common::registration::Takeover;
 use pflex_common::shutdown::Shutdown;
 use pflex_proto::ids::{ClusterId, ProcessId};
 use pflex_proto::pb::ComponentKind;
@@ -99,6 +100,8 @@ pub fn run(config: SdcConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(
 }
 
 async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
+    // Its own, because a process that is superseded stops by itself.
+    let shutdown = shutdown.child_token();
     let mut state = state::State::open(&config.data_dir)?;
     let process = ProcessId(uuid::Uuid::new_v4());
     let data = DataPlane::start(config.data_threads)?;
@@ -130,7 +133,17 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let volumes = Arc::new(MappedVolumes::new(engine, Arc::clone(&keeper), identity.sdc));
     volumes.follow(watcher.borrow_and_update().as_deref());
 
-    let source = mdm::LeaderTokens::new(client.clone(), identity);
+    let takeover = Takeover::default();
+    let ended = tokio::spawn({
+        let (takeover, shutdown) = (takeover.clone(), shutdown.clone());
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = takeover.declared() => shutdown.cancel(),
+            }
+        }
+    });
+    let source = mdm::LeaderTokens::new(client.clone(), identity, takeover.clone());
     let tokens = data.runtime().spawn({
         let (keeper, shutdown) = (Arc::clone(&keeper), shutdown.clone());
         async move { keeper.run(source, shutdown).await }
@@ -147,12 +160,15 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         serving.push(data.runtime().spawn(server.serve_unix(unix, shutdown.clone())));
     }
     management::serving(&health).await;
-    for task in serving.into_iter().chain([tokens, following, reports, stats, management_task]) {
+    for task in serving.into_iter().chain([tokens, following, reports, stats, management_task, ended]) {
         // A task that panicked has said so; the others still end in order.
         let _ = task.await;
     }
     if let Some(path) = &config.nbd_socket {
         let _ = std::fs::remove_file(path);
+    }
+    if let Some(why) = takeover.why() {
+        return Err(SdcError::Superseded { name: config.name, why: why.to_owned() });
     }
     info!("SDC stopped");
     Ok(())

@@ -10,11 +10,15 @@ use std::{
 
 use pflex_common::{
     clock::{LogTimeFollower, MonotonicTime},
-    mdm::Patience,
+    mdm::{MdmError, Patience},
 };
 use pflex_proto::{
     ids::{KeyId, LogTime},
-    pb::{Beat, BeatReply, DeviceBeat, KeysRequest, liveness_client::LivenessClient, tokens_client::TokensClient},
+    pb::{
+        Beat, BeatReply, DeviceBeat, KeysReply, KeysRequest, liveness_client::LivenessClient,
+        tokens_client::TokensClient,
+    },
+    status::{self, Reason},
     token::{KEY_SIZE, Secret},
 };
 use tokio::sync::mpsc;
@@ -66,9 +70,19 @@ pub(super) async fn run(server: Arc<Server>) {
             Err(error) => error,
         };
         debug!(%endpoint, error = error.message(), "liveness stream ended");
+        if status::reason(&error) == Some(Reason::StaleEpoch) && is_superseded(&server).await {
+            server.takeover.declare(error.message().to_owned());
+            return;
+        }
         server.client.not_here(&endpoint, &error);
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Asks for what only the registered process gets, in a linearizable read. A leader answers beats from the state that it
+/// has applied, and right after its election it may lack this process's registration.
+async fn is_superseded(server: &Server) -> bool {
+    matches!(keys(server).await, Err(error) if error.reason() == Some(Reason::NotAllowed))
 }
 
 async fn follow(
@@ -135,14 +149,18 @@ fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
     }
 }
 
-/// Gets the secrets and hands them to every data thread; whether that worked.
-pub(super) async fn fetch_keys(server: &Arc<Server>) -> bool {
+async fn keys(server: &Server) -> Result<KeysReply, MdmError> {
     let request = KeysRequest { sds_id: server.id.0, process_id: server.process.as_bytes().to_vec() };
     let call = |connection| {
         let request = request.clone();
         async move { TokensClient::new(connection).keys(request).await }
     };
-    let keys = match server.client.read(KEYS_PATIENCE, call).await {
+    server.client.read(KEYS_PATIENCE, call).await
+}
+
+/// Gets the secrets and hands them to every data thread; whether that worked.
+pub(super) async fn fetch_keys(server: &Arc<Server>) -> bool {
+    let keys = match keys(server).await {
         Ok(reply) => reply.keys,
         Err(error) => {
             warn!(%error, "cannot fetch the keys that tokens are verified with; trying again");
@@ -177,7 +195,89 @@ impl Drop for StopOnDrop {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use pflex_common::{
+        mdm::MdmClient,
+        net::{self, Endpoint},
+        registration::{Takeover, reachable_at},
+    };
+    use pflex_proto::pb;
+    use tonic::{Request, Response};
+
     use super::*;
+
+    /// A leader that knows another process, and a state that says so only after a while.
+    #[derive(Clone)]
+    struct FakeMdm {
+        keys_asked: Arc<AtomicUsize>,
+        /// As long as its applied state is behind, a linearizable read still finds this process registered.
+        registered_for: usize,
+    }
+
+    fn stale() -> Status {
+        status::status(Reason::StaleEpoch, "sds 1: this process is not the one that registered last")
+    }
+
+    #[tonic::async_trait]
+    impl pb::liveness_server::Liveness for FakeMdm {
+        type BeatsStream = tokio_stream::Empty<Result<BeatReply, Status>>;
+
+        async fn beats(&self, _: Request<tonic::Streaming<Beat>>) -> Result<Response<Self::BeatsStream>, Status> {
+            Err(stale())
+        }
+
+        async fn report(&self, _: Request<pb::HealthReport>) -> Result<Response<pb::HealthReportReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+    }
+
+    #[tonic::async_trait]
+    impl pb::tokens_server::Tokens for FakeMdm {
+        async fn keys(&self, _: Request<KeysRequest>) -> Result<Response<KeysReply>, Status> {
+            if self.keys_asked.fetch_add(1, Ordering::Relaxed) < self.registered_for {
+                return Ok(Response::new(KeysReply::default()));
+            }
+            Err(status::status(Reason::NotAllowed, "sds 1: only its registered process gets the keys"))
+        }
+
+        async fn issue(&self, _: Request<pb::IssueTokensRequest>) -> Result<Response<pb::IssueTokensReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+
+        async fn ack(&self, _: Request<pb::AckTokensRequest>) -> Result<Response<pb::AckTokensReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+
+        async fn list(&self, _: Request<pb::ListTokensRequest>) -> Result<Response<pb::ListTokensReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_linearizable_answer_makes_a_process_superseded() {
+        let mdm = FakeMdm { keys_asked: Arc::default(), registered_for: 2 };
+        let listener = net::listen("test", &Endpoint::new("127.0.0.1", 0)).await.unwrap();
+        let endpoint = reachable_at(&Endpoint::new("127.0.0.1", 0), &listener);
+        let serving = tonic::transport::Server::builder()
+            .add_service(pb::liveness_server::LivenessServer::new(mdm.clone()))
+            .add_service(pb::tokens_server::TokensServer::new(mdm.clone()));
+        let serving = tokio::spawn(serving.serve_with_incoming(net::incoming(listener)));
+        let server = Arc::new(Server {
+            name: "sds1".into(),
+            id: pflex_proto::ids::SdsId(1),
+            process: Default::default(),
+            client: MdmClient::new("test", vec![endpoint]),
+            devices: Vec::new(),
+            started: std::time::Instant::now(),
+            takeover: Takeover::default(),
+        });
+        let ended = tokio::time::timeout(Duration::from_secs(10), run(Arc::clone(&server))).await;
+        assert!(ended.is_ok(), "it went on asking");
+        assert!(server.takeover.why().unwrap().contains("not the one that registered last"));
+        assert_eq!(mdm.keys_asked.load(Ordering::Relaxed), 3, "the leader that was behind did not end it");
+        serving.abort();
+    }
 
     #[test]
     fn a_beat_tells_the_time_that_ran_on_through_an_outage() {

@@ -14,11 +14,21 @@ mod liveness;
 mod registration;
 mod reports;
 
-use std::{io, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::future::BoxFuture;
 use pflex_common::{
-    clock::MonotonicTime, durable::DurableError, map, mdm::MdmClient, net, registration::reachable_at,
+    clock::MonotonicTime,
+    durable::DurableError,
+    map,
+    mdm::MdmClient,
+    net,
+    registration::{Takeover, reachable_at},
     shutdown::Shutdown,
 };
 use pflex_proto::{
@@ -37,6 +47,9 @@ use crate::{
 
 /// Reports that may wait for the MDM: proposals of all groups of all devices fit.
 const MAX_REPORTS: usize = 4096;
+
+/// What the devices of a superseded process get to close cleanly.
+const SUPERSEDED_STOP: Duration = Duration::from_secs(5);
 
 /// Why the SDS does not run.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +129,8 @@ pub(crate) struct Server {
     pub(crate) client: MdmClient,
     pub(crate) devices: Vec<DeviceHandle>,
     pub(crate) started: Instant,
+    /// Whether a newer process of this SDS has registered.
+    pub(crate) takeover: Takeover,
 }
 
 /// Runs an SDS until `shutdown`.
@@ -165,7 +180,15 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     }
     drop(reports);
     let name = config.name.clone();
-    let server = Arc::new(Server { name, id, process, client, devices: handles, started: Instant::now() });
+    let server = Arc::new(Server {
+        name,
+        id,
+        process,
+        client,
+        devices: handles,
+        started: Instant::now(),
+        takeover: Takeover::default(),
+    });
 
     let watcher = map::watch(server.client.clone(), ComponentKind::Sds, id.0, shutdown.clone());
     let mut tasks = JoinSet::new();
@@ -175,12 +198,25 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     tasks.spawn(health::report(Arc::clone(&server)));
     tasks.spawn(reports::run(Arc::clone(&server), report_queue));
     tasks.spawn(health::serve(Arc::clone(&server), control, management));
-    shutdown.cancelled().await;
+    let superseded = tokio::select! {
+        () = shutdown.cancelled() => None,
+        () = server.takeover.declared() => server.takeover.why().map(ToOwned::to_owned),
+    };
     // Listeners close by process exit only (S8), so the data threads finish first.
-    for device in &server.devices {
-        device.stop().await;
+    let stopping = async {
+        for device in &server.devices {
+            device.stop().await;
+        }
+    };
+    match superseded {
+        None => stopping.await,
+        // Nothing that this process holds counts any more; a device that hangs must not keep it alive.
+        Some(_) => drop(tokio::time::timeout(SUPERSEDED_STOP, stopping).await),
     }
     tasks.shutdown().await;
+    if let Some(why) = superseded {
+        return Err(SdsError::Superseded { name: server.name.clone(), why });
+    }
     info!(sds = %server.name, "SDS stopped");
     Ok(())
 }

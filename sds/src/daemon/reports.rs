@@ -9,6 +9,7 @@ use pflex_proto::{
         AckTokensRequest, PgProposal, PgProposalResult, ReconfigureReply, ReconfigureRequest, TokenUse,
         placement_client::PlacementClient, tokens_client::TokensClient,
     },
+    status::Reason,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::{info, warn};
@@ -94,6 +95,10 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
                 for ((device, proposal), result) in asked.iter().zip(reply.results) {
                     refused(&server, *device, proposal, &result).await;
                 }
+            }
+            // A command in the log was refused: that is a verdict.
+            Err(error) if error.reason() == Some(Reason::StaleEpoch) => {
+                return server.takeover.declare(error.to_string());
             }
             Err(error) => {
                 warn!(%error, groups = asked.len(), "a configuration change is not decided yet; asking again");

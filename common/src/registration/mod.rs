@@ -4,7 +4,10 @@
 //! is waited for. What ends a start is a cluster that is not the one of the component's own files, a refusal that stands
 //! (an illegal name, not allowed), and a newer process that has taken the component over ([`RegistrationError`]).
 //!
-//! What the answers change in a component's own files is the component's business; nothing here touches a disk.
+//! What the answers change in a component's own files is the component's business; nothing here touches a disk. What
+//! happens to a registered process when a newer one registers is in [`Takeover`].
+
+mod takeover;
 
 use std::time::Duration;
 
@@ -16,6 +19,8 @@ use pflex_proto::{
 use rand::RngExt as _;
 use tokio::net::TcpListener;
 use tracing::warn;
+
+pub use takeover::Takeover;
 
 use crate::{
     mdm::{MdmClient, MdmError, Patience},
