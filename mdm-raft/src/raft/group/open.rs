@@ -28,6 +28,9 @@ const RAFT_THREADS: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// openraft has one append, a vote and a hand-over under way with each peer.
 const REQUESTS_PER_CONNECTION: usize = 16;
+/// Requests that a peer gave up while this process was frozen, found when it thaws; h2 takes more than 20 such for an
+/// attack and ends the connection. Peers end a connection after seconds of silence, long before they get this far.
+const GIVEN_UP_WHILE_FROZEN: usize = 1_024;
 
 /// Why a member does not start.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +102,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
+        .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_WHILE_FROZEN))
         .add_service(service)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
     let server = runtime.handle().spawn(async move {
