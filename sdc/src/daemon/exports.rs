@@ -82,7 +82,7 @@ impl MappedVolumes {
             }
             // A raised epoch voids the token (S20): another one is asked for before an IO is refused.
             if known.is_some_and(|known| known != new.epoch) {
-                drop(auth.want_newer());
+                drop(auth.want_newer(auth.version()));
             }
         }
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);

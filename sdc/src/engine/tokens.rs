@@ -2,10 +2,12 @@
 //!
 //! In lease mode a token is good for any IO until it expires, so authorisation is off the path of an IO: as long as
 //! the MDM answers once in 45 s, no IO waits for it (S21). This side keeps no clock for expiry: the SDS decides, and its
-//! refusal asks for another token.
+//! refusal asks for another token. When what is asked for is decided in [`schedule`].
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+mod schedule;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use pflex_proto::ids::VolumeId;
@@ -16,10 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// Tokens are renewed at this age, give or take [`JITTER`]; they live 60 s.
-pub const RENEW_AFTER: Duration = Duration::from_secs(15);
-/// Keeps the clients of a cluster from asking all at once.
-const JITTER: Duration = Duration::from_secs(2);
+use self::schedule::Schedule;
+
 /// The least time between two requests for tokens, whatever asks for them.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest pause after failures: well below the 45 s that a token still lives.
@@ -42,12 +42,31 @@ pub struct VolumeAuth {
     volume: VolumeId,
     held: RwLock<Option<Arc<HeldToken>>>,
     versions: watch::Sender<u64>,
-    wanted: Arc<Notify>,
+    wanted: Arc<Wanted>,
+}
+
+/// Volumes whose tokens were refused since the keeper last looked. At most all mapped ones.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    volumes: Mutex<HashSet<VolumeId>>,
+    any: Notify,
+}
+
+impl Wanted {
+    fn add(&self, volume: VolumeId) {
+        if self.volumes.lock().unwrap_or_else(PoisonError::into_inner).insert(volume) {
+            self.any.notify_one();
+        }
+    }
+
+    fn take(&self) -> HashSet<VolumeId> {
+        std::mem::take(&mut *self.volumes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl VolumeAuth {
-    /// No token yet. `wanted` is notified when one is missing or was refused.
-    pub fn new(volume: VolumeId, wanted: Arc<Notify>) -> Arc<Self> {
+    /// No token yet. `wanted` is told when one is missing or was refused.
+    pub fn new(volume: VolumeId, wanted: Arc<Wanted>) -> Arc<Self> {
         Arc::new(Self { volume, held: RwLock::default(), versions: watch::Sender::new(0), wanted })
     }
 
@@ -73,11 +92,15 @@ impl VolumeAuth {
         self.versions.send_replace(version);
     }
 
-    /// Says that the present token does not do, and returns where a newer one will show.
-    pub fn want_newer(&self) -> watch::Receiver<u64> {
+    /// Says that the token of this version (0: none) does not do, and returns where a newer one will show, or has shown
+    /// if it is there by now.
+    pub fn want_newer(&self, refused: u64) -> watch::Receiver<u64> {
         let mut versions = self.versions.subscribe();
-        versions.mark_unchanged();
-        self.wanted.notify_one();
+        if *versions.borrow_and_update() > refused {
+            versions.mark_changed();
+        } else {
+            self.wanted.add(self.volume);
+        }
         versions
     }
 }
@@ -102,16 +125,24 @@ pub trait TokenSource: Send + Sync + 'static {
 /// Holds and renews the tokens of all mapped volumes.
 #[derive(Debug, Default)]
 pub struct TokenKeeper {
-    auths: Mutex<HashMap<VolumeId, Arc<VolumeAuth>>>,
-    wanted: Arc<Notify>,
+    held: Mutex<Held>,
+    wanted: Arc<Wanted>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    auths: HashMap<VolumeId, Arc<VolumeAuth>>,
+    schedule: Schedule,
 }
 
 impl TokenKeeper {
     /// The place of a volume's token; a first token is asked for at once.
     pub fn auth(&self, volume: VolumeId) -> Arc<VolumeAuth> {
-        let mut auths = self.auths.lock().expect("no holder panics");
+        let mut held = self.held();
+        let Held { auths, schedule } = &mut *held;
         let auth = auths.entry(volume).or_insert_with(|| {
-            self.wanted.notify_one();
+            schedule.add(volume, Instant::now());
+            self.wanted.any.notify_one();
             VolumeAuth::new(volume, Arc::clone(&self.wanted))
         });
         Arc::clone(auth)
@@ -119,27 +150,32 @@ impl TokenKeeper {
 
     /// Stops renewing for a volume that is no longer mapped.
     pub fn forget(&self, volume: VolumeId) {
-        self.auths.lock().expect("no holder panics").remove(&volume);
+        let mut held = self.held();
+        held.auths.remove(&volume);
+        held.schedule.remove(volume);
     }
 
     /// Renews until `shutdown`.
     pub async fn run(&self, source: impl TokenSource, shutdown: CancellationToken) {
         let work = async {
             let mut failures = 0_u32;
-            let mut due = Instant::now();
+            let mut not_before = Instant::now();
             loop {
-                tokio::select! {
-                    () = tokio::time::sleep_until(due) => {}
-                    () = self.wanted.notified() => {}
-                }
+                self.wait(not_before).await;
                 let asked = Instant::now();
-                match self.renew(&source).await {
-                    Ok(()) => {
+                let volumes = self.due(asked);
+                if volumes.is_empty() {
+                    continue;
+                }
+                not_before = asked + LEAST_INTERVAL;
+                match source.issue(&volumes).await {
+                    Ok(issued) => {
+                        debug!(asked = volumes.len(), issued = issued.len(), "tokens renewed");
+                        self.take(&volumes, issued, Instant::now());
                         if failures > 0 {
                             info!(failures, "tokens are renewed again");
                         }
                         failures = 0;
-                        due = asked + RENEW_AFTER - JITTER + rand::rng().random_range(Duration::ZERO..2 * JITTER);
                     }
                     Err(error) => {
                         failures += 1;
@@ -149,10 +185,10 @@ impl TokenKeeper {
                                 "tokens cannot be renewed; IO goes on until they expire"
                             );
                         }
-                        due = Instant::now() + (LEAST_INTERVAL * 2_u32.pow(failures.min(8))).min(LONGEST_PAUSE);
+                        let pause = (LEAST_INTERVAL * 2_u32.pow(failures.min(8))).min(LONGEST_PAUSE);
+                        not_before = Instant::now() + pause.mul_f64(rand::rng().random_range(0.5..=1.0));
                     }
                 }
-                tokio::time::sleep_until(asked + LEAST_INTERVAL).await;
             }
         };
         tokio::select! {
@@ -161,20 +197,48 @@ impl TokenKeeper {
         }
     }
 
-    async fn renew(&self, source: &impl TokenSource) -> anyhow::Result<()> {
-        let auths = self.auths.lock().expect("no holder panics").clone();
-        if auths.is_empty() {
-            return Ok(());
+    /// Until something is due, and not before that instant.
+    async fn wait(&self, not_before: Instant) {
+        tokio::time::sleep_until(not_before).await;
+        let due = self.held().schedule.next_due();
+        let due = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            () = self.wanted.any.notified() => {}
         }
-        let volumes: Vec<_> = auths.keys().copied().collect();
-        let issued = source.issue(&volumes).await?;
-        debug!(asked = volumes.len(), issued = issued.len(), "tokens renewed");
+    }
+
+    fn due(&self, now: Instant) -> Vec<VolumeId> {
+        let mut held = self.held();
+        for volume in self.wanted.take() {
+            held.schedule.want(volume, now, rand::rng().random());
+        }
+        held.schedule.due(now)
+    }
+
+    fn take(&self, asked: &[VolumeId], issued: Vec<Issued>, now: Instant) {
+        let mut held = self.held();
+        let random = rand::rng().random();
+        let mut missing: HashSet<_> = asked.iter().copied().collect();
         for Issued { volume, signed, key } in issued {
-            if let Some(auth) = auths.get(&volume) {
+            missing.remove(&volume);
+            if let Some(auth) = held.auths.get(&volume) {
                 auth.put(signed, key);
             }
+            held.schedule.issued(volume, now, random);
         }
-        Ok(())
+        for volume in missing {
+            held.schedule.missing(volume, now, random);
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no holder panics")
     }
 }
 
@@ -209,16 +273,51 @@ mod tests {
         let stop = shutdown.clone();
         let task = tokio::spawn(async move { running.run(source, stop).await });
         let start = Instant::now();
-        let mut versions = auth.want_newer();
+        let mut versions = auth.want_newer(0);
         versions.wait_for(|version| *version == 1).await.unwrap();
         assert!(start.elapsed() < Duration::from_secs(5) && asked.load(Ordering::Relaxed) == 4);
         versions.wait_for(|version| *version == 2).await.unwrap();
         let age = start.elapsed();
         assert!(age > Duration::from_secs(12) && age < Duration::from_secs(23), "{age:?}");
-        let _newer = auth.want_newer();
+        // A token that was good for a while; one that is refused at once is replaced after a pause (`schedule`).
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let age = start.elapsed();
+        let _newer = auth.want_newer(2);
         versions.wait_for(|version| *version == 3).await.unwrap();
         assert!(start.elapsed() < age + Duration::from_secs(1), "a refused token is replaced at once");
         shutdown.cancel();
         task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_token_is_asked_for_alone() {
+        struct Counting(Arc<Mutex<Vec<VolumeId>>>);
+        impl TokenSource for Counting {
+            async fn issue(&self, volumes: &[VolumeId]) -> anyhow::Result<Vec<Issued>> {
+                self.0.lock().unwrap().extend(volumes);
+                let key = || TokenKey::from_bytes([1; 32]);
+                Ok(volumes.iter().map(|volume| Issued { volume: *volume, signed: vec![1], key: key() }).collect())
+            }
+        }
+        let (keeper, asked) = (Arc::new(TokenKeeper::default()), Arc::new(Mutex::default()));
+        let (bad, good) = (keeper.auth(VolumeId(1)), keeper.auth(VolumeId(2)));
+        let (running, shutdown, source) = (Arc::clone(&keeper), CancellationToken::new(), Counting(Arc::clone(&asked)));
+        let stop = shutdown.clone();
+        let task = tokio::spawn(async move { running.run(source, stop).await });
+        good.want_newer(0).changed().await.unwrap();
+        // Every token of the one volume is refused as soon as it is there, by many IOs.
+        let end = Instant::now() + Duration::from_secs(8);
+        while Instant::now() < end {
+            let refused = bad.version();
+            let mut versions: Vec<_> = (0..10).map(|_| bad.want_newer(refused)).collect();
+            drop(tokio::time::timeout_at(end, versions[0].changed()).await);
+        }
+        shutdown.cancel();
+        task.await.unwrap();
+        let asked = asked.lock().unwrap();
+        let count = |volume| asked.iter().filter(|asked| **asked == volume).count();
+        assert_eq!(count(VolumeId(2)), 1, "nobody refused this one");
+        assert!((4..15).contains(&count(VolumeId(1))), "{}", count(VolumeId(1)));
+        assert!(good.want_newer(0).has_changed().unwrap(), "a newer one than was refused is there already");
     }
 }

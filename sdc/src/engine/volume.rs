@@ -137,6 +137,7 @@ impl Volume {
                 continue;
             };
             let operation = attempts.next(device, epoch);
+            let token = self.auth.version();
             let request = Request { auth: Arc::clone(&self.auth), part, epoch, operation };
             let outcome = self.engine.link(device).send(request).await;
             attempts.outcome(&outcome);
@@ -164,7 +165,7 @@ impl Volume {
                     pace.wait_from(&mut changes, epoch, device, part.pg, &self.engine.routes, &error).await?
                 }
                 Verdict::NewToken => {
-                    let mut versions = self.auth.want_newer();
+                    let mut versions = self.auth.want_newer(token);
                     pace.wait(&mut versions, &error).await?;
                 }
                 Verdict::Grace(final_error) if pace.stalled().is_some_and(|stalled| stalled >= GRACE) => {
