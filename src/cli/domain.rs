@@ -1,19 +1,20 @@
 //! `pflex domain`: protection domains, the walls that no copy of data crosses.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateDomainRequest, DeleteRequest, Domain, admin_client::AdminClient};
+use pflex_proto::pb::{CreateDomainRequest, DeleteRequest, Domain, ListRequest, admin_client::AdminClient};
 
 use super::{
     Tool,
-    names::{all, one, only},
+    names::freshness,
+    object::{self, Kind},
     target::Target,
     view::ViewArgs,
 };
 use crate::{
-    client::{Freshness, ask, change},
-    confirm::{ConfirmArgs, confirm},
+    client::{Session, ask, change},
+    confirm::ConfirmArgs,
     error::Failure,
-    output::{Document, Record},
+    output::Record,
 };
 
 #[derive(clap::Args, Debug)]
@@ -62,41 +63,31 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     match verb {
         Verb::Create { name, if_not_exists } => {
             let what = format!("create domain {name}");
-            let request = CreateDomainRequest { request: None, name, if_not_exists };
-            let domain = change!(session, &what, AdminClient.create_domain(request))?;
-            tool.print(&Document::One(record(&domain)))
+            let request = CreateDomainRequest { request: None, name: name.clone(), if_not_exists };
+            change!(session, &what, AdminClient.create_domain(request))?;
+            object::print::<Domains>(tool, &session, &name).await
         }
-        Verb::List { view } => {
-            view.show(tool, async || {
-                let fresh = view.freshness();
-                let reply = ask!(session, "list domains", fresh, AdminClient.list_domains(all(fresh)))?;
-                Ok(Document::List("domains", reply.domains.iter().map(record).collect()))
-            })
-            .await
-        }
-        Verb::Show { name, view } => {
-            view.show(tool, async || {
-                let what = format!("show domain {name}");
-                let fresh = view.freshness();
-                let reply = ask!(session, &what, fresh, AdminClient.list_domains(one(fresh, &name)))?;
-                Ok(Document::One(record(&only(reply.domains, "domain", &name)?)))
-            })
-            .await
-        }
-        Verb::Delete { name, confirm: args } => {
-            let what = format!("delete domain {name}");
-            let fresh = Freshness::Linearizable;
-            ask!(session, &what, fresh, AdminClient.list_domains(one(fresh, &name)))?;
-            if confirm(args, &format!("domain {name}"), &name)? {
-                change!(
-                    session,
-                    &what,
-                    AdminClient.delete_domain(DeleteRequest { request: None, name: name.clone() })
-                )?;
-                eprintln!("domain {name} is deleted");
-            }
-            Ok(())
-        }
+        Verb::List { view } => object::list::<Domains>(tool, &session, &view).await,
+        Verb::Show { name, view } => object::show::<Domains>(tool, &session, &name, &view).await,
+        Verb::Delete { name, confirm } => object::remove::<Domains>(&session, &name, confirm).await,
+    }
+}
+
+struct Domains;
+
+impl Kind for Domains {
+    const NOUN: &'static str = "domain";
+    const NOUNS: &'static str = "domains";
+    const COMMAND: &'static str = "domain";
+
+    async fn records(session: &Session, what: &str, request: ListRequest) -> Result<Vec<Record>, Failure> {
+        let fresh = freshness(&request);
+        let reply = ask!(session, what, fresh, AdminClient.list_domains(request))?;
+        Ok(reply.domains.iter().map(record).collect())
+    }
+
+    async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
+        change!(session, what, AdminClient.delete_domain(request)).map(drop)
     }
 }
 

@@ -8,6 +8,7 @@ mod device;
 mod domain;
 mod health;
 mod names;
+mod object;
 mod pool;
 mod sdc;
 mod sds;

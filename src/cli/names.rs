@@ -55,6 +55,11 @@ pub(super) fn one(freshness: Freshness, name: &str) -> ListRequest {
     ListRequest { stale: freshness.is_stale(), name: name.to_owned() }
 }
 
+/// How fresh a request's answer must be.
+pub(super) fn freshness(request: &ListRequest) -> Freshness {
+    if request.stale { Freshness::Stale } else { Freshness::Linearizable }
+}
+
 /// The element of a list that was asked for by name. A server that answers with none has broken its contract, and the
 /// user still gets "not found".
 pub(super) fn only<T>(rows: Vec<T>, kind: &str, name: &str) -> Result<T, Failure> {

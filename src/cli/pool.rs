@@ -1,19 +1,22 @@
 //! `pflex pool`: storage pools, where volumes get their space and their number of copies.
 
 use clap::{Subcommand, ValueEnum};
-use pflex_proto::pb::{CreatePoolRequest, DeleteRequest, Pool, PoolRow, WritePolicy, admin_client::AdminClient};
+use pflex_proto::pb::{
+    CreatePoolRequest, DeleteRequest, ListRequest, Pool, PoolRow, WritePolicy, admin_client::AdminClient,
+};
 
 use super::{
     Tool,
-    names::{Names, all, one, only},
+    names::{Names, freshness},
+    object::{self, Kind},
     target::Target,
     view::ViewArgs,
 };
 use crate::{
-    client::{Freshness, Session, ask, change},
-    confirm::{ConfirmArgs, confirm},
+    client::{Session, ask, change},
+    confirm::ConfirmArgs,
     error::Failure,
-    output::{Document, Record, Value},
+    output::{Record, Value},
 };
 
 #[derive(clap::Args, Debug)]
@@ -104,36 +107,31 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                 if_not_exists,
             };
             change!(session, &what, AdminClient.create_pool(request))?;
-            tool.print(&show(&session, Freshness::Linearizable, &name).await?)
+            object::print::<Pools>(tool, &session, &name).await
         }
-        Verb::List { view } => {
-            view.show(tool, async || {
-                let fresh = view.freshness();
-                let domains = Names::domains(&session, fresh).await?;
-                let reply = ask!(session, "list pools", fresh, AdminClient.list_pools(all(fresh)))?;
-                Ok(Document::List("pools", reply.pools.iter().map(|row| record(row, &domains)).collect()))
-            })
-            .await
-        }
-        Verb::Show { name, view } => view.show(tool, async || show(&session, view.freshness(), &name).await).await,
-        Verb::Delete { name, confirm: args } => {
-            let what = format!("delete pool {name}");
-            let fresh = Freshness::Linearizable;
-            ask!(session, &what, fresh, AdminClient.list_pools(one(fresh, &name)))?;
-            if confirm(args, &format!("pool {name}"), &name)? {
-                change!(session, &what, AdminClient.delete_pool(DeleteRequest { request: None, name: name.clone() }))?;
-                eprintln!("pool {name} is deleted");
-            }
-            Ok(())
-        }
+        Verb::List { view } => object::list::<Pools>(tool, &session, &view).await,
+        Verb::Show { name, view } => object::show::<Pools>(tool, &session, &name, &view).await,
+        Verb::Delete { name, confirm } => object::remove::<Pools>(&session, &name, confirm).await,
     }
 }
 
-async fn show(session: &Session, fresh: Freshness, name: &str) -> Result<Document, Failure> {
-    let what = format!("show pool {name}");
-    let domains = Names::domains(session, fresh).await?;
-    let reply = ask!(session, &what, fresh, AdminClient.list_pools(one(fresh, name)))?;
-    Ok(Document::One(record(&only(reply.pools, "pool", name)?, &domains)))
+struct Pools;
+
+impl Kind for Pools {
+    const NOUN: &'static str = "pool";
+    const NOUNS: &'static str = "pools";
+    const COMMAND: &'static str = "pool";
+
+    async fn records(session: &Session, what: &str, request: ListRequest) -> Result<Vec<Record>, Failure> {
+        let fresh = freshness(&request);
+        let domains = Names::domains(session, fresh).await?;
+        let reply = ask!(session, what, fresh, AdminClient.list_pools(request))?;
+        Ok(reply.pools.iter().map(|row| record(row, &domains)).collect())
+    }
+
+    async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
+        change!(session, what, AdminClient.delete_pool(request)).map(drop)
+    }
 }
 
 fn record(row: &PoolRow, domains: &Names) -> Record {

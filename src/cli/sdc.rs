@@ -1,20 +1,21 @@
 //! `pflex sdc`: storage clients as objects; with `--config` and no verb, the client itself.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateSdcRequest, DeleteRequest, SdcRow, admin_client::AdminClient};
+use pflex_proto::pb::{CreateSdcRequest, DeleteRequest, ListRequest, SdcRow, admin_client::AdminClient};
 
 use super::{
     Tool,
-    names::{all, one, only},
+    names::freshness,
+    object::{self, Kind},
     target::Target,
     view::ViewArgs,
 };
 use crate::{
-    client::{Freshness, Session, ask, change},
-    confirm::{ConfirmArgs, confirm},
+    client::{Session, ask, change},
+    confirm::ConfirmArgs,
     daemon::SdcArgs,
     error::Failure,
-    output::{Document, Record},
+    output::Record,
 };
 
 #[derive(clap::Args, Debug)]
@@ -63,38 +64,35 @@ pub(super) enum Verb {
 pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     let session = tool.session()?;
     match verb {
-        Verb::List { view } => {
-            view.show(tool, async || {
-                let fresh = view.freshness();
-                let reply = ask!(session, "list SDCs", fresh, AdminClient.list_sdcs(all(fresh)))?;
-                Ok(Document::List("SDCs", reply.sdcs.iter().map(record).collect()))
-            })
-            .await
-        }
-        Verb::Show { name, view } => view.show(tool, async || show(&session, view.freshness(), &name).await).await,
+        Verb::List { view } => object::list::<Clients>(tool, &session, &view).await,
+        Verb::Show { name, view } => object::show::<Clients>(tool, &session, &name, &view).await,
         Verb::Add { name, if_not_exists } => {
             let what = format!("add SDC {name}");
             let request = CreateSdcRequest { request: None, name: name.clone(), if_not_exists };
             change!(session, &what, AdminClient.create_sdc(request))?;
-            tool.print(&show(&session, Freshness::Linearizable, &name).await?)
+            object::print::<Clients>(tool, &session, &name).await
         }
-        Verb::Remove { name, confirm: args } => {
-            let what = format!("remove SDC {name}");
-            let fresh = Freshness::Linearizable;
-            ask!(session, &what, fresh, AdminClient.list_sdcs(one(fresh, &name)))?;
-            if confirm(args, &format!("SDC {name}"), &name)? {
-                change!(session, &what, AdminClient.delete_sdc(DeleteRequest { request: None, name: name.clone() }))?;
-                eprintln!("SDC {name} is removed");
-            }
-            Ok(())
-        }
+        Verb::Remove { name, confirm } => object::remove::<Clients>(&session, &name, confirm).await,
     }
 }
 
-async fn show(session: &Session, fresh: Freshness, name: &str) -> Result<Document, Failure> {
-    let what = format!("show SDC {name}");
-    let reply = ask!(session, &what, fresh, AdminClient.list_sdcs(one(fresh, name)))?;
-    Ok(Document::One(record(&only(reply.sdcs, "sdc", name)?)))
+struct Clients;
+
+impl Kind for Clients {
+    const NOUN: &'static str = "SDC";
+    const NOUNS: &'static str = "SDCs";
+    const COMMAND: &'static str = "sdc";
+    const REMOVE: (&'static str, &'static str) = ("remove", "removed");
+
+    async fn records(session: &Session, what: &str, request: ListRequest) -> Result<Vec<Record>, Failure> {
+        let fresh = freshness(&request);
+        let reply = ask!(session, what, fresh, AdminClient.list_sdcs(request))?;
+        Ok(reply.sdcs.iter().map(record).collect())
+    }
+
+    async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
+        change!(session, what, AdminClient.delete_sdc(request)).map(drop)
+    }
 }
 
 fn record(row: &SdcRow) -> Record {

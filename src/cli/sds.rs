@@ -1,20 +1,21 @@
 //! `pflex sds`: storage servers as objects; with `--config` and no verb, the server itself.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateSdsRequest, DeleteRequest, SdsRow, admin_client::AdminClient};
+use pflex_proto::pb::{CreateSdsRequest, DeleteRequest, ListRequest, SdsRow, admin_client::AdminClient};
 
 use super::{
     Tool,
-    names::{Names, all, one, only},
+    names::{Names, freshness},
+    object::{self, Kind},
     target::Target,
     view::ViewArgs,
 };
 use crate::{
-    client::{Freshness, Session, ask, change},
-    confirm::{ConfirmArgs, confirm},
+    client::{Session, ask, change},
+    confirm::ConfirmArgs,
     daemon::SdsArgs,
     error::Failure,
-    output::{Document, Record, Value},
+    output::{Record, Value},
 };
 
 #[derive(clap::Args, Debug)]
@@ -69,41 +70,38 @@ pub(super) enum Verb {
 pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     let session = tool.session()?;
     match verb {
-        Verb::List { view } => {
-            view.show(tool, async || {
-                let fresh = view.freshness();
-                let domains = Names::domains(&session, fresh).await?;
-                let reply = ask!(session, "list SDSs", fresh, AdminClient.list_sds(all(fresh)))?;
-                Ok(Document::List("SDSs", reply.sds.iter().map(|row| record(row, &domains)).collect()))
-            })
-            .await
-        }
-        Verb::Show { name, view } => view.show(tool, async || show(&session, view.freshness(), &name).await).await,
+        Verb::List { view } => object::list::<Servers>(tool, &session, &view).await,
+        Verb::Show { name, view } => object::show::<Servers>(tool, &session, &name, &view).await,
         Verb::Add { name, domain, fault_set, if_not_exists } => {
             let what = format!("add SDS {name}");
             let fault_set = fault_set.unwrap_or_default();
             let request = CreateSdsRequest { request: None, name: name.clone(), domain, fault_set, if_not_exists };
             change!(session, &what, AdminClient.create_sds(request))?;
-            tool.print(&show(&session, Freshness::Linearizable, &name).await?)
+            object::print::<Servers>(tool, &session, &name).await
         }
-        Verb::Remove { name, confirm: args } => {
-            let what = format!("remove SDS {name}");
-            let fresh = Freshness::Linearizable;
-            ask!(session, &what, fresh, AdminClient.list_sds(one(fresh, &name)))?;
-            if confirm(args, &format!("SDS {name} and its copies"), &name)? {
-                change!(session, &what, AdminClient.delete_sds(DeleteRequest { request: None, name: name.clone() }))?;
-                eprintln!("SDS {name} is removed");
-            }
-            Ok(())
-        }
+        Verb::Remove { name, confirm } => object::remove::<Servers>(&session, &name, confirm).await,
     }
 }
 
-async fn show(session: &Session, fresh: Freshness, name: &str) -> Result<Document, Failure> {
-    let what = format!("show SDS {name}");
-    let domains = Names::domains(session, fresh).await?;
-    let reply = ask!(session, &what, fresh, AdminClient.list_sds(one(fresh, name)))?;
-    Ok(Document::One(record(&only(reply.sds, "sds", name)?, &domains)))
+struct Servers;
+
+impl Kind for Servers {
+    const NOUN: &'static str = "SDS";
+    const NOUNS: &'static str = "SDSs";
+    const COMMAND: &'static str = "sds";
+    const REMOVE: (&'static str, &'static str) = ("remove", "removed");
+    const LOSS: &'static str = " and its copies";
+
+    async fn records(session: &Session, what: &str, request: ListRequest) -> Result<Vec<Record>, Failure> {
+        let fresh = freshness(&request);
+        let domains = Names::domains(session, fresh).await?;
+        let reply = ask!(session, what, fresh, AdminClient.list_sds(request))?;
+        Ok(reply.sds.iter().map(|row| record(row, &domains)).collect())
+    }
+
+    async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
+        change!(session, what, AdminClient.delete_sds(request)).map(drop)
+    }
 }
 
 fn record(row: &SdsRow, domains: &Names) -> Record {
