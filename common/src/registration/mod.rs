@@ -31,8 +31,8 @@ use crate::{
 const PATIENCE: Patience = Patience::within(Duration::from_secs(10));
 /// Between two tries; up to half of it more at random, because all components of a cluster may start together.
 const PAUSE: Duration = Duration::from_millis(300);
-/// The longest name of a component, as the MDM has it.
-const MOST_NAME_BYTES: usize = 64;
+/// The longest name of a component; the MDM's own limit.
+const MOST_NAME_BYTES: usize = 63;
 
 /// Why a component cannot register, however long it waits.
 #[derive(Debug, thiserror::Error)]
@@ -147,10 +147,10 @@ fn judge(cluster: Option<ClusterId>, error: &MdmError) -> Option<RegistrationErr
     }
 }
 
-/// Whether a component may have this name: 1 to 64 letters, digits, `-`, `_` or `.`.
+/// Whether the MDM would take this name: 1 to 63 letters, digits, `-`, `_` or `.`, the first a letter or digit.
 pub fn is_legal_name(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=MOST_NAME_BYTES).contains(&name.len()) && name.chars().all(legal)
+    name.len() <= MOST_NAME_BYTES && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(legal)
 }
 
 /// What a component says about a port of its own: the configured host, and the port that it really got (a configured
@@ -262,10 +262,10 @@ mod tests {
 
     #[test]
     fn names_are_plain() {
-        for legal in ["sds1", "a", "rack-1.sds_2", &"x".repeat(64)] {
+        for legal in ["sds1", "a", "rack-1.sds_2", &"x".repeat(63)] {
             assert!(is_legal_name(legal), "{legal:?}");
         }
-        for illegal in ["", "a b", "ü", "a/b", &"x".repeat(65)] {
+        for illegal in ["", "a b", "ü", "a/b", "-a", &"x".repeat(64)] {
             assert!(!is_legal_name(illegal), "{illegal:?}");
         }
     }

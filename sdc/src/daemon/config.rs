@@ -95,7 +95,7 @@ pub enum ConfigError {
     #[error("`mdm` is empty; give at least one HOST:PORT")]
     NoMdm,
     /// A name that cannot be one.
-    #[error("`name` is {0:?}; use 1 to 64 letters, digits, `-`, `_` or `.`")]
+    #[error("`name` is {0:?}; use 1 to 63 letters, digits, `-`, `_` or `.`, the first a letter or digit")]
     Name(String),
     /// No time at all.
     #[error("`io_deadline_s` is 0; give at least 1")]

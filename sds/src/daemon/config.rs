@@ -93,7 +93,7 @@ pub enum ConfigError {
     #[error("`mdm` is empty; give at least one HOST:PORT")]
     NoMdm,
     /// A name that cannot be one.
-    #[error("`name` is {0:?}; use 1 to 64 letters, digits, `-`, `_` or `.`")]
+    #[error("`name` is {0:?}; use 1 to 63 letters, digits, `-`, `_` or `.`, the first a letter or digit")]
     Name(String),
     /// Nothing to store on, or more than there can be.
     #[error("there are {0} `[[device]]` entries; give 1 to {MOST_DEVICES}")]
