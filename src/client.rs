@@ -84,7 +84,7 @@ impl Session {
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let mut last = Status::unavailable("no member answered");
-        for _ in self.mdm.members() {
+        for _ in 0..self.mdm.members().len() {
             let (endpoint, connection) = self.mdm.any_member();
             match tokio::time::timeout(ONE_MEMBER.min(self.timeout), call(connection)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),

@@ -46,6 +46,7 @@ pub(super) fn mdm(layout: &Layout, marker: &Marker, process: Process) -> MdmConf
         listen_api: None,
         listen_raft: None,
         members: (0..).zip(&marker.stores).map(member).collect(),
+        join: None,
     }
 }
 

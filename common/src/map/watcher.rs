@@ -45,7 +45,7 @@ pub fn watch(client: MdmClient, kind: ComponentKind, id: u32, shutdown: Shutdown
         let follow = async {
             loop {
                 let (endpoint, connection) = client.any_member();
-                let Err(error) = follow(MapClient::new(connection), kind, id, &sender).await;
+                let Err(error) = follow(MapClient::new(connection), &client, kind, id, &sender).await;
                 tracing::debug!(%endpoint, %error, "map stream ended; asking the next member");
                 tokio::time::sleep(PAUSE).await;
             }
@@ -61,6 +61,7 @@ pub fn watch(client: MdmClient, kind: ComponentKind, id: u32, shutdown: Shutdown
 
 async fn follow(
     mut client: MapClient<crate::mdm::Connection>,
+    mdms: &MdmClient,
     kind: ComponentKind,
     id: u32,
     sender: &watch::Sender<Option<Arc<ClusterMap>>>,
@@ -94,7 +95,11 @@ async fn follow(
                 map.apply(update)?;
                 sender.send_replace(Some(Arc::new(map)));
             }
-            Some(Event::Progress(_)) | None => {}
+            Some(Event::Progress(progress)) => {
+                // A server names members that parsed once; one that does not is left out.
+                mdms.learn_members(progress.mdms.iter().filter_map(|mdm| mdm.parse().ok()).collect()).await;
+            }
+            None => {}
         }
     }
 }

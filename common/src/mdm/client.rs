@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use tonic::{
 };
 
 use super::{MdmError, session::Session};
-use crate::net::Endpoint;
+use crate::{durable, net::Endpoint};
 
 /// First pause after every member was asked in vain; doubles up to [`LONGEST_PAUSE`]. An election takes 0.5 to 1.5 s.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -59,7 +60,10 @@ impl Interceptor for NameCluster {
     }
 }
 
-/// Finds the leader among the configured members and whoever they name. Cheap to clone; clones share one session.
+/// Finds the leader among the members and whoever they name. Cheap to clone; clones share one session.
+///
+/// The configured members are where it starts. Once it is told who they are now ([`MdmClient::learn_members`]) it asks
+/// those; the configured ones come in again when none of them answers.
 #[derive(Clone, Debug)]
 pub struct MdmClient {
     shared: Arc<Shared>,
@@ -68,7 +72,9 @@ pub struct MdmClient {
 #[derive(Debug)]
 struct Shared {
     name: String,
-    members: Vec<Endpoint>,
+    configured: Vec<Endpoint>,
+    /// Where learned members are kept for the next start.
+    memory: Option<PathBuf>,
     state: Mutex<State>,
     /// Held across the await so that concurrent first writes open one session, not many.
     session: tokio::sync::Mutex<Option<Session>>,
@@ -76,6 +82,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Never empty, unless nobody was configured.
+    members: Vec<Endpoint>,
     cluster: Option<ClusterId>,
     channels: HashMap<Endpoint, Channel>,
     leader: Option<Endpoint>,
@@ -115,9 +123,38 @@ enum Verdict {
 impl MdmClient {
     /// `name` says who asks, for the audit; `members` is the configured list.
     pub fn new(name: impl Into<String>, members: Vec<Endpoint>) -> Self {
-        let shared =
-            Shared { name: name.into(), members, state: Mutex::default(), session: tokio::sync::Mutex::default() };
-        Self { shared: Arc::new(shared) }
+        Self::made(name.into(), members, None)
+    }
+
+    /// As [`new`](Self::new), and keeps the members it learns in the file `memory`: a process that starts after all
+    /// configured members were replaced still finds the cluster. An unreadable file counts as none.
+    pub fn with_memory(name: impl Into<String>, members: Vec<Endpoint>, memory: PathBuf) -> Self {
+        Self::made(name.into(), members, Some(memory))
+    }
+
+    fn made(name: String, configured: Vec<Endpoint>, memory: Option<PathBuf>) -> Self {
+        let remembered = memory.as_deref().map(recall).unwrap_or_default();
+        let members = if remembered.is_empty() { configured.clone() } else { union(remembered, &configured) };
+        let state = Mutex::new(State { members, ..State::default() });
+        let session = tokio::sync::Mutex::default();
+        Self { shared: Arc::new(Shared { name, configured, memory, state, session }) }
+    }
+
+    /// The members are these now, says one of them that is in touch with a quorum.
+    pub async fn learn_members(&self, members: Vec<Endpoint>) {
+        if members.is_empty() || self.state().members == members {
+            return;
+        }
+        self.state().members.clone_from(&members);
+        let Some(memory) = self.shared.memory.clone() else { return };
+        let written = tokio::task::spawn_blocking(move || {
+            let lines: String = members.iter().map(|member| format!("{member}\n")).collect();
+            durable::replace(&memory, lines.as_bytes())
+        });
+        // It only matters to a later start, which has the configured members as well.
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!("cannot remember the MDMs: {error}: {}", error.io());
+        }
     }
 
     /// From now on every call names this cluster.
@@ -125,9 +162,9 @@ impl MdmClient {
         self.state().cluster = Some(cluster);
     }
 
-    /// The configured members.
-    pub fn members(&self) -> &[Endpoint] {
-        &self.shared.members
+    /// The members as last known.
+    pub fn members(&self) -> Vec<Endpoint> {
+        self.state().members.clone()
     }
 
     /// A call that changes nothing, on the leader.
@@ -190,8 +227,7 @@ impl MdmClient {
     /// A connection to a member other than the last one tried, for streams that any member serves.
     pub fn any_member(&self) -> (Endpoint, Connection) {
         let mut state = self.state();
-        state.turn = state.turn.wrapping_add(1);
-        let endpoint = self.shared.members[state.turn % self.shared.members.len()].clone();
+        let endpoint = state.next_member();
         let connection = state.connection(&endpoint);
         (endpoint, connection)
     }
@@ -201,10 +237,7 @@ impl MdmClient {
         let mut state = self.state();
         let endpoint = match &state.leader {
             Some(leader) => leader.clone(),
-            None => {
-                state.turn = state.turn.wrapping_add(1);
-                self.shared.members[state.turn % self.shared.members.len()].clone()
-            }
+            None => state.next_member(),
         };
         let connection = state.connection(&endpoint);
         (endpoint, connection)
@@ -283,7 +316,8 @@ impl MdmClient {
             self.not_here(&endpoint, &error);
             last = Some(Box::new(error));
             // A named leader is asked at once; after a full round without one, give an election time.
-            if !hinted && attempt.is_multiple_of(self.shared.members.len()) {
+            if !hinted && attempt.is_multiple_of(self.members().len().max(1)) {
+                self.widen();
                 let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
                 tokio::time::sleep(jittered.min(patience.deadline.saturating_sub(started.elapsed()))).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -296,8 +330,15 @@ impl MdmClient {
         }
     }
 
+    /// A round was in vain: the configured members are asked, too.
+    fn widen(&self) {
+        let mut state = self.state();
+        let known = std::mem::take(&mut state.members);
+        state.members = union(known, &self.shared.configured);
+    }
+
     fn member_list(&self) -> String {
-        self.shared.members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        self.state().members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -305,7 +346,28 @@ impl MdmClient {
     }
 }
 
+/// What an earlier process learned.
+fn recall(memory: &Path) -> Vec<Endpoint> {
+    let bytes = durable::read_if_exists(memory).ok().flatten().unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn union(mut members: Vec<Endpoint>, more: &[Endpoint]) -> Vec<Endpoint> {
+    for endpoint in more {
+        if !members.contains(endpoint) {
+            members.push(endpoint.clone());
+        }
+    }
+    members
+}
+
 impl State {
+    /// The member after the last one asked.
+    fn next_member(&mut self) -> Endpoint {
+        self.turn = self.turn.wrapping_add(1);
+        self.members[self.turn % self.members.len()].clone()
+    }
+
     fn connection(&mut self, endpoint: &Endpoint) -> Connection {
         let channel = self.channels.entry(endpoint.clone()).or_insert_with(|| endpoint.channel()).clone();
         InterceptedService::new(channel, NameCluster(self.cluster))
@@ -408,5 +470,39 @@ mod tests {
         let patience = Patience { deadline: Duration::from_millis(50), attempt: Duration::from_millis(20) };
         let error = client.attempts::<(), _, _>(patience, |_| std::future::pending()).await.unwrap_err();
         assert!(matches!(error, MdmError::Unknown { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn members_are_learned_kept_and_forgotten_only_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = dir.path().join("mdms");
+        let endpoint = |port| Endpoint::new("127.0.0.1", port);
+        let client = || MdmClient::with_memory("test", vec![endpoint(1), endpoint(2)], memory.clone());
+        let first = client();
+        assert_eq!(first.members(), [endpoint(1), endpoint(2)]);
+        first.learn_members(vec![]).await;
+        assert_eq!(first.members().len(), 2, "nobody is no membership");
+        first.learn_members(vec![endpoint(2), endpoint(3)]).await;
+        assert_eq!(first.members(), [endpoint(2), endpoint(3)]);
+        // The next process starts with what was learned, and with what was configured behind it.
+        assert_eq!(client().members(), [endpoint(2), endpoint(3), endpoint(1)]);
+        std::fs::write(&memory, b"\xff nonsense").unwrap();
+        assert_eq!(client().members(), [endpoint(1), endpoint(2)]);
+    }
+
+    #[tokio::test]
+    async fn who_learned_of_members_that_are_all_gone_asks_the_configured_ones_again() {
+        let client = client(&[closed_port().await]);
+        client.learn_members(vec![Endpoint::new("127.0.0.1", closed_port().await)]).await;
+        let asked = Mutex::new(std::collections::BTreeSet::new());
+        let error = client
+            .read(Patience::within(Duration::from_millis(300)), |_| {
+                asked.lock().unwrap().insert(client.members());
+                async { Err::<Response<()>, _>(Status::unavailable("gone")) }
+            })
+            .await
+            .unwrap_err();
+        assert!(matches!(error, MdmError::NoLeader { .. }));
+        assert_eq!(client.members().len(), 2, "{:?}", asked.lock().unwrap());
     }
 }

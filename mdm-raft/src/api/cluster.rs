@@ -5,22 +5,22 @@ use std::{collections::BTreeMap, time::Duration};
 use pflex_proto::{
     ids::{MdmId, SdsId},
     pb::{
-        self, ClusterMember, ClusterStatus, ClusterStatusRequest, Reason as HealthReason, TransferLeaderReply,
-        TransferLeaderRequest, cluster_server::Cluster,
+        self, AddNodeRequest, BackupPart, BackupRequest, ChangeMembersReply, ClusterMember, ClusterStatus,
+        ClusterStatusRequest, IdentifyRequest, Identity, Reason as HealthReason, RemoveNodeRequest, ReplaceNodeRequest,
+        SnapshotReply, SnapshotRequest, TransferLeaderReply, TransferLeaderRequest, cluster_server::Cluster,
     },
     status::{self, Reason},
 };
-use tokio::net::TcpStream;
 use tonic::{Request, Response, Status};
 
-use super::{Api, convert};
+use super::{Api, convert, membership};
 use crate::{
-    raft::group::{GroupStatus, MembershipError, Role},
+    raft::group::{GroupStatus, MembershipError, Role, Standing},
     state::State,
 };
 
-/// A member's Raft port that answers at all answers within this.
-const PROBE: Duration = Duration::from_millis(300);
+/// A member without a sign of a majority for longer says so. Above the second that an election takes.
+const MAX_SILENCE: Duration = Duration::from_millis(2_500);
 /// One message and one election.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
@@ -42,6 +42,27 @@ impl Cluster for Api {
                 format!("it cannot be reached; {} members are left", count_up(&answer.members)),
             ));
         }
+        let me = format!("mdm {}", group.id);
+        let silence = self.group().silence();
+        match self.group().standing() {
+            Standing::Member if silence < MAX_SILENCE => {}
+            Standing::Member => {
+                // It remembers who led last; whether anybody does now it cannot know.
+                answer.leader = 0;
+                let why =
+                    format!("it has known of no working majority for {} s; all it shows may be old", silence.as_secs());
+                answer.reasons.push(critical(me, why));
+            }
+            Standing::Waiting => {
+                let why = "it waits to be added: `pflex cluster add-node` or `replace-node`, sent to the other MDMs";
+                answer.reasons.push(critical(me, why.to_owned()));
+            }
+            Standing::Removed => {
+                answer.leader = 0;
+                let why = "it was removed from the cluster and can be stopped; all it shows is old";
+                answer.reasons.push(critical(me, why.to_owned()));
+            }
+        }
         if answer.leader == 0 {
             answer.reasons.push(critical("mdm".to_owned(), "there is no leader: nothing can be decided".to_owned()));
         }
@@ -58,9 +79,18 @@ impl Cluster for Api {
         let to = match request.into_inner().to {
             0 => most_advanced(&group)
                 .ok_or_else(|| status::status(Reason::Precondition, "there is no other member that could lead"))?,
-            id if group.members.contains_key(&MdmId(id)) => MdmId(id),
+            id if group.voters.iter().any(|voters| voters.contains(&MdmId(id))) => MdmId(id),
+            id if group.members.contains_key(&MdmId(id)) => {
+                let what = format!("mdm {id}: it is still being added and cannot lead yet");
+                return Err(status::status(Reason::Precondition, what));
+            }
             id => return Err(status::status(Reason::NotFound, format!("mdm {id}: it is not a member"))),
         };
+        // A leader that asks somebody who is not there takes no writes until the next election.
+        if !membership::listening(group.members.iter().filter(|(id, _)| **id == to), group.id).await[&to] {
+            let what = format!("mdm {to}: it cannot be reached; `cluster status` shows who can");
+            return Err(status::status(Reason::Precondition, what));
+        }
         let mut leader = self.group().leader();
         self.group().transfer_leader(to).await.map_err(membership_error)?;
         let taken = leader.wait_for(|view| view.leader.as_ref().is_some_and(|leader| leader.id == to));
@@ -73,9 +103,54 @@ impl Cluster for Api {
             }
         }
     }
+
+    async fn identify(&self, _: Request<IdentifyRequest>) -> Result<Response<Identity>, Status> {
+        let identity = self.group().identity();
+        Ok(Response::new(Identity {
+            cluster_id: identity.cluster.as_bytes().to_vec(),
+            id: identity.node.get(),
+            store: identity.store.as_bytes().to_vec(),
+            addresses: Some(self.addresses().clone()),
+            standing: self.group().standing().text().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn add_node(&self, request: Request<AddNodeRequest>) -> Result<Response<ChangeMembersReply>, Status> {
+        let (api, request) = (self.clone(), request.into_inner());
+        to_the_end(async move { api.add_member(request).await }).await
+    }
+
+    async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Result<Response<ChangeMembersReply>, Status> {
+        let (api, request) = (self.clone(), request.into_inner());
+        to_the_end(async move { api.remove_member(request).await }).await
+    }
+
+    async fn replace_node(&self, request: Request<ReplaceNodeRequest>) -> Result<Response<ChangeMembersReply>, Status> {
+        let (api, request) = (self.clone(), request.into_inner());
+        to_the_end(async move { api.replace_member(request).await }).await
+    }
+
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<SnapshotReply>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    type BackupStream = tokio_stream::wrappers::ReceiverStream<Result<BackupPart, Status>>;
+
+    async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
 }
 
-fn membership_error(error: MembershipError) -> Status {
+/// A change goes on when its caller does not wait any more: half-way it would leave the group between two sets of voters.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    let made = tokio::spawn(change).await;
+    made.map_err(|error| status::status(Reason::Internal, error.to_string()))?.map(Response::new)
+}
+
+pub(super) fn membership_error(error: MembershipError) -> Status {
     let message = error.to_string();
     match error {
         MembershipError::NotLeader { leader, term } => {
@@ -97,12 +172,7 @@ const UP: &str = "up";
 
 /// Every member, its port tried now.
 async fn members(group: &GroupStatus) -> Vec<ClusterMember> {
-    let tries = group.members.iter().map(|(id, node)| async {
-        let listens = *id == group.id
-            || matches!(tokio::time::timeout(PROBE, TcpStream::connect(&node.raft_address)).await, Ok(Ok(_)));
-        (*id, listens)
-    });
-    let listening: BTreeMap<MdmId, bool> = futures::future::join_all(tries).await.into_iter().collect();
+    let listening = membership::listening(group.members.iter(), group.id).await;
     let votes = |id: &MdmId| group.voters.iter().any(|voters| voters.contains(id));
     let newest = group.last_log.unwrap_or(0);
     group

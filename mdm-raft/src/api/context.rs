@@ -9,7 +9,7 @@ use std::{
 use pflex_common::shutdown::Shutdown;
 use pflex_proto::{
     ids::{ClientId, ClientSequence, ClusterId, LogTime, Revision},
-    pb::RequestId,
+    pb::{Addresses, RequestId},
     status::{self, LeaderHint, Reason},
 };
 use tonic::{Status, service::Interceptor};
@@ -33,13 +33,30 @@ struct Inner {
     liveness: Liveness,
     reports: Reports,
     shutdown: Shutdown,
+    addresses: Addresses,
+    /// Held while the members are changed: never two changes at once.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl Api {
-    /// The services of a member of `cluster`; its streams end with `shutdown`.
-    pub fn new(cluster: ClusterId, group: RaftGroup, feed: MapFeed, liveness: Liveness, shutdown: Shutdown) -> Self {
-        let reports = Reports::default();
-        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown }))
+    /// The services of a member of `cluster`, reached by others at `addresses`; its streams end with `shutdown`.
+    pub fn new(
+        (cluster, addresses): (ClusterId, Addresses),
+        group: RaftGroup,
+        feed: MapFeed,
+        liveness: Liveness,
+        shutdown: Shutdown,
+    ) -> Self {
+        let (reports, changing) = (Reports::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown, addresses, changing }))
+    }
+
+    pub(crate) fn addresses(&self) -> &Addresses {
+        &self.0.addresses
+    }
+
+    pub(crate) fn changing(&self) -> &tokio::sync::Mutex<()> {
+        &self.0.changing
     }
 
     pub(crate) fn cluster(&self) -> ClusterId {

@@ -208,7 +208,7 @@ impl Watcher {
                 () = self.sender.closed() => return Err(None),
                 _ = progress.tick() => {
                     api.in_touch().map_err(Some)?;
-                    Event::Progress(WatchProgress { revision: self.sent.get() })
+                    Event::Progress(WatchProgress { revision: self.sent.get(), mdms: api.group().voter_apis() })
                 }
                 next = news.recv() => match next {
                     Ok(News::Update(update)) if update.revision > self.sent.get() => update_event(update),

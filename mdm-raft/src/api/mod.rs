@@ -14,6 +14,7 @@ mod discovery;
 mod error;
 mod liveness;
 mod map;
+mod membership;
 mod placement;
 mod sessions;
 mod tokens;

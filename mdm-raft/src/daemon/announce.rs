@@ -1,4 +1,4 @@
-//! An MDM is a component too: it registers with the leader, whoever that is, and reports its health.
+//! An MDM is a component too: while it is a member it registers with the leader, whoever that is, and reports its health.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -16,6 +16,8 @@ use pflex_proto::{
 };
 use uuid::Uuid;
 
+use crate::raft::{RaftGroup, Standing};
+
 /// Between two health reports (ARCHITECTURE section 6).
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Before another try.
@@ -30,7 +32,7 @@ pub(super) struct Announcement {
 }
 
 /// Registers, then reports, until `shutdown`. Failures are only logged: an MDM works without being listed.
-pub(super) async fn announce(announcement: Announcement, shutdown: Shutdown) {
+pub(super) async fn announce(announcement: Announcement, group: RaftGroup, shutdown: Shutdown) {
     let members: BTreeSet<Endpoint> = announcement.members.into_iter().collect();
     let client = MdmClient::new(announcement.name.clone(), members.into_iter().collect());
     client.set_cluster(announcement.cluster);
@@ -52,6 +54,7 @@ pub(super) async fn announce(announcement: Announcement, shutdown: Shutdown) {
     };
     let patience = Patience::within(Duration::from_secs(5));
     let work = async {
+        member(&group, &client).await;
         // Registering again is harmless, so this needs no exactly-once session.
         while let Err(error) = client
             .read(patience, |connection| {
@@ -64,6 +67,7 @@ pub(super) async fn announce(announcement: Announcement, shutdown: Shutdown) {
             tokio::time::sleep(RETRY).await;
         }
         loop {
+            member(&group, &client).await;
             let sent = client.read(patience, |connection| {
                 let report = report.clone();
                 async move { LivenessClient::new(connection).report(report).await }
@@ -78,4 +82,12 @@ pub(super) async fn announce(announcement: Announcement, shutdown: Shutdown) {
         () = shutdown.cancelled() => {}
         () = work => {}
     }
+}
+
+/// Waits until this is a member, and tells the client who the others are.
+async fn member(group: &RaftGroup, client: &MdmClient) {
+    while group.standing() != Standing::Member {
+        tokio::time::sleep(RETRY).await;
+    }
+    client.learn_members(group.voter_apis().iter().filter_map(|api| api.parse().ok()).collect()).await;
 }

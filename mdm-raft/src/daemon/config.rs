@@ -1,4 +1,7 @@
 //! The configuration as written, and as validated.
+//!
+//! A member is either one of the first, which all list one another and their stores, or it joins: then it makes its store
+//! itself at its first start and waits until `cluster add-node` or `replace-node` names it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +10,10 @@ use std::{
 };
 
 use pflex_common::net::Endpoint;
-use pflex_proto::ids::{ClusterId, MdmId, StoreUuid};
+use pflex_proto::{
+    ids::{ClusterId, MdmId, StoreUuid},
+    pb::Addresses,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::raft::MdmNode;
@@ -29,7 +35,23 @@ pub struct MdmConfigFile {
     #[serde(default)]
     pub listen_raft: Option<SocketAddr>,
     /// The first members of the cluster, this one among them; used until the cluster has its own list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberFile>,
+    /// Instead of `members`: this member joins a cluster that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinFile>,
+}
+
+/// How a member that is added later is reached, and whom it joins.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct JoinFile {
+    /// Where clients reach it.
+    pub api: Endpoint,
+    /// Where the other members reach it.
+    pub raft: Endpoint,
+    /// The client API of members of that cluster.
+    pub mdm: Vec<Endpoint>,
 }
 
 /// One of the first members.
@@ -50,8 +72,11 @@ pub struct MemberFile {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is nobody.
-    #[error("`members` is empty; list the first members of the cluster")]
+    #[error("`members` is empty; list the first members of the cluster, or those to join in a `join` section")]
     NoMembers,
+    /// A first member has nobody to join.
+    #[error("`members` and `join` exclude each other; a node that is added later has only `join`")]
+    MembersAndJoin,
     /// Ids must tell members apart.
     #[error("member id {0} is 0 or listed twice; ids are unique and begin at 1")]
     BadId(MdmId),
@@ -79,7 +104,11 @@ pub struct MdmConfig {
     pub(super) dir: PathBuf,
     pub(super) listen_api: SocketAddr,
     pub(super) listen_raft: SocketAddr,
-    pub(super) members: BTreeMap<MdmId, MdmNode>,
+    pub(super) addresses: Addresses,
+    /// The store this member must have (S18); none for one that joins: it makes its own.
+    pub(super) store: Option<StoreUuid>,
+    /// The first members; none for a member that joins.
+    pub(super) first: BTreeMap<MdmId, MdmNode>,
     pub(super) apis: Vec<Endpoint>,
 }
 
@@ -87,9 +116,7 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
     type Error = ConfigError;
 
     fn try_from(file: MdmConfigFile) -> Result<Self, ConfigError> {
-        if file.members.is_empty() {
-            return Err(ConfigError::NoMembers);
-        }
+        let own = Self::own(&file)?;
         let mut members = BTreeMap::new();
         let mut stores = BTreeSet::new();
         for member in &file.members {
@@ -105,7 +132,9 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
                 return Err(ConfigError::SharedStore(member.store));
             }
         }
-        let own = file.members.iter().find(|member| member.id == file.id).ok_or(ConfigError::NotAMember(file.id))?;
+        if file.id == MdmId(0) {
+            return Err(ConfigError::BadId(file.id));
+        }
         let listen = |given: Option<SocketAddr>, endpoint: &Endpoint, key| match given {
             Some(address) => Ok(address),
             None => {
@@ -118,8 +147,10 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
             dir: file.dir,
             listen_api: listen(file.listen_api, &own.api, "listen-api")?,
             listen_raft: listen(file.listen_raft, &own.raft, "listen-raft")?,
-            members,
-            apis: file.members.iter().map(|member| member.api.clone()).collect(),
+            addresses: Addresses { api: own.api.to_string(), raft: own.raft.to_string(), ..Addresses::default() },
+            store: own.store,
+            first: members,
+            apis: own.peers,
         })
     }
 }
@@ -127,17 +158,34 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
 impl MdmConfig {
     /// The member whose start begins the cluster's life: one must, and it must always be the same.
     pub(super) fn bootstraps(&self) -> bool {
-        self.members.keys().next() == Some(&self.id)
+        self.first.keys().next() == Some(&self.id)
     }
 
-    /// The store this member must have.
-    pub(super) fn store(&self) -> StoreUuid {
-        self.members[&self.id].store
+    fn own(file: &MdmConfigFile) -> Result<Own, ConfigError> {
+        match &file.join {
+            Some(_) if !file.members.is_empty() => Err(ConfigError::MembersAndJoin),
+            Some(join) if join.mdm.is_empty() => Err(ConfigError::NoMembers),
+            Some(join) => {
+                let JoinFile { api, raft, mdm } = join.clone();
+                Ok(Own { api, raft, store: None, peers: mdm })
+            }
+            None if file.members.is_empty() => Err(ConfigError::NoMembers),
+            None => {
+                let own = file.members.iter().find(|member| member.id == file.id);
+                let own = own.ok_or(ConfigError::NotAMember(file.id))?.clone();
+                let peers = file.members.iter().map(|member| member.api.clone()).collect();
+                Ok(Own { api: own.api, raft: own.raft, store: Some(own.store), peers })
+            }
+        }
     }
+}
 
-    pub(super) fn node(&self) -> &MdmNode {
-        &self.members[&self.id]
-    }
+/// What both kinds of member say of themselves.
+struct Own {
+    api: Endpoint,
+    raft: Endpoint,
+    store: Option<StoreUuid>,
+    peers: Vec<Endpoint>,
 }
 
 #[cfg(test)]
@@ -158,7 +206,25 @@ mod tests {
             listen_api: None,
             listen_raft: None,
             members: vec![member(1), member(2)],
+            join: None,
         }
+    }
+
+    #[test]
+    fn a_node_that_joins_lists_whom_it_joins_and_no_stores() {
+        let join = JoinFile {
+            api: Endpoint::new("127.0.0.1", 8_031),
+            raft: Endpoint::new("127.0.0.1", 8_032),
+            mdm: vec![Endpoint::new("127.0.0.1", 8_001)],
+        };
+        let joining = MdmConfigFile { id: MdmId(4), members: vec![], join: Some(join.clone()), ..file() };
+        let config = MdmConfig::try_from(joining.clone()).unwrap();
+        assert_eq!((config.store, config.bootstraps(), config.listen_api.port()), (None, false, 8_031));
+        let refused = |file: MdmConfigFile| MdmConfig::try_from(file).unwrap_err();
+        assert!(matches!(refused(MdmConfigFile { join: Some(join.clone()), ..file() }), ConfigError::MembersAndJoin));
+        let nobody = JoinFile { mdm: vec![], ..join };
+        assert!(matches!(refused(MdmConfigFile { join: Some(nobody), ..joining.clone() }), ConfigError::NoMembers));
+        assert!(matches!(refused(MdmConfigFile { id: MdmId(0), ..joining }), ConfigError::BadId(_)));
     }
 
     #[test]

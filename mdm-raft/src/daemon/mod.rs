@@ -5,7 +5,8 @@
 
 mod announce;
 mod config;
+mod join;
 mod run;
 
-pub use config::{ConfigError, MdmConfig, MdmConfigFile, MemberFile};
+pub use config::{ConfigError, JoinFile, MdmConfig, MdmConfigFile, MemberFile};
 pub use run::{DaemonError, init, run};

@@ -7,11 +7,11 @@ use pflex_common::{
     net::{Endpoint, ListenError, incoming, listen},
     shutdown::Shutdown,
 };
-use pflex_proto::pb::Addresses;
 
 use super::{
     MdmConfig,
     announce::{Announcement, announce},
+    join,
 };
 use crate::{
     api::{self, Api, MapFeed},
@@ -46,6 +46,16 @@ pub enum DaemonError {
         /// What should be.
         expected: pflex_proto::ids::StoreUuid,
     },
+    /// A member that joins has no store, and its id is a member's already.
+    #[error(
+        "mdm {id} is a member with another store, and {dir} has none; a node that lost its store comes back only under a new id: `pflex cluster replace-node {id} NEW`"
+    )]
+    IdTaken {
+        /// The id.
+        id: pflex_proto::ids::MdmId,
+        /// The directory.
+        dir: String,
+    },
     /// The API port.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -64,8 +74,11 @@ pub enum DaemonError {
 ///
 /// # Errors
 /// When there is a store already, or the directory cannot be written.
+///
+/// A member that joins makes its store itself at its first start.
 pub fn init(config: &MdmConfig) -> Result<(), DaemonError> {
-    let identity = StoreIdentity { cluster: config.cluster, node: config.id, store: config.store() };
+    let Some(store) = config.store else { return Ok(()) };
+    let identity = StoreIdentity { cluster: config.cluster, node: config.id, store };
     Ok(RaftGroup::create_store(&config.dir, identity)?)
 }
 
@@ -87,12 +100,19 @@ async fn run_member(config: MdmConfig, shutdown: Shutdown) -> Result<(), DaemonE
 }
 
 async fn open(config: &MdmConfig) -> Result<RaftGroup, DaemonError> {
-    let group = RaftGroup::open(&config.dir, GroupConfig::new(config.cluster, config.id, config.listen_raft)).await?;
+    let open = || RaftGroup::open(&config.dir, GroupConfig::new(config.cluster, config.id, config.listen_raft));
+    let group = match open().await {
+        Err(OpenError::Store(StoreError::Missing { .. })) if config.store.is_none() => {
+            join::make_store(config).await?;
+            open().await?
+        }
+        other => other?,
+    };
     let found = group.identity().store;
-    if found != config.store() {
+    if let Some(expected) = config.store.filter(|expected| *expected != found) {
         group.stop().await;
         let dir = config.dir.display().to_string();
-        return Err(DaemonError::OtherStore { dir, found, expected: config.store() });
+        return Err(DaemonError::OtherStore { dir, found, expected });
     }
     Ok(group)
 }
@@ -105,11 +125,12 @@ async fn serve(config: &MdmConfig, group: &RaftGroup, shutdown: Shutdown) -> Res
     let serving = Shutdown::new();
     let feed = MapFeed::start(group.clone(), serving.clone());
     let liveness = Liveness::default();
-    let api = Api::new(config.cluster, group.clone(), feed, liveness.clone(), serving.clone());
+    let api =
+        Api::new((config.cluster, config.addresses.clone()), group.clone(), feed, liveness.clone(), serving.clone());
     let routes = api::routes(&api).await?;
     let upkeep = liveness::run(config.cluster, group.clone(), liveness, api.reports().clone(), serving.clone());
     tokio::spawn(upkeep);
-    tokio::spawn(announce(announcement(config), serving.clone()));
+    tokio::spawn(announce(announcement(config), group.clone(), serving.clone()));
 
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -142,8 +163,8 @@ async fn begin(config: &MdmConfig, group: &RaftGroup) -> Result<(), DaemonError>
     if !config.bootstraps() || group.is_bootstrapped().await? {
         return Ok(());
     }
-    tracing::info!(cluster = %config.cluster, members = config.members.len(), "beginning a new cluster");
-    match group.bootstrap(config.members.clone()).await {
+    tracing::info!(cluster = %config.cluster, members = config.first.len(), "beginning a new cluster");
+    match group.bootstrap(config.first.clone()).await {
         Ok(()) => Ok(()),
         // Begun while this looked: another start of the same member, say.
         Err(MembershipError::Refused { .. }) if group.is_bootstrapped().await? => Ok(()),
@@ -152,11 +173,10 @@ async fn begin(config: &MdmConfig, group: &RaftGroup) -> Result<(), DaemonError>
 }
 
 fn announcement(config: &MdmConfig) -> Announcement {
-    let node = config.node();
     Announcement {
         cluster: config.cluster,
         name: format!("mdm{}", config.id),
-        addresses: Addresses { api: node.api_address.clone(), raft: node.raft_address.clone(), ..Addresses::default() },
+        addresses: config.addresses.clone(),
         members: config.apis.clone(),
     }
 }

@@ -8,7 +8,7 @@ use pflex_proto::ids::{ClusterId, MdmId, StoreUuid};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// There is no store in the directory.
-    #[error("{} holds no MDM store; create one with `cluster init`, or with `node replace` for a member that lost its own", dir.display())]
+    #[error("{} holds no MDM store; create one with `cluster init`, or with `cluster replace-node` for a member that lost its own", dir.display())]
     Missing {
         /// The directory.
         dir: PathBuf,
@@ -66,7 +66,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// What is there cannot be trusted.
-    #[error("{} is damaged: {what}; the other members have the data: remove this node and add a new one (`node replace`), do not repair it by hand", path.display())]
+    #[error("{} is damaged: {what}; the other members have the data: remove this node and add a new one (`cluster replace-node`), do not repair it by hand", path.display())]
     Damaged {
         /// The file or database.
         path: PathBuf,

@@ -28,7 +28,7 @@ pub use error::StoreError;
 pub use fatal::{FatalHook, stop_process};
 pub use group::{
     Committed, Group as RaftGroup, GroupConfig, GroupStatus, LeaderInfo, LeaderView, MembershipError, OpenError,
-    ProposeError, ReadError, Role,
+    ProposeError, ReadError, Role, Standing,
 };
 pub use identity::StoreIdentity;
 pub use network::links::Links;

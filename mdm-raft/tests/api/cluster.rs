@@ -7,7 +7,7 @@ use pflex_common::{
     net::Endpoint,
     shutdown::Shutdown,
 };
-use pflex_mdm::daemon::{self, DaemonError, MdmConfig, MdmConfigFile, MemberFile};
+use pflex_mdm::daemon::{self, DaemonError, JoinFile, MdmConfig, MdmConfigFile, MemberFile};
 use pflex_proto::{
     ids::{ClusterId, MdmId, StoreUuid},
     pb::{
@@ -30,7 +30,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let shutdown = Shutdown::new();
         let config = MdmConfig::try_from(self.file.clone()).unwrap();
         let task = tokio::spawn(daemon::run(config, shutdown.clone()));
@@ -45,6 +45,9 @@ impl Member {
     }
 
     pub(crate) fn api(&self) -> Endpoint {
+        if let Some(join) = &self.file.join {
+            return join.api.clone();
+        }
         self.file.members.iter().find(|member| member.id == self.file.id).unwrap().api.clone()
     }
 }
@@ -83,6 +86,7 @@ impl Cluster {
                 listen_api: None,
                 listen_raft: None,
                 members: files.clone(),
+                join: None,
             };
             daemon::init(&MdmConfig::try_from(file.clone()).unwrap()).unwrap();
             let mut member = Member { file, _dir: dir, running: None };
@@ -161,6 +165,56 @@ impl Cluster {
         member.stop().await;
         self.members.lock().unwrap().insert(at, member);
         at
+    }
+
+    /// Starts a node that waits to be added; returns where it is to be found.
+    pub(crate) fn join(&self, id: u64) -> Endpoint {
+        self.start_joining(self.joining(id, self.client.members()))
+    }
+
+    /// As [`join`](Self::join), of a node that can ask nobody.
+    pub(crate) fn join_blindly(&self, id: u64) -> Endpoint {
+        self.start_joining(self.joining(id, vec![Endpoint::new("127.0.0.1", 1)]))
+    }
+
+    /// Why a node that should join did not start.
+    pub(crate) async fn join_in_vain(&self, id: u64) -> DaemonError {
+        let member = self.joining(id, self.client.members());
+        let config = MdmConfig::try_from(member.file.clone()).unwrap();
+        daemon::run(config, Shutdown::new()).await.unwrap_err()
+    }
+
+    fn joining(&self, id: u64, mdm: Vec<Endpoint>) -> Member {
+        let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [api, raft] = held.map(|held| Endpoint::new("127.0.0.1", held.local_addr().unwrap().port()));
+        let dir = tempfile::tempdir().unwrap();
+        let file = MdmConfigFile {
+            cluster: self.id,
+            id: MdmId(id),
+            dir: dir.path().join("store"),
+            listen_api: None,
+            listen_raft: None,
+            members: vec![],
+            join: Some(JoinFile { api, raft, mdm }),
+        };
+        Member { file, _dir: dir, running: None }
+    }
+
+    fn start_joining(&self, mut member: Member) -> Endpoint {
+        member.start();
+        let api = member.api();
+        self.members.lock().unwrap().push(member);
+        api
+    }
+
+    /// Takes a member out of this list, for the caller to end. Dropped, its directory goes.
+    pub(crate) fn take(&self, id: u64) -> Member {
+        let at = self.at(id);
+        self.members.lock().unwrap().remove(at)
+    }
+
+    fn at(&self, id: u64) -> usize {
+        self.members.lock().unwrap().iter().position(|member| member.file.id == MdmId(id)).unwrap()
     }
 
     pub(crate) fn restart(&self, at: usize) {

@@ -6,6 +6,7 @@ mod cluster;
 mod liveness;
 mod log_time;
 mod map;
+mod membership;
 mod metadata;
 mod registration;
 mod revocation;

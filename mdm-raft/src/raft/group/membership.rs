@@ -7,7 +7,7 @@ use std::{
 };
 
 use openraft::{
-    Instant as _, ServerState,
+    ChangeMembers, Instant as _, ServerState,
     async_runtime::watch::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, RaftError},
     vote::RaftLeaderId as _,
@@ -135,6 +135,54 @@ impl Group {
     pub async fn change_voters(&self, voters: BTreeSet<MdmId>) -> Result<(), MembershipError> {
         let changed = within(CHANGE_TIMEOUT, self.0.raft.change_membership(voters, false)).await?;
         changed.map(drop).map_err(|error| self.unchanged(error))
+    }
+
+    /// Takes learners out of the group.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn remove_learners(&self, ids: BTreeSet<MdmId>) -> Result<(), MembershipError> {
+        let change = ChangeMembers::RemoveNodes(ids);
+        let changed = within(CHANGE_TIMEOUT, self.0.raft.change_membership(change, false)).await?;
+        changed.map(drop).map_err(|error| self.unchanged(error))
+    }
+
+    /// Finishes a change that an earlier leader left half done: between two sets of voters both are needed. Does nothing
+    /// when there is none.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn settle(&self) -> Result<(), MembershipError> {
+        match self.status().voters.as_slice() {
+            [_, .., goal] => self.change_voters(goal.clone()).await,
+            [] | [_] => Ok(()),
+        }
+    }
+
+    /// Waits until a member has all but `lag` of the entries, or until the time is over; returns how many it lacks.
+    pub async fn wait_for_log(&self, id: MdmId, lag: u64, most: Duration) -> u64 {
+        let mut metrics = self.0.raft.metrics();
+        let lacks = |group: &Self| {
+            let status = group.status();
+            let has = status.matched.get(&id).and_then(|matched| matched.map(|id| id.index)).unwrap_or(0);
+            status.last_log.unwrap_or(0).saturating_sub(has)
+        };
+        let caught_up = async {
+            while lacks(self) > lag {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        drop(tokio::time::timeout(most, caught_up).await);
+        lacks(self)
+    }
+
+    /// The client API of every voter: where clients should look for the leader.
+    pub fn voter_apis(&self) -> Vec<String> {
+        let status = self.status();
+        let votes = |id: &MdmId| status.voters.iter().any(|voters| voters.contains(id));
+        status.members.iter().filter(|(id, _)| votes(id)).map(|(_, node)| node.api_address.clone()).collect()
     }
 
     /// Asks `to` to take over. It did once [`leader`](Self::leader) says so.

@@ -10,6 +10,7 @@ mod open;
 mod propose;
 mod read;
 mod shutdown;
+mod standing;
 
 use std::{
     path::Path,
@@ -31,6 +32,7 @@ pub use open::OpenError;
 use pflex_proto::ids::{LogTime, Revision};
 pub use propose::ProposeError;
 pub use read::ReadError;
+pub use standing::Standing;
 
 pub use super::clock::TooFarAhead;
 pub use super::state_store::Committed;
@@ -38,7 +40,7 @@ use super::{
     error::StoreError,
     identity::StoreIdentity,
     log_store::{SyncCount, SyncCounter},
-    network::heard::Heard,
+    network::{heard::Heard, standing::Told},
     state_store::{SharedState, StateStore},
     types::TypeConfig,
 };
@@ -56,6 +58,7 @@ struct Inner {
     shared: SharedState,
     leader: watch::Receiver<LeaderView>,
     heard: Heard,
+    told: Told,
     syncs: SyncCounter,
     proposals: Semaphore,
     server: Mutex<Option<JoinHandle<()>>>,

@@ -13,13 +13,13 @@ use tokio::{net::TcpListener, runtime::Runtime, sync::Semaphore, task::JoinHandl
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Group, GroupConfig, Inner, leader, propose};
+use super::{Group, GroupConfig, Inner, leader, propose, standing};
 use crate::raft::{
     durable,
     error::StoreError,
     identity::{self, Phase, StoreIdentity},
     log_store::LogStore,
-    network::{PeerFactory, PeerService, heard::Heard},
+    network::{PeerFactory, PeerService, heard::Heard, standing::Told},
     state_store::StateStore,
 };
 
@@ -61,6 +61,13 @@ pub(super) fn create_store(dir: &Path, identity: StoreIdentity) -> Result<(), St
     if let Some((_, Phase::Ready)) = identity::read(dir)? {
         return Err(StoreError::Exists { dir: dir.into() });
     }
+    let without_header =
+        identity::read(dir)?.is_none() && ["raft.db", "CURRENT_STATE"].iter().any(|part| dir.join(part).exists());
+    if without_header {
+        // Never emptied to make room: it may be the store of a member whose header was lost.
+        let what = "it holds a store whose STORE file is gone".to_owned();
+        return Err(StoreError::Damaged { path: dir.into(), what });
+    }
     durable::make_dir(dir).map_err(StoreError::io("create", dir))?;
     // Until the second write nothing of this store was ever heard of, so a crash in between starts over.
     identity::write(dir, identity, Phase::Creating)?;
@@ -89,13 +96,15 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
     .await??;
     let (shared, snapshots, syncs) = (state.shared(), state.snapshots(), log.counter());
 
-    let network = PeerFactory::new(identity, config.links.clone());
+    let told = Told::default();
+    let network = PeerFactory::new(identity, config.links.clone(), told.clone());
     let start = runtime.handle().spawn(Raft::new(config.node, settings, network, log, state));
     let raft = joined(start).await?.map_err(|error| OpenError::Raft(error.to_string()))?;
 
     let stop = CancellationToken::new();
     let heard = Heard::new(Instant::now());
-    let service = PeerService::new(identity, raft.clone(), snapshots, config.links.clone(), heard.clone());
+    let service =
+        PeerService::new(identity, raft.clone(), snapshots, config.links.clone(), (heard.clone(), told.clone()));
     let serve = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         // A peer that vanished without a word does not keep its connection, nor a flood of requests the memory.
@@ -111,6 +120,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         }
     });
     let leader = leader::watch(&raft, runtime.handle(), stop.clone(), config.fatal.clone());
+    runtime.handle().spawn(standing::follow(raft.clone(), told.clone(), stop.clone()));
     Ok(Group(Arc::new(Inner {
         config,
         identity,
@@ -119,6 +129,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         shared,
         leader,
         heard,
+        told,
         syncs,
         proposals: Semaphore::new(propose::PROPOSALS),
         server: Mutex::new(Some(server)),

@@ -21,6 +21,7 @@ use tonic::{
 
 use super::{
     APPEND_DEADLINE, APPEND_PAYLOAD_BYTES, CONNECT_DEADLINE, MESSAGE_BYTES, SNAPSHOT_PART_BYTES, links::Links,
+    standing::Told,
 };
 use crate::{
     pb::pflex::mdm::raft::v1::{self as pb, raft_peer_client::RaftPeerClient},
@@ -50,13 +51,14 @@ enum Purpose {
 pub(in crate::raft) struct PeerFactory {
     identity: StoreIdentity,
     links: Links,
+    told: Told,
     // Votes ask for a new client each; at most one connection a purpose and address lives.
     channels: HashMap<(String, Purpose), Channel>,
 }
 
 impl PeerFactory {
-    pub(in crate::raft) fn new(identity: StoreIdentity, links: Links) -> Self {
-        Self { identity, links, channels: HashMap::new() }
+    pub(in crate::raft) fn new(identity: StoreIdentity, links: Links, told: Told) -> Self {
+        Self { identity, links, told, channels: HashMap::new() }
     }
 
     fn peer(&mut self, target: MdmId, node: &MdmNode, purpose: Purpose) -> Peer {
@@ -73,7 +75,8 @@ impl PeerFactory {
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES)
         });
-        Peer { me: self.identity.node, target, ends, client, purpose, links: self.links.clone() }
+        let (links, told) = (self.links.clone(), self.told.clone());
+        Peer { me: self.identity.node, target, ends, client, purpose, links, told }
     }
 
     /// Connects when first used, and again whenever the connection broke.
@@ -119,6 +122,7 @@ pub(in crate::raft) struct Peer {
     client: Result<RaftPeerClient<Channel>, String>,
     purpose: Purpose,
     links: Links,
+    told: Told,
 }
 
 impl Peer {
@@ -171,6 +175,9 @@ impl Peer {
     }
 
     fn vote_reply(&self, reply: pb::VoteReply) -> RpcResult<VoteResponse<TypeConfig>> {
+        if let Some(at) = reply.excluded_by {
+            self.told.removed(codec::log_id_from_pb(at));
+        }
         let vote = reply.vote.map(codec::vote_from_pb).ok_or_else(|| self.malformed("a vote"))?;
         Ok(VoteResponse::new(vote, reply.last_log.map(codec::log_id_from_pb), reply.granted))
     }

@@ -8,6 +8,7 @@ mod client;
 pub(in crate::raft) mod heard;
 pub mod links;
 mod server;
+pub(in crate::raft) mod standing;
 
 use std::time::Duration;
 

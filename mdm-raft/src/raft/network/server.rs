@@ -14,7 +14,7 @@ use openraft::{
 use pflex_proto::ids::MdmId;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{MESSAGE_BYTES, SERVE_DEADLINE, SNAPSHOT_IDLE, heard::Heard, links::Links};
+use super::{MESSAGE_BYTES, SERVE_DEADLINE, SNAPSHOT_IDLE, heard::Heard, links::Links, standing::Told};
 use crate::{
     pb::pflex::mdm::raft::v1::{
         self as pb,
@@ -38,6 +38,7 @@ pub(in crate::raft) struct PeerService {
     snapshots: Arc<SnapshotStore>,
     links: Links,
     heard: Heard,
+    told: Told,
     // One snapshot is taken in at a time: two would only fight for the disk.
     receiving: tokio::sync::Mutex<()>,
 }
@@ -48,9 +49,9 @@ impl PeerService {
         raft: Raft<TypeConfig, StateStore>,
         snapshots: Arc<SnapshotStore>,
         links: Links,
-        heard: Heard,
+        (heard, told): (Heard, Told),
     ) -> RaftPeerServer<Self> {
-        let service = Self { identity, raft, snapshots, links, heard, receiving: tokio::sync::Mutex::new(()) };
+        let service = Self { identity, raft, snapshots, links, heard, told, receiving: tokio::sync::Mutex::new(()) };
         RaftPeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
     }
 
@@ -79,6 +80,28 @@ impl PeerService {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// The membership this member has applied, if the caller is not in it and cannot win this member's vote: its log
+    /// does not reach that far. A caller whose log does may have been added again by an entry not seen here; refusing it
+    /// could leave a group of members that lag without any leader.
+    fn excludes(&self, request: &pb::VoteRequest) -> Option<pb::LogId> {
+        let seen = self.raft.metrics().borrow_watched().clone();
+        let membership = seen.membership_config;
+        let caller = MdmId(request.ends.as_ref()?.from);
+        let made = (*membership.log_id())?;
+        let theirs = request.last_log.map(codec::log_id_from_pb);
+        let excluded = membership.get_node(&caller).is_none() && seen.last_applied >= Some(made) && theirs < Some(made);
+        excluded.then(|| codec::log_id_to_pb(&made))
+    }
+
+    /// Refuses a vote to a caller that was removed, and tells it so.
+    fn refuse_removed(&self, request: &pb::VoteRequest) -> Option<Response<pb::VoteReply>> {
+        let excluded_by = self.excludes(request)?;
+        let seen = self.raft.metrics().borrow_watched().clone();
+        let vote = Some(codec::vote_to_pb(&seen.vote));
+        let reply = pb::VoteReply { vote, granted: false, last_log: None, excluded_by: Some(excluded_by) };
+        Some(Response::new(reply))
     }
 
     async fn receive(&self, mut parts: Streaming<pb::SnapshotPart>) -> Result<(Vote, SnapshotHandle), Status> {
@@ -116,6 +139,7 @@ impl RaftPeer for PeerService {
         let response = within(SERVE_DEADLINE, self.raft.append_entries(rpc)).await?;
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             self.heard.note(Instant::now());
+            self.told.belongs();
         }
         use pb::append_reply::Result as Reply;
         let result = match response {
@@ -132,6 +156,9 @@ impl RaftPeer for PeerService {
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
         self.check(request.ends.clone())?;
+        if let Some(refused) = self.refuse_removed(&request) {
+            return Ok(refused);
+        }
         let response = within(SERVE_DEADLINE, self.raft.vote(vote_request(request)?)).await?;
         Ok(Response::new(vote_reply(response)))
     }
@@ -139,6 +166,9 @@ impl RaftPeer for PeerService {
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
         self.check(request.ends.clone())?;
+        if let Some(refused) = self.refuse_removed(&request) {
+            return Ok(refused);
+        }
         let response = within(SERVE_DEADLINE, self.raft.pre_vote(vote_request(request)?)).await?;
         Ok(Response::new(vote_reply(response)))
     }
@@ -194,6 +224,7 @@ fn vote_reply(response: openraft::raft::VoteResponse<TypeConfig>) -> pb::VoteRep
         vote: Some(codec::vote_to_pb(&response.vote)),
         granted: response.vote_granted,
         last_log: response.last_log_id.as_ref().map(codec::log_id_to_pb),
+        excluded_by: None,
     }
 }
 
