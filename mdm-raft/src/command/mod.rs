@@ -11,7 +11,7 @@ pub use crate::pb::pflex::mdm::log::v1 as proto;
 pub use proto::{Command, ErrorCode, Outcome, command::Body, outcome::Result as Answer};
 
 /// The newest command version this binary applies.
-pub const COMMAND_VERSION: u32 = 1;
+pub const COMMAND_VERSION: u32 = 2;
 
 /// Which exactly-once session and request a command belongs to (S17).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -51,5 +51,7 @@ pub const TOKEN_LIFE_MS: u64 = 60_000;
 pub const TOKEN_RETENTION_MS: u64 = 600_000;
 /// Rows of `io_tokens`; beyond it the oldest go first, even before their retention ends.
 pub const MAX_TOKENS: usize = 262_144;
+/// Events kept: days of a busy cluster, some twenty megabytes.
+pub const MAX_EVENTS: usize = 65_536;
 /// Registrations remembered per component.
 pub const MAX_REGISTRATIONS_KEPT: usize = 16;

@@ -30,8 +30,8 @@ pub use tracked::Tracked;
 
 use self::{
     model::{
-        Cluster, Counters, Device, Domain, FaultSet, Health, HistoryRow, IoToken, KeptOutcome, Mapping, Node, Pg, Pool,
-        Position, Sdc, Sds, SecretRow, Session, TokenChain, Volume,
+        Cluster, Counters, Device, Domain, Event, EvictionHold, FaultSet, Health, HistoryRow, IoToken, KeptOutcome,
+        Mapping, Node, Pg, Pool, Position, Sdc, Sds, SecretRow, Session, Settings, TokenChain, Volume,
     },
     names::Names,
     rows::{
@@ -88,6 +88,7 @@ pub struct State {
     volumes: Tracked<Volume>,
     mappings: Tracked<Mapping>,
     tokens: Tracked<IoToken>,
+    events: Tracked<Event>,
     /// Derived from the tables after each apply and at load.
     names: Names,
 }
@@ -96,7 +97,7 @@ pub struct State {
 macro_rules! each_table {
     ($state:expr, $table:ident => $code:expr) => {{
         each_table!(@ $state, $table => $code; config secrets sessions outcomes domains pools fault_sets sds devices
-            sdcs nodes history health pgs volumes mappings tokens);
+            sdcs nodes history health pgs volumes mappings tokens events);
     }};
     (@ $state:expr, $table:ident => $code:expr; $($field:ident)*) => {
         $({ let $table = &mut $state.$field; $code; })*
@@ -137,6 +138,7 @@ impl State {
             Table::Volumes => self.volumes.load(key, value),
             Table::VolumeMappings => self.mappings.load(key, value),
             Table::IoTokens => self.tokens.load(key, value),
+            Table::Events => self.events.load(key, value),
         }
     }
 
@@ -178,6 +180,22 @@ impl State {
         match self.config.get(ConfigKey::Counters) {
             Some(ConfigRow::Counters(counters)) => counters.clone(),
             _ => Counters::default(),
+        }
+    }
+
+    /// What an operator has tuned.
+    pub fn settings(&self) -> Settings {
+        match self.config.get(ConfigKey::Settings) {
+            Some(ConfigRow::Settings(settings)) => settings.clone(),
+            _ => Settings::default(),
+        }
+    }
+
+    /// When a leader last held back verdicts (S23).
+    pub fn eviction_hold(&self) -> Option<EvictionHold> {
+        match self.config.get(ConfigKey::EvictionHold) {
+            Some(ConfigRow::EvictionHold(hold)) => Some(*hold),
+            _ => None,
         }
     }
 

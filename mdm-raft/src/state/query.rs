@@ -1,13 +1,18 @@
 //! What services ask the state: by id, by name, and sums.
 
+use std::ops::Bound;
+
 use pflex_proto::ids::{
-    ByteCount, DeviceId, DomainId, FaultSetId, KeyId, Member, PgId, PgIndex, PoolId, SdcId, SdsId, TokenId, VolumeId,
+    ByteCount, DeviceId, DomainId, FaultSetId, KeyId, Member, PgId, PgIndex, PoolId, Revision, SdcId, SdsId, TokenId,
+    VolumeId,
 };
 
 use super::{
     State,
     limits::OVERCOMMIT_RATIO,
-    model::{Component, Device, Domain, FaultSet, Health, IoToken, Mapping, Node, Pg, Pool, Sdc, Sds, Secret, Volume},
+    model::{
+        Component, Device, Domain, Event, FaultSet, Health, IoToken, Mapping, Node, Pg, Pool, Sdc, Sds, Secret, Volume,
+    },
 };
 
 /// How a placement group is.
@@ -177,6 +182,16 @@ impl State {
         }
         usage.unassigned = pool.pg_count - (usage.active + usage.degraded + usage.unavailable);
         usage
+    }
+
+    /// The newest events after a revision, oldest first.
+    pub fn events_after(&self, revision: Revision) -> impl DoubleEndedIterator<Item = &Event> {
+        self.events.range((Bound::Excluded(revision), Bound::Unbounded))
+    }
+
+    /// The event of a command, if it is still kept.
+    pub fn event(&self, revision: Revision) -> Option<&Event> {
+        self.events.get(revision)
     }
 
     /// A generation of the cluster secret.

@@ -57,6 +57,8 @@ tables! {
     VolumeMappings = "volume_mappings",
     /// Issued tokens and their use.
     IoTokens = "io_tokens",
+    /// The newest changes, with who and why.
+    Events = "events",
 }
 
 /// One row an apply wrote (`Some`) or deleted (`None`).

@@ -1,10 +1,12 @@
 //! What each command does to the state. One file per noun; this one orders the steps that all commands share.
 
+mod audit;
 mod cluster;
 mod device;
 mod pg;
 mod register;
 mod session;
+mod settings;
 mod token;
 mod topology;
 mod validate;
@@ -93,7 +95,13 @@ impl State {
     /// Executes the body, whatever its session.
     fn execute(&mut self, context: Context, command: &Command) -> Outcome {
         let answer = match self.dispatch(context, command) {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                if let Some(body) = &command.body {
+                    self.note_event(context, command, body);
+                }
+                self.date_groups(context.revision);
+                answer
+            }
             Err(refusal) => {
                 debug_assert!(!self.has_effects(), "a refused command had effects: {refusal:?}");
                 refusal.into_answer()
@@ -118,6 +126,7 @@ impl State {
             Body::CloseClientSession(_) => self.close_session(command),
             Body::RegisterComponent(register) => self.register(context, register),
             Body::SetComponentStatus(status) => self.set_status(context, status),
+            Body::ChangeSettings(change) => self.change_settings(change),
             Body::CreateDomain(create) => self.create_domain(create),
             Body::CreatePool(create) => self.create_pool(create),
             Body::CreateSds(create) => self.create_sds(create),
@@ -132,6 +141,7 @@ impl State {
             Body::ReconfigurePgs(reconfigure) => self.reconfigure_pgs(reconfigure),
             Body::SdsLost(lost) => self.sds_lost(context, lost),
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
+            Body::HoldEvictions(hold) => self.hold_evictions(context, hold),
             Body::IssueTokens(issue) => self.issue_tokens(context, issue),
             Body::AckTokens(ack) => self.ack_tokens(ack),
         }

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, ProcessId, SdsId, VolatilityId};
+use pflex_proto::ids::{
+    DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, ProcessId, Revision, SdsId, VolatilityId,
+};
 
 use super::{Context, Effect, Refusal, done, validate};
 use crate::{
@@ -94,6 +96,14 @@ impl State {
         });
     }
 
+    /// Says in each group that this command gave a new configuration which command it was.
+    pub(super) fn date_groups(&mut self, revision: Revision) {
+        let changed: Vec<PgId> = self.pgs.changes().filter(|(.., now)| now.is_some()).map(|(id, ..)| id).collect();
+        for id in changed {
+            self.pgs.update(id, |pg| pg.since = revision);
+        }
+    }
+
     /// Gives a pool's groups to its live devices, as long as nothing can be stored in them: before the first volume.
     /// Every copy starts in sync, because all are empty. With too few fault domains the pool stays as it is.
     pub(super) fn place_pool(&mut self, id: PoolId) {
@@ -118,7 +128,7 @@ impl State {
             match self.pgs.get(id) {
                 None => {
                     let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
-                    self.pgs.put(Pg { id, replicas, config });
+                    self.pgs.put(Pg { id, replicas, config, since: Revision(0) });
                 }
                 Some(_) => self.open_epoch_on(id, replicas, in_sync, primary),
             }

@@ -45,6 +45,15 @@ pub struct Position {
     pub log_time: LogTime,
 }
 
+/// The last time a leader held back verdicts that would have cost over half of the SDSs (S23).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EvictionHold {
+    /// The MDM that led.
+    pub by: u64,
+    /// When.
+    pub at: LogTime,
+}
+
 /// 32 bytes nobody but MDMs and SDSs may see; never printed (I7).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub [u8; 32]);

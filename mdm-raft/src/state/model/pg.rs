@@ -1,6 +1,6 @@
 //! Placement groups and their configurations (PacificA: the Raft group is the configuration manager).
 
-use pflex_proto::ids::{DeviceId, Epoch, Member, PgId, VolatilityId};
+use pflex_proto::ids::{DeviceId, Epoch, Member, PgId, Revision, VolatilityId};
 
 /// Who may serve a group. Changes only by compare-and-set on the epoch.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,4 +31,6 @@ pub struct Pg {
     pub replicas: Vec<DeviceId>,
     /// Who may serve it now.
     pub config: PgConfig,
+    /// The command that opened this configuration: its event says why. 0 in rows of before events were kept.
+    pub since: Revision,
 }

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::state::{
     model::{
-        Cluster, Component, Counters, Health, HistoryRow, Kind, Link, Node, Position, Secret, SecretRow, Status,
-        TokenChain,
+        Cluster, Component, Counters, EvictionHold, Health, HistoryRow, Kind, Link, Node, Position, Secret, SecretRow,
+        Setting, Settings, Status, TokenChain,
     },
     table::Table,
 };
@@ -30,6 +30,10 @@ pub enum ConfigRow {
     Position(Position),
     /// Ends of the token hash chain.
     TokenChain(TokenChain),
+    /// What an operator has tuned.
+    Settings(Settings),
+    /// When a leader last held back verdicts.
+    EvictionHold(EvictionHold),
 }
 
 /// Which row of `config`; the text is the key.
@@ -40,10 +44,13 @@ pub enum ConfigKey {
     Counters,
     Position,
     TokenChain,
+    Settings,
+    EvictionHold,
 }
 
 impl ConfigKey {
-    const ALL: [Self; 4] = [Self::Cluster, Self::Counters, Self::Position, Self::TokenChain];
+    const ALL: [Self; 6] =
+        [Self::Cluster, Self::Counters, Self::Position, Self::TokenChain, Self::Settings, Self::EvictionHold];
 
     const fn text(self) -> &'static str {
         match self {
@@ -51,6 +58,8 @@ impl ConfigKey {
             Self::Counters => "counters",
             Self::Position => "position",
             Self::TokenChain => "token-chain",
+            Self::Settings => "settings",
+            Self::EvictionHold => "eviction-hold",
         }
     }
 }
@@ -65,6 +74,8 @@ impl Row for ConfigRow {
             Self::Counters(_) => ConfigKey::Counters,
             Self::Position(_) => ConfigKey::Position,
             Self::TokenChain(_) => ConfigKey::TokenChain,
+            Self::Settings(_) => ConfigKey::Settings,
+            Self::EvictionHold(_) => ConfigKey::EvictionHold,
         }
     }
 
@@ -97,6 +108,10 @@ impl Row for ConfigRow {
             Self::TokenChain(chain) => {
                 seal(&proto::TokenChain { anchor: chain.anchor.0.to_vec(), head: chain.head.0.to_vec() })
             }
+            Self::Settings(settings) => seal(&proto::Settings {
+                chosen: settings.chosen().map(|(key, value)| (key.to_owned(), value)).collect(),
+            }),
+            Self::EvictionHold(hold) => seal(&proto::EvictionHold { by: hold.by, at_log_ms: hold.at.get() }),
         }
     }
 
@@ -136,6 +151,21 @@ impl Row for ConfigRow {
             ConfigKey::TokenChain => {
                 let row: proto::TokenChain = open(value)?;
                 Self::TokenChain(TokenChain { anchor: link(&row.anchor)?, head: link(&row.head)? })
+            }
+            ConfigKey::Settings => {
+                let row: proto::Settings = open(value)?;
+                let mut settings = Settings::default();
+                for (key, value) in row.chosen {
+                    // A setting of another version: this one goes by what it knows.
+                    if let Some(setting) = Setting::of(&key) {
+                        settings.set(setting, value);
+                    }
+                }
+                Self::Settings(settings)
+            }
+            ConfigKey::EvictionHold => {
+                let row: proto::EvictionHold = open(value)?;
+                Self::EvictionHold(EvictionHold { by: row.by, at: LogTime(row.at_log_ms) })
             }
         })
     }

@@ -3,6 +3,7 @@
 //! A row that does not decode stops the load: a state with a hole in it would answer wrongly (I8).
 
 pub mod cluster;
+mod event;
 mod key;
 mod pg;
 mod session;

@@ -1,6 +1,6 @@
 //! Rows of placement groups.
 
-use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, SdsId, VolatilityId};
+use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, Revision, SdsId, VolatilityId};
 
 use super::{
     Row, RowError, bad,
@@ -40,6 +40,7 @@ impl Row for Pg {
                 })
                 .collect(),
             volatility: self.config.volatility.get(),
+            since: self.since.get(),
         })
     }
 
@@ -66,6 +67,7 @@ impl Row for Pg {
                     .collect(),
                 volatility: VolatilityId(row.volatility),
             },
+            since: Revision(row.since),
         })
     }
 }

@@ -1,0 +1,239 @@
+//! The event that each command leaves when it changed something: who did what to which object.
+//!
+//! Tokens and sessions leave none: tokens have their own chained record, and sessions are no news.
+
+use std::collections::BTreeSet;
+
+use pflex_proto::ids::{ClientId, SdcId, SdsId};
+
+use super::Context;
+use crate::{
+    command::{Body, Command, proto},
+    state::{
+        PgState, State,
+        limits::MAX_EVENTS,
+        model::{Event, Severity},
+    },
+};
+
+/// Who acts in commands that no session carries.
+const LEADER: &str = "the leader";
+
+/// What a command was about.
+struct Deed {
+    kind: &'static str,
+    object: String,
+    what: String,
+    /// In commands without a session.
+    who: String,
+    severity: Severity,
+}
+
+impl Deed {
+    fn new(kind: &'static str, object: impl Into<String>, what: impl Into<String>) -> Self {
+        let (object, what) = (object.into(), what.into());
+        Self { kind, object, what, who: LEADER.to_owned(), severity: Severity::Info }
+    }
+
+    fn by(self, who: impl Into<String>) -> Self {
+        Self { who: who.into(), ..self }
+    }
+
+    fn severe(self, severity: Severity) -> Self {
+        Self { severity, ..self }
+    }
+}
+
+impl State {
+    /// Notes what the running apply did, if it did anything.
+    pub(super) fn note_event(&mut self, context: Context, command: &Command, body: &Body) {
+        if !self.has_effects() {
+            return;
+        }
+        let Some(mut deed) = self.deed(body) else { return };
+        if let Some(session) = self.sessions.get(ClientId(command.client_id)) {
+            deed.who.clone_from(&session.name);
+        }
+        if let Some((groups, severity)) = self.group_changes() {
+            deed.what = format!("{}; {groups}", deed.what);
+            deed.severity = deed.severity.max(severity);
+        }
+        self.events.put(Event {
+            revision: context.revision,
+            at: context.log_time,
+            at_wall_ms: context.wall_time_ms,
+            severity: deed.severity,
+            kind: deed.kind.to_owned(),
+            object: deed.object,
+            what: deed.what,
+            who: deed.who,
+        });
+        while self.events.len() > MAX_EVENTS {
+            let Some(oldest) = self.events.values().next().map(|event| event.revision) else { return };
+            self.events.remove(oldest);
+        }
+    }
+
+    /// What the configurations of groups became, if any changed.
+    fn group_changes(&self) -> Option<(String, Severity)> {
+        let changed: Vec<_> = self.pgs.changes().filter_map(|(_, before, now)| Some((before, now?))).collect();
+        if changed.is_empty() {
+            return None;
+        }
+        let count = |state| changed.iter().filter(|(_, now)| self.pg_state(now) == state).count();
+        let (degraded, unavailable) = (count(PgState::Degraded), count(PgState::Unavailable));
+        let moved =
+            changed.iter().filter(|(before, now)| before.is_some_and(|b| b.config.primary != now.config.primary));
+        let mut parts = vec![format!("{} placement groups in a new configuration", changed.len())];
+        for (count, what) in
+            [(moved.count(), "with another primary"), (degraded, "degraded"), (unavailable, "unavailable")]
+        {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        }
+        let severity = if unavailable > 0 { Severity::Critical } else { Severity::Info };
+        Some((parts.join(", "), severity))
+    }
+
+    fn deed(&self, body: &Body) -> Option<Deed> {
+        let limits = |map: &proto::MapVolume| match (map.iops_limit, map.bandwidth_limit) {
+            (0, 0) => String::new(),
+            (iops, bandwidth) => format!(", at most {iops} operations and {bandwidth} bytes a second (0: any)"),
+        };
+        Some(match body {
+            Body::OpenClientSession(_) | Body::CloseClientSession(_) | Body::IssueTokens(_) | Body::AckTokens(_) => {
+                return None;
+            }
+            Body::BootstrapCluster(_) => Deed::new("cluster.bootstrap", "cluster", "got its identity and first secret"),
+            Body::RegisterComponent(register) => {
+                let object = format!("{} {}", kind_word(register.kind()), register.name);
+                let devices = match register.devices.len() {
+                    0 => String::new(),
+                    n => format!(" with {n} devices"),
+                };
+                let what = format!("started, version {}{devices}", register.version);
+                Deed::new("component.register", object.clone(), what).by(object)
+            }
+            Body::SetComponentStatus(set) => {
+                let object = format!("{} {}", kind_word(set.kind()), self.component_name(set.kind(), set.id));
+                let severity = if set.status() == proto::Status::Active { Severity::Info } else { Severity::Warning };
+                let status = set.status().as_str_name().trim_start_matches("STATUS_");
+                Deed::new("component.status", object, format!("is {status}: {}", set.why)).severe(severity)
+            }
+            Body::ChangeSettings(change) => {
+                let entries = change.entries.iter().map(|entry| match entry.to_default {
+                    true => format!("{} to its default", entry.key),
+                    false => format!("{} to {}", entry.key, entry.value),
+                });
+                let what = format!("set {}", entries.collect::<Vec<_>>().join(", "));
+                Deed::new("settings.change", "settings", what)
+            }
+            Body::CreateDomain(create) => Deed::new("domain.create", format!("domain {}", create.name), "created"),
+            Body::CreatePool(create) => {
+                let what = format!("created with {} copies", create.copies);
+                Deed::new("pool.create", format!("pool {}", create.name), what)
+            }
+            Body::CreateSds(create) => Deed::new("sds.create", format!("sds {}", create.name), "created"),
+            Body::CreateSdc(create) => Deed::new("sdc.create", format!("sdc {}", create.name), "created"),
+            Body::Delete(delete) => {
+                let (kind, word) = match delete.kind() {
+                    proto::Object::Domain => ("domain.delete", "domain"),
+                    proto::Object::Pool => ("pool.delete", "pool"),
+                    proto::Object::Sds => ("sds.delete", "sds"),
+                    proto::Object::Sdc => ("sdc.delete", "sdc"),
+                    proto::Object::Volume => ("volume.delete", "volume"),
+                    proto::Object::Device | proto::Object::Unspecified => ("object.delete", "object"),
+                };
+                Deed::new(kind, format!("{word} {}", delete.name), "deleted")
+            }
+            Body::Rename(rename) => {
+                let (kind, word) = match rename.kind() {
+                    proto::Object::Volume => ("volume.rename", "volume"),
+                    proto::Object::Pool => ("pool.rename", "pool"),
+                    proto::Object::Domain => ("domain.rename", "domain"),
+                    proto::Object::Sds => ("sds.rename", "sds"),
+                    proto::Object::Sdc => ("sdc.rename", "sdc"),
+                    proto::Object::Device | proto::Object::Unspecified => ("object.rename", "object"),
+                };
+                Deed::new(kind, format!("{word} {}", rename.new_name), format!("renamed from {}", rename.name))
+            }
+            Body::RemoveDevice(remove) => Deed::new("device.remove", format!("device {}", remove.device_id), "removed"),
+            Body::CreateVolume(create) => {
+                let what = format!("created with {} bytes", create.size_bytes);
+                Deed::new("volume.create", format!("volume {}", create.name), what)
+            }
+            Body::ResizeVolume(resize) => {
+                let what = format!("resized to {} bytes", resize.size_bytes);
+                Deed::new("volume.resize", format!("volume {}", resize.name), what)
+            }
+            Body::MapVolume(map) => {
+                let access = if map.access() == proto::Access::ReadOnly { "read-only" } else { "read-write" };
+                let what = format!("mapped to sdc {}, {access}{}", map.sdc, limits(map));
+                Deed::new("volume.map", format!("volume {}", map.volume), what)
+            }
+            Body::UnmapVolume(unmap) => {
+                let what = format!("unmapped from sdc {}", unmap.sdc);
+                Deed::new("volume.unmap", format!("volume {}", unmap.volume), what)
+            }
+            Body::ReconfigurePgs(reconfigure) => {
+                let object = self.sds_label(SdsId(reconfigure.sds_id));
+                Deed::new("pg.reconfigure", object.clone(), self.copies_moved()).by(object)
+            }
+            Body::SdsLost(lost) => {
+                let kind = if lost.whole { "sds.lost" } else { "device.lost" };
+                Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), lost.why.clone()).severe(Severity::Warning)
+            }
+            Body::SdsReturned(returned) => {
+                Deed::new("sds.return", self.sds_label(SdsId(returned.sds_id)), "is heard again")
+            }
+            Body::HoldEvictions(hold) => {
+                let object = format!("mdm {}", hold.node_id);
+                Deed::new("eviction.hold", object, hold.why.clone()).severe(Severity::Warning)
+            }
+        })
+    }
+
+    /// Which copies left and joined the in-sync sets that primaries proposed.
+    fn copies_moved(&self) -> String {
+        let (mut left, mut joined) = (BTreeSet::new(), BTreeSet::new());
+        for (_, before, now) in self.pgs.changes() {
+            let (Some(before), Some(now)) = (before, now) else { continue };
+            let has = |pg: &crate::state::model::Pg, device| pg.config.member(device).is_some();
+            left.extend(before.config.in_sync.iter().map(|m| m.device).filter(|device| !has(now, *device)));
+            joined.extend(now.config.in_sync.iter().map(|m| m.device).filter(|device| !has(before, *device)));
+        }
+        let list = |devices: BTreeSet<_>| devices.iter().map(ToString::to_string).collect::<Vec<String>>().join(", ");
+        match (left.is_empty(), joined.is_empty()) {
+            (true, true) => "as a primary changed the placement groups it serves".to_owned(),
+            (false, true) => format!("as a primary dropped copies on devices {}", list(left)),
+            (true, false) => format!("as a primary took in synced copies on devices {}", list(joined)),
+            (false, false) => {
+                format!("as a primary dropped copies on devices {} and took in {}", list(left), list(joined))
+            }
+        }
+    }
+
+    fn sds_label(&self, id: SdsId) -> String {
+        self.sds(id).map_or_else(|| format!("sds #{id}"), |sds| format!("sds {}", sds.name))
+    }
+
+    fn component_name(&self, kind: proto::Kind, id: u32) -> String {
+        let name = match kind {
+            proto::Kind::Sds => self.sds(SdsId(id)).map(|sds| sds.name.clone()),
+            proto::Kind::Sdc => self.sdc(SdcId(id)).map(|sdc| sdc.name.clone()),
+            _ => self.all_nodes().find(|node| node.component.id == id).map(|node| node.name.clone()),
+        };
+        name.unwrap_or_else(|| format!("#{id}"))
+    }
+}
+
+const fn kind_word(kind: proto::Kind) -> &'static str {
+    match kind {
+        proto::Kind::Mdm => "mdm",
+        proto::Kind::Sds => "sds",
+        proto::Kind::Sdc => "sdc",
+        proto::Kind::Mgmt => "mgmt",
+        proto::Kind::Unspecified => "component",
+    }
+}

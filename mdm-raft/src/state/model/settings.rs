@@ -1,0 +1,85 @@
+//! What an operator may tune while the cluster runs: each a number with a default and bounds.
+
+use std::collections::BTreeMap;
+
+/// Declares the settings once: key, unit, default, bounds, meaning.
+macro_rules! settings {
+    ($($setting:ident = $key:literal, $default:literal, $least:literal..=$most:literal, $what:literal;)*) => {
+        /// One tunable number.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum Setting {
+            $(#[doc = $what] $setting,)*
+        }
+
+        impl Setting {
+            /// Every setting.
+            pub const ALL: &'static [Self] = &[$(Self::$setting),*];
+
+            /// Its name, with its unit at the end. Part of the format: never renamed.
+            pub const fn key(self) -> &'static str {
+                match self { $(Self::$setting => $key,)* }
+            }
+
+            /// What holds until it is changed.
+            pub const fn default(self) -> u64 {
+                match self { $(Self::$setting => $default,)* }
+            }
+
+            /// The least and the most it may be.
+            pub const fn bounds(self) -> (u64, u64) {
+                match self { $(Self::$setting => ($least, $most),)* }
+            }
+
+            /// What it does, for people.
+            pub const fn what(self) -> &'static str {
+                match self { $(Self::$setting => $what,)* }
+            }
+        }
+    };
+}
+
+settings! {
+    // No safety hangs on the two: who takes over waits out leases whatever the verdict (S6, S11).
+    LivenessSilence = "liveness.silence_ms", 3_000, 1_000..=60_000,
+        "an SDS not heard for this long is lost, and so long a new leader waits before it judges";
+    LivenessRefused = "liveness.refused_ms", 300, 50..=10_000,
+        "a broken stream and a refused connection are believed after this long";
+    DeviceStall = "liveness.device_stall_ms", 5_000, 1_000..=120_000,
+        "a device whose IO waits and does not progress for this long is lost";
+    HealthStale = "health.stale_ms", 30_000, 10_000..=600_000,
+        "a component whose last health report is this old is STALE";
+    HealthDown = "health.down_ms", 60_000, 20_000..=3_600_000,
+        "a component whose last health report is this old is DOWN";
+}
+
+/// The settings that differ from their defaults.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Settings(BTreeMap<&'static str, u64>);
+
+impl Setting {
+    /// The setting of a key.
+    pub fn of(key: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|setting| setting.key() == key)
+    }
+}
+
+impl Settings {
+    /// What holds.
+    pub fn get(&self, setting: Setting) -> u64 {
+        self.0.get(setting.key()).copied().unwrap_or_else(|| setting.default())
+    }
+
+    /// Sets it; the default is kept as no entry, so that a later default reaches everybody who never chose.
+    pub fn set(&mut self, setting: Setting, value: u64) {
+        if value == setting.default() {
+            self.0.remove(setting.key());
+        } else {
+            self.0.insert(setting.key(), value);
+        }
+    }
+
+    /// What was chosen, by key.
+    pub fn chosen(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.0.iter().map(|(key, value)| (*key, *value))
+    }
+}
