@@ -1,9 +1,15 @@
 //! `pflex cluster`: the MDM quorum.
 
+mod members;
+
 use clap::Subcommand;
+use members::{Addresses, Change};
 use pflex_proto::{
     ids::ClusterId,
-    pb::{ClusterMember, ClusterStatus, ClusterStatusRequest, TransferLeaderRequest, cluster_client::ClusterClient},
+    pb::{
+        ClusterMember, ClusterStatus, ClusterStatusRequest, RemoveNodeRequest, TransferLeaderRequest,
+        cluster_client::ClusterClient,
+    },
 };
 
 use super::{Tool, target::Target, view::ViewArgs};
@@ -37,6 +43,51 @@ pub(super) enum Verb {
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
         to: Option<u64>,
     },
+    /// Add a node; it gets the log first and votes once it has it.
+    #[command(
+        after_help = "The node must run already, from a configuration with a `join` section (deploy/mdm-join.toml). \
+        Running the command again goes on where it stopped.\n\n\
+        Example:\n  pflex cluster add-node 4 10.0.0.4:8001"
+    )]
+    AddNode {
+        /// The new node's id, as its configuration has it; never one that another store had.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        #[command(flatten)]
+        addresses: Addresses,
+        /// Say what would happen and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take a node out; a leader hands over first.
+    #[command(after_help = "Example:\n  pflex cluster remove-node 4")]
+    RemoveNode {
+        /// The member.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        /// Even if fewer than a majority of those left can be reached: nothing can be decided then.
+        #[arg(long)]
+        force: bool,
+        /// Say what would happen and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Put a new node in the place of a member, dead or alive, in one step.
+    #[command(after_help = "A node that lost its disk comes back this way, under a new id.\n\n\
+        Example:\n  pflex cluster replace-node 2 4 10.0.0.4:8001")]
+    ReplaceNode {
+        /// The member that goes.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        old: u64,
+        /// The new node's id.
+        #[arg(value_name = "NEW", value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        #[command(flatten)]
+        addresses: Addresses,
+        /// Say what would happen and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
@@ -59,6 +110,13 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                 }
             })
             .await
+        }
+        Verb::AddNode { id, addresses, dry_run } => members::run(tool, Change::add(id, &addresses), dry_run).await,
+        Verb::RemoveNode { id, force, dry_run } => {
+            members::run(tool, Change::Remove(RemoveNodeRequest { id, force }), dry_run).await
+        }
+        Verb::ReplaceNode { old, id, addresses, dry_run } => {
+            members::run(tool, Change::replace(old, id, &addresses), dry_run).await
         }
         Verb::TransferLeader { to } => {
             let what = "transfer the leadership";

@@ -93,7 +93,7 @@ fn mdm_conflict(error: &MdmError) -> bool {
             | MdmStoreError::Database { .. }
             | MdmStoreError::Poisoned(_) => false,
         },
-        MdmError::OtherStore { .. } | MdmError::Listen(ListenError::Taken { .. }) => true,
+        MdmError::OtherStore { .. } | MdmError::IdTaken { .. } | MdmError::Listen(ListenError::Taken { .. }) => true,
         MdmError::Open(_)
         | MdmError::Listen(_)
         | MdmError::Bootstrap(_)

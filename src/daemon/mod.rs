@@ -49,7 +49,12 @@ pub(crate) type SdcArgs = DaemonArgs;
 
 /// `pflex mdm --config ...`
 #[derive(clap::Args, Debug)]
-#[command(arg_required_else_help = true, after_help = "Example:\n  pflex mdm --config /etc/pflex/mdm.toml")]
+#[command(
+    arg_required_else_help = true,
+    after_help = "A configuration with a `join` section instead of `members` (deploy/mdm-join.toml) makes an empty store \
+    and waits until\n`pflex cluster add-node` or `replace-node` names it.\n\n\
+    Example:\n  pflex mdm --config /etc/pflex/mdm.toml"
+)]
 pub(crate) struct MdmArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
