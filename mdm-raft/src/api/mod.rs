@@ -12,6 +12,7 @@ pub(crate) mod context;
 mod convert;
 mod discovery;
 mod error;
+mod insight;
 mod liveness;
 mod map;
 mod membership;
@@ -24,8 +25,8 @@ pub use map::MapFeed;
 
 use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
-    liveness_server::LivenessServer, map_server::MapServer, placement_server::PlacementServer,
-    sessions_server::SessionsServer, tokens_server::TokensServer,
+    insight_server::InsightServer, liveness_server::LivenessServer, map_server::MapServer,
+    placement_server::PlacementServer, sessions_server::SessionsServer, tokens_server::TokensServer,
 };
 use tonic::service::{Routes, RoutesBuilder};
 
@@ -56,6 +57,7 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         PlacementServer,
         TokensServer,
         AdminServer,
+        InsightServer,
         ClusterServer
     );
     routes.add_service(health);

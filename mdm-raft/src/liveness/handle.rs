@@ -11,7 +11,7 @@ use std::{
 use pflex_proto::ids::{ProcessId, Revision, SdsId};
 use tokio::sync::watch;
 
-use super::tracker::{Heard, Known, Tracker, Verdict};
+use super::tracker::{Findings, Heard, Known, Thresholds, Tracker};
 
 /// One liveness stream, told apart from an earlier one of the same SDS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,8 +70,8 @@ impl Liveness {
         self.tracker().refused(sds, process);
     }
 
-    pub(super) fn verdicts(&self, known: &[Known]) -> Vec<Verdict> {
-        self.tracker().verdicts(Instant::now(), known)
+    pub(super) fn findings(&self, known: &[Known], thresholds: &Thresholds, unbraked: bool) -> Findings {
+        self.tracker().findings(Instant::now(), known, thresholds, unbraked)
     }
 
     fn tracker(&self) -> MutexGuard<'_, Tracker> {

@@ -10,10 +10,6 @@ use pflex_proto::ids::SdsId;
 
 use crate::state::model::{Component, Kind, Status};
 
-/// Two reports missed and some delay.
-const STALE_AFTER: Duration = Duration::from_secs(25);
-/// Six reports missed.
-const DOWN_AFTER: Duration = Duration::from_secs(60);
 /// Metrics kept of one report; components send a dozen.
 pub(crate) const MAX_METRICS: usize = 256;
 /// Metric by which an SDS says how many bytes of its devices are used.
@@ -48,7 +44,12 @@ impl Reports {
     }
 
     /// How the registered components are by their reports; those never heard count from the first look.
-    pub(super) fn look(&self, registered: &[Component]) -> Vec<(Component, Status)> {
+    pub(super) fn look(
+        &self,
+        registered: &[Component],
+        stale_after: Duration,
+        down_after: Duration,
+    ) -> Vec<(Component, Status)> {
         let now = Instant::now();
         let mut reports = self.reports();
         reports.retain(|component, _| registered.contains(component));
@@ -56,7 +57,7 @@ impl Reports {
             .iter()
             .map(|component| {
                 let report = reports.entry(*component).or_insert_with(|| Report { at: now, metrics: BTreeMap::new() });
-                (*component, status_after(now.saturating_duration_since(report.at)))
+                (*component, status_after(now.saturating_duration_since(report.at), stale_after, down_after))
             })
             .collect()
     }
@@ -72,10 +73,10 @@ impl Reports {
     }
 }
 
-fn status_after(silence: Duration) -> Status {
-    if silence >= DOWN_AFTER {
+fn status_after(silence: Duration, stale_after: Duration, down_after: Duration) -> Status {
+    if silence >= down_after {
         Status::Down
-    } else if silence >= STALE_AFTER {
+    } else if silence >= stale_after {
         Status::Stale
     } else {
         Status::Active
@@ -88,9 +89,10 @@ mod tests {
 
     #[test]
     fn silence_becomes_stale_and_then_down() {
-        let after = |s| status_after(Duration::from_secs(s));
+        let s = Duration::from_secs;
+        let after = |silence| status_after(s(silence), s(30), s(60));
         assert_eq!(
-            [after(0), after(24), after(25), after(59), after(60)],
+            [after(0), after(29), after(30), after(59), after(60)],
             [Status::Active, Status::Active, Status::Stale, Status::Stale, Status::Down]
         );
     }
@@ -102,7 +104,7 @@ mod tests {
         reports.note(sds, [(USED_BYTES.to_owned(), 4096.0), ("load".to_owned(), 0.5)].into());
         reports.note(Component { kind: Kind::Sdc, id: 1 }, [(USED_BYTES.to_owned(), 1.0)].into());
         assert_eq!(reports.used_bytes(), [(SdsId(1), 4096)].into());
-        assert!(reports.look(&[]).is_empty());
+        assert!(reports.look(&[], Duration::MAX, Duration::MAX).is_empty());
         assert!(reports.used_bytes().is_empty());
     }
 }

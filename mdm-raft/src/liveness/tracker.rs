@@ -1,21 +1,41 @@
 //! What the leader heard from whom and what follows from it: pure, time comes in.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use pflex_proto::ids::{DeviceId, Incarnation, ProcessId, Revision, SdsId};
 
-use super::StreamId;
+use super::{
+    StreamId,
+    brake::{Brake, TooMany},
+};
+use crate::state::model::{Setting, Settings};
 
-/// An SDS silent for this long is lost. Also the grace of a new leader, who has heard nobody yet.
-pub(super) const SILENCE: Duration = Duration::from_secs(3);
-/// A broken stream and a refused connection are believed after this long: a process that merely reconnects is back.
-pub(super) const REFUSED: Duration = Duration::from_millis(300);
-/// A device whose IO waits without any completing for this long is lost. Longer than S23's second until the SDS tells a
-/// hung disk from a busy one: a wrong verdict costs a resync.
-const STALLED: Duration = Duration::from_secs(5);
+/// How long who may be silent: the settings of the cluster (`pflex cluster set`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Thresholds {
+    /// An SDS silent for this long is lost. Also the grace of a new leader, who has heard nobody yet.
+    pub(super) silence: Duration,
+    /// A broken stream and a refused connection are believed after this long: a process that merely reconnects is back.
+    pub(super) refused: Duration,
+    /// A device whose IO waits without any completing for this long is lost. By default longer than S23's second: a
+    /// wrong verdict on a busy disk costs a resync.
+    pub(super) stalled: Duration,
+}
+
+impl Thresholds {
+    pub(super) fn of(settings: &Settings) -> Self {
+        let ms = |setting| Duration::from_millis(settings.get(setting));
+        Self {
+            silence: ms(Setting::LivenessSilence),
+            refused: ms(Setting::LivenessRefused),
+            stalled: ms(Setting::DeviceStall),
+        }
+    }
+}
+
 /// A tick this late means that this process slept: what it did not hear then proves nothing.
 const SLEPT: Duration = Duration::from_secs(1);
 
@@ -59,6 +79,15 @@ pub(super) enum Verdict {
     Returned { sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)> },
 }
 
+/// What follows from a look at all SDSs.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// To be executed now.
+    pub(super) verdicts: Vec<Verdict>,
+    /// Verdicts by silence wait, because there are too many of them.
+    pub(super) held: Option<TooMany>,
+}
+
 /// What is known of one SDS process.
 #[derive(Debug)]
 struct Entry {
@@ -88,6 +117,7 @@ struct DeviceEntry {
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     entries: BTreeMap<SdsId, Entry>,
+    brake: Brake,
     last_tick: Option<Instant>,
 }
 
@@ -141,12 +171,18 @@ impl Tracker {
         self.entries.get(&sds).filter(|entry| entry.process == process && entry.heard).map(|entry| entry.applied)
     }
 
-    /// What follows, given the SDSs that the state has registered.
-    pub(super) fn verdicts(&mut self, now: Instant, known: &[Known]) -> Vec<Verdict> {
+    /// What follows, given the SDSs that the state has registered. With `unbraked`, silence is believed of any number.
+    pub(super) fn findings(
+        &mut self,
+        now: Instant,
+        known: &[Known],
+        thresholds: &Thresholds,
+        unbraked: bool,
+    ) -> Findings {
         let slept = self.last_tick.is_some_and(|last| now.saturating_duration_since(last) > SLEPT);
         self.last_tick = Some(now);
         self.entries.retain(|sds, _| known.iter().any(|row| row.sds == *sds));
-        let mut verdicts = Vec::new();
+        let (mut verdicts, mut silent) = (Vec::new(), BTreeSet::new());
         for row in known {
             let entry = self.entries.entry(row.sds).or_insert_with(|| Entry::new(row.process, now));
             if entry.process != row.process {
@@ -157,9 +193,17 @@ impl Tracker {
                 entry.last_heard = now;
                 entry.devices.values_mut().for_each(|device| device.progress = now);
             }
-            verdicts.extend(entry.verdict(now, row));
+            if row.alive && entry.silent(now, thresholds) && !entry.proven_dead(now, thresholds) {
+                silent.insert(row.sds);
+            }
+            verdicts.extend(entry.verdict(now, row, thresholds));
         }
-        verdicts
+        let alive = known.iter().filter(|row| row.alive).map(|row| row.sds).collect();
+        let held = self.brake.look(now, thresholds.silence, &silent, &alive).filter(|_| !unbraked);
+        if held.is_some() {
+            verdicts.retain(|verdict| !matches!(verdict, Verdict::Lost { sds, .. } if silent.contains(sds)));
+        }
+        Findings { verdicts, held }
     }
 }
 
@@ -177,17 +221,17 @@ impl Entry {
         }
     }
 
-    fn verdict(&self, now: Instant, row: &Known) -> Option<Verdict> {
+    fn verdict(&self, now: Instant, row: &Known, thresholds: &Thresholds) -> Option<Verdict> {
         let (sds, process) = (row.sds, self.process);
         if row.alive
-            && let Some(why) = self.lost(now)
+            && let Some(why) = self.lost(now, thresholds)
         {
             return Some(Verdict::Lost { sds, process, why });
         }
-        if self.stream.is_none() || self.silent(now) {
+        if self.stream.is_none() || self.silent(now, thresholds) {
             return None;
         }
-        let sick = |device: &(DeviceId, Incarnation, bool)| self.sick(now, device.0, device.1);
+        let sick = |device: &(DeviceId, Incarnation, bool)| self.sick(now, device.0, device.1, thresholds);
         if !row.alive {
             let well = row.devices.iter().filter(|d| self.has_open(d.0, d.1) && sick(d).is_none());
             return Some(Verdict::Returned { sds, process, devices: well.map(|d| (d.0, d.1)).collect() });
@@ -206,18 +250,25 @@ impl Entry {
         (!well.is_empty()).then_some(Verdict::Returned { sds, process, devices: well })
     }
 
-    fn silent(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last_heard) >= SILENCE
+    fn silent(&self, now: Instant, thresholds: &Thresholds) -> bool {
+        now.saturating_duration_since(self.last_heard) >= thresholds.silence
+    }
+
+    /// Its stream broke and its host says that nobody listens there any more (S8).
+    fn proven_dead(&self, now: Instant, thresholds: &Thresholds) -> bool {
+        let broken = self.broken.filter(|_| self.refused);
+        broken.is_some_and(|since| now.saturating_duration_since(since) >= thresholds.refused)
     }
 
     /// Why the whole SDS is lost.
-    fn lost(&self, now: Instant) -> Option<String> {
-        if self.silent(now) {
-            return Some(format!("silent for {} s", SILENCE.as_secs()));
+    fn lost(&self, now: Instant, thresholds: &Thresholds) -> Option<String> {
+        if self.proven_dead(now, thresholds) {
+            Some("its connections closed and its control port refuses new ones".to_owned())
+        } else if self.silent(now, thresholds) {
+            Some(format!("silent for {} ms", thresholds.silence.as_millis()))
+        } else {
+            None
         }
-        let broken = self.broken.filter(|_| self.refused)?;
-        let long_enough = now.saturating_duration_since(broken) >= REFUSED;
-        long_enough.then(|| "its connections closed and its control port refuses new ones".to_owned())
     }
 
     fn has_open(&self, device: DeviceId, incarnation: Incarnation) -> bool {
@@ -225,13 +276,20 @@ impl Entry {
     }
 
     /// Why a device is lost. One that a beat does not mention is not judged by it.
-    fn sick(&self, now: Instant, device: DeviceId, incarnation: Incarnation) -> Option<String> {
+    fn sick(
+        &self,
+        now: Instant,
+        device: DeviceId,
+        incarnation: Incarnation,
+        thresholds: &Thresholds,
+    ) -> Option<String> {
         let entry = self.devices.get(&device).filter(|entry| entry.incarnation == incarnation)?;
         if let Some(why) = &entry.failed {
             return Some(format!("device {device} failed: {why}"));
         }
         let stalled = now.saturating_duration_since(entry.progress);
-        (stalled >= STALLED).then(|| format!("device {device} completed nothing for {} s", stalled.as_secs()))
+        (stalled >= thresholds.stalled)
+            .then(|| format!("device {device} completed nothing for {} s", stalled.as_secs()))
     }
 }
 
@@ -272,6 +330,11 @@ mod tests {
         Heard { sds: SdsId(1), process: process(1), applied: Revision(5), devices: vec![device] }
     }
 
+    /// As by default, and unbraked: these are about one SDS.
+    fn verdicts(tracker: &mut Tracker, now: Instant, known: &[Known]) -> Vec<Verdict> {
+        tracker.findings(now, known, &Thresholds::of(&Settings::default()), true).verdicts
+    }
+
     /// Ticks each 100 ms from 0 until a verdict comes, at most `until`; beats come when `beat` says so.
     fn first(
         tracker: &mut Tracker,
@@ -282,7 +345,7 @@ mod tests {
     ) -> Option<(u64, Verdict)> {
         for ms in (0..=until).step_by(100) {
             beat(tracker, ms);
-            if let Some(verdict) = tracker.verdicts(start + Duration::from_millis(ms), known).pop() {
+            if let Some(verdict) = verdicts(tracker, start + Duration::from_millis(ms), known).pop() {
                 return Some((ms, verdict));
             }
         }
@@ -342,19 +405,19 @@ mod tests {
         let start = Instant::now();
         let mut tracker = Tracker::default();
         tracker.beat(start, ONE, &heard(0, false));
-        assert!(tracker.verdicts(start, &known(true)).is_empty());
-        assert!(tracker.verdicts(start + Duration::from_secs(60), &known(true)).is_empty());
+        assert!(verdicts(&mut tracker, start, &known(true)).is_empty());
+        assert!(verdicts(&mut tracker, start + Duration::from_secs(60), &known(true)).is_empty());
     }
 
     #[test]
     fn a_lost_sds_that_beats_again_returns() {
         let start = Instant::now();
         let mut tracker = Tracker::default();
-        assert!(tracker.verdicts(start, &known(false)).is_empty(), "unheard it stays lost");
+        assert!(verdicts(&mut tracker, start, &known(false)).is_empty(), "unheard it stays lost");
         tracker.beat(start, ONE, &heard(0, false));
         let devices = vec![(DeviceId(1), Incarnation(1))];
         let returned = Verdict::Returned { sds: SdsId(1), process: process(1), devices };
-        assert_eq!(tracker.verdicts(start, &known(false)), [returned]);
+        assert_eq!(verdicts(&mut tracker, start, &known(false)), [returned]);
     }
 
     #[test]
@@ -372,7 +435,7 @@ mod tests {
         tracker.beat(later, ONE, &heard(3_000, true));
         let mut partly = known(true);
         partly[0].devices[0].2 = false;
-        assert!(matches!(tracker.verdicts(later, &partly).as_slice(), [Verdict::Returned { .. }]));
+        assert!(matches!(verdicts(&mut tracker, later, &partly).as_slice(), [Verdict::Returned { .. }]));
     }
 
     #[test]
@@ -382,8 +445,40 @@ mod tests {
         tracker.beat(start, ONE, &heard(0, false));
         let mut restarted = known(true);
         restarted[0].process = process(2);
-        assert!(tracker.verdicts(start + Duration::from_millis(900), &restarted).is_empty());
+        assert!(verdicts(&mut tracker, start + Duration::from_millis(900), &restarted).is_empty());
         assert_eq!(tracker.applied(SdsId(1), process(1)), None);
         assert_eq!(tracker.applied(SdsId(1), process(2)), None, "nothing is confirmed before it is heard");
+    }
+
+    #[test]
+    fn silence_of_most_is_held_and_a_proof_of_death_is_not() {
+        let start = Instant::now();
+        let late = start + Duration::from_millis(3_000);
+        let known: Vec<Known> =
+            (1..=3).map(|n| Known { sds: SdsId(n), process: process(1), alive: true, devices: Vec::new() }).collect();
+        let thresholds = Thresholds::of(&Settings::default());
+        let mut tracker = Tracker::default();
+        for n in 1..=3 {
+            let heard = Heard { sds: SdsId(n), devices: Vec::new(), ..heard(0, false) };
+            tracker.beat(start, StreamId(n.into()), &heard);
+        }
+        let mut at = |now, unbraked| {
+            // Ticks come often, or the leader slept.
+            tracker.last_tick = Some(now);
+            tracker.findings(now, &known, &thresholds, unbraked)
+        };
+        assert!(at(start, false).verdicts.is_empty());
+        let findings = at(late, false);
+        assert_eq!(findings.held, Some(TooMany { silent: 3, of: 3 }));
+        assert!(findings.verdicts.is_empty());
+        assert_eq!(at(late, true).verdicts.len(), 3, "a successor believes it");
+
+        for n in 1..=3 {
+            tracker.stream_ended(start, SdsId(n), StreamId(n.into()));
+            tracker.refused(SdsId(n), process(1));
+        }
+        tracker.last_tick = Some(late);
+        let findings = tracker.findings(late, &known, &thresholds, false);
+        assert_eq!((findings.held, findings.verdicts.len()), (None, 3), "dead is dead, however many");
     }
 }

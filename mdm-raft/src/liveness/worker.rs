@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     io,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pflex_common::shutdown::Shutdown;
@@ -15,7 +15,8 @@ use tokio::{net::TcpStream, time::MissedTickBehavior};
 
 use super::{
     Liveness, Reports,
-    tracker::{Known, Verdict},
+    brake::TooMany,
+    tracker::{Known, Thresholds, Verdict},
 };
 use crate::{
     api::context::wall_time_ms,
@@ -23,7 +24,7 @@ use crate::{
     raft::RaftGroup,
     state::{
         State,
-        model::{Component, Kind, Status},
+        model::{Component, EvictionHold, Kind, Setting, Status},
     },
 };
 
@@ -31,6 +32,10 @@ use crate::{
 const TICK: Duration = Duration::from_millis(50);
 /// Reports come each 10 s; looking at them each second is plenty.
 const REPORT_TICKS: u32 = 20;
+/// A hold is believed by later leaders for this long: a few elections and their grace.
+const HOLD_GOOD_MS: u64 = 60_000;
+/// A leader that could not hand over for this long is the only one there is.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 /// A port that answers at all answers within this, on a LAN.
 const PROBE: Duration = Duration::from_millis(500);
 
@@ -74,6 +79,7 @@ impl Worker {
     async fn lead(&self) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut held_here: Option<Instant> = None;
         for tick in 0_u32.. {
             ticks.tick().await;
             if self.group.read_stale(|state| state.cluster().is_none()).1 {
@@ -81,13 +87,44 @@ impl Worker {
                 continue;
             }
             self.probe();
-            let (_, known) = self.group.read_stale(registered_sds);
-            let bodies = self.liveness.verdicts(&known).into_iter().map(body_of).collect();
-            self.propose_all(bodies).await;
+            let (_, (known, settings, hold)) =
+                self.group.read_stale(|state| (registered_sds(state), state.settings(), state.eviction_hold()));
+            let findings = self.liveness.findings(
+                &known,
+                &Thresholds::of(&settings),
+                self.may_lose_many(hold, held_here.map(|at| at.elapsed())),
+            );
+            self.propose_all(findings.verdicts.into_iter().map(body_of).collect()).await;
+            if let Some(held) = findings.held
+                && held_here.is_none()
+            {
+                held_here = Some(Instant::now());
+                self.doubt(&held).await;
+            }
             if tick % REPORT_TICKS == 0 {
                 self.propose_all(self.status_changes()).await;
             }
         }
+    }
+
+    /// Whether silence of over half of the SDSs is believed (S23): when another leadership has found the same lately, or
+    /// when this one has, tried to hand over, and still leads, because nobody else can.
+    fn may_lose_many(&self, hold: Option<EvictionHold>, held_here: Option<Duration>) -> bool {
+        match held_here {
+            Some(since) => since >= HAND_OVER_PATIENCE,
+            None => hold.is_some_and(|hold| self.group.log_time().get().saturating_sub(hold.at.get()) < HOLD_GOOD_MS),
+        }
+    }
+
+    /// Says that too many are silent to be believed, and hands over to somebody who may hear better.
+    async fn doubt(&self, held: &TooMany) {
+        let why = format!(
+            "{} of {} SDSs are silent at once: another leader looks before they are taken for lost",
+            held.silent, held.of
+        );
+        let node_id = self.group.identity().node.get();
+        self.propose_all(vec![Body::HoldEvictions(proto::HoldEvictions { node_id, why })]).await;
+        self.group.hand_over().await;
     }
 
     /// The first leader of a new cluster gives it its identity and first secret. A later try is refused.
@@ -146,7 +183,9 @@ impl Worker {
             let sds = state.all_sds().map(|sds| Component { kind: Kind::Sds, id: sds.id.get() });
             sdcs.chain(state.all_nodes().map(|node| node.component)).chain(sds).collect::<Vec<_>>()
         });
-        let statuses = self.reports.look(&registered);
+        let (_, settings) = self.group.read_stale(State::settings);
+        let after = |setting| Duration::from_millis(settings.get(setting));
+        let statuses = self.reports.look(&registered, after(Setting::HealthStale), after(Setting::HealthDown));
         let (_, changed) = self.group.read_stale(|state| {
             let logged = |component| state.health_of(component).map(|health| health.status);
             let by_report = statuses.into_iter().filter(|(component, _)| component.kind != Kind::Sds);
@@ -219,7 +258,7 @@ fn status_body((component, status): (Component, Status)) -> Body {
     let (status, why) = match status {
         Status::Active => (proto::Status::Active, "reports again"),
         Status::Stale => (proto::Status::Stale, "its health reports are late"),
-        Status::Down => (proto::Status::Down, "no health report for a minute"),
+        Status::Down => (proto::Status::Down, "its health reports stopped"),
     };
     Body::SetComponentStatus(proto::SetComponentStatus {
         kind: kind.into(),
@@ -236,6 +275,7 @@ fn describe(body: &Body) -> String {
         Body::SdsLost(lost) if lost.whole => format!("sds {} is lost: {}", lost.sds_id, lost.why),
         Body::SdsLost(lost) => format!("sds {} lost {} devices: {}", lost.sds_id, lost.devices.len(), lost.why),
         Body::SdsReturned(returned) => format!("sds {} is heard again", returned.sds_id),
+        Body::HoldEvictions(hold) => hold.why.clone(),
         Body::SetComponentStatus(set) => format!("component {:?} {}: {}", set.kind(), set.id, set.why),
         _ => "upkeep".to_owned(),
     }

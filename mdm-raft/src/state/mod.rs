@@ -1,7 +1,8 @@
 //! The replicated state and what commands do to it: pure, no clock, no randomness, no I/O (ARCHITECTURE section 4).
 //!
 //! Reading order: `model` (the nouns), `table` and `rows` (how they are kept), `tracked` (a table that knows what
-//! changed), `apply` (the commands), `check` (the invariants), `query` and `event` (what others see of it), `limits`.
+//! changed), `apply` (the commands), `check` (the invariants), `query`, `why` and `event` (what others see
+//! of it), `limits`.
 //!
 //! Invariants:
 //! - the same commands give the same state, rows and outcomes on every member;
@@ -20,6 +21,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod tracked;
+mod why;
 
 use pflex_proto::ids::{LogTime, Revision};
 
@@ -27,6 +29,7 @@ pub use event::{MapChange, MapEvent, ObjectRef};
 pub use query::{PgState, PoolUsage};
 pub use table::{RowChange, Table};
 pub use tracked::Tracked;
+pub use why::{Cause, Explanation};
 
 use self::{
     model::{

@@ -50,6 +50,22 @@ impl PoolUsage {
     }
 }
 
+/// How many rows of each kind there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "each field is the table its name says")]
+pub struct Usage {
+    pub domains: usize,
+    pub pools: usize,
+    pub sds: usize,
+    pub devices: usize,
+    pub sdcs: usize,
+    pub nodes: usize,
+    pub volumes: usize,
+    pub sessions: usize,
+    pub tokens: usize,
+    pub events: usize,
+}
+
 macro_rules! lookups {
     ($($one:ident, $by_name:ident, $all:ident: $row:ident by $id:ident in $table:ident;)*) => {$(
         #[doc = concat!("The ", stringify!($row), " with this id.")]
@@ -76,6 +92,22 @@ impl State {
         sds, sds_by_name, all_sds: Sds by SdsId in sds;
         sdc, sdc_by_name, all_sdcs: Sdc by SdcId in sdcs;
         volume, volume_by_name, all_volumes: Volume by VolumeId in volumes;
+    }
+
+    /// How full the tables are that have limits.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            domains: self.domains.len(),
+            pools: self.pools.len(),
+            sds: self.sds.len(),
+            devices: self.devices.len(),
+            sdcs: self.sdcs.len(),
+            nodes: self.nodes.len(),
+            volumes: self.volumes.len(),
+            sessions: self.sessions.len(),
+            tokens: self.tokens.len(),
+            events: self.events.len(),
+        }
     }
 
     /// The device with this id.

@@ -8,6 +8,7 @@ mod registration;
 mod sessions;
 mod tokens;
 mod volumes;
+mod why;
 mod world;
 
 use world::{World, code};

@@ -1,0 +1,350 @@
+//! Why an object is in the state it is in: the fault, rule or limit behind it, with the command that made it so.
+//!
+//! Everything here is derived from rows; nothing is guessed. What has no command behind it says so.
+
+use std::collections::BTreeMap;
+
+use pflex_proto::ids::{DeviceId, PgId, PgIndex, PoolId, Revision, SdsId};
+
+use super::{
+    PgState, State,
+    model::{Component, Device, Kind, Pg, Pool, Sdc, Sds, Volume},
+};
+
+/// One reason.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cause {
+    /// A sentence.
+    pub what: String,
+    /// The command that made it so, if one did.
+    pub revision: Option<Revision>,
+}
+
+/// The state of an object and what is behind it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explanation {
+    /// As `noun name`.
+    pub object: String,
+    /// One or two words.
+    pub state: String,
+    /// The most important first.
+    pub causes: Vec<Cause>,
+}
+
+/// Groups listed one by one; more of them are counted.
+const LISTED: usize = 8;
+
+fn says(what: impl Into<String>) -> Cause {
+    Cause { what: what.into(), revision: None }
+}
+
+fn by(what: impl Into<String>, revision: Revision) -> Cause {
+    Cause { what: what.into(), revision: Some(revision).filter(|revision| revision.get() != 0) }
+}
+
+impl State {
+    /// Explains the objects that `words` name: `noun name`, or a name alone, which may fit several.
+    pub fn why(&self, words: &str) -> Vec<Explanation> {
+        let (noun, name) = match words.trim().split_once(char::is_whitespace) {
+            Some((noun, name)) => (Some(noun), name.trim()),
+            None => (None, words.trim()),
+        };
+        let asks = |kind: &str| noun.is_none_or(|noun| noun == kind);
+        let mut found = Vec::new();
+        if asks("cluster") && name == "cluster" {
+            found.push(self.why_cluster());
+        }
+        if asks("volume") {
+            found.extend(self.volume_by_name(name).map(|volume| self.why_volume(volume)));
+        }
+        if asks("pool") {
+            found.extend(self.pool_by_name(name).map(|pool| self.why_pool(pool)));
+        }
+        if asks("sds") {
+            found.extend(self.sds_by_name(name).map(|sds| self.why_sds(sds)));
+        }
+        if asks("sdc") {
+            found.extend(self.sdc_by_name(name).map(|sdc| self.why_sdc(sdc)));
+        }
+        if asks("domain") {
+            found.extend(self.domain_by_name(name).map(|domain| Explanation {
+                object: format!("domain {name}"),
+                state: "in use".to_owned(),
+                causes: self.pools.values().filter(|p| p.domain == domain.id).map(|p| self.pool_cause(p)).collect(),
+            }));
+        }
+        if noun == Some("device")
+            && let Some(device) = name.parse().ok().and_then(|id| self.device(DeviceId(id)))
+        {
+            found.push(self.why_device(device));
+        }
+        if asks("pg")
+            && let Some(pg) = pg_id(name).and_then(|id| self.pg(id))
+        {
+            found.push(self.why_pg(pg));
+        }
+        if asks("mdm") || asks("mgmt") {
+            let named = self.all_nodes().filter(|node| node.name == name && asks(&node.component.kind.to_string()));
+            found.extend(named.map(|node| self.why_component(node.component, &node.name)));
+        }
+        found
+    }
+
+    fn why_cluster(&self) -> Explanation {
+        let mut causes: Vec<Cause> = self
+            .sds
+            .values()
+            .filter(|sds| !sds.alive && sds.registration.is_some())
+            .map(|s| self.sds_cause(s))
+            .collect();
+        causes.extend(self.pools.values().filter(|pool| self.pool_state(pool) != "ok").map(|p| self.pool_cause(p)));
+        let state = match self.pools.values().map(|pool| self.pool_state(pool)).max_by_key(|state| severity(state)) {
+            Some("ok") | None if causes.is_empty() => "ok",
+            Some("ok") | None => "degraded",
+            Some(state) => state,
+        };
+        if causes.is_empty() {
+            causes.push(says("every server that ever registered is alive and every group has all its copies"));
+        }
+        Explanation { object: "cluster".to_owned(), state: state.to_owned(), causes }
+    }
+
+    fn why_volume(&self, volume: &Volume) -> Explanation {
+        let mut causes = Vec::new();
+        let mut state = "ok";
+        match self.pool(volume.pool) {
+            Some(pool) => {
+                state = self.pool_state(pool);
+                causes.push(self.pool_cause(pool));
+                causes.extend(self.worst_groups(pool));
+            }
+            None => causes.push(says("its pool is gone")),
+        }
+        let mapped: Vec<String> = self
+            .mappings_of(volume.id)
+            .filter_map(|mapping| self.sdc(mapping.sdc).map(|sdc| sdc.name.clone()))
+            .collect();
+        causes.push(match mapped.as_slice() {
+            [] => says("it is mapped to no SDC, so nobody can use it; `pflex volume map` changes that"),
+            names => says(format!("it is mapped to {}", names.join(", "))),
+        });
+        causes.extend(self.last_deed(&format!("volume {}", volume.name)));
+        Explanation { object: format!("volume {}", volume.name), state: state.to_owned(), causes }
+    }
+
+    fn why_pool(&self, pool: &Pool) -> Explanation {
+        let mut causes = vec![self.pool_cause(pool)];
+        causes.extend(self.worst_groups(pool));
+        let usage = self.usage_of(pool);
+        causes.push(says(format!(
+            "its volumes may add up to {} bytes (the over-commit limit) and have {}",
+            usage.limit(),
+            usage.provisioned
+        )));
+        Explanation { object: format!("pool {}", pool.name), state: self.pool_state(pool).to_owned(), causes }
+    }
+
+    fn pool_state(&self, pool: &Pool) -> &'static str {
+        let usage = self.usage_of(pool);
+        if usage.unavailable > 0 {
+            "unavailable"
+        } else if usage.unassigned > 0 {
+            "unplaced"
+        } else if usage.degraded > 0 {
+            "degraded"
+        } else {
+            "ok"
+        }
+    }
+
+    fn pool_cause(&self, pool: &Pool) -> Cause {
+        let usage = self.usage_of(pool);
+        let (name, all) = (&pool.name, pool.pg_count);
+        match self.pool_state(pool) {
+            "unavailable" => says(format!(
+                "{} of {all} groups of pool {name} have no live in-sync copy; a stale copy is never promoted (I3)",
+                usage.unavailable
+            )),
+            "unplaced" => says(format!(
+                "pool {name} has no place: its {} copies need as many SDSs (or fault sets) with a device in service (I5)",
+                pool.copies
+            )),
+            "degraded" => says(format!(
+                "{} of {all} groups of pool {name} serve with fewer copies than {}",
+                usage.degraded, pool.copies
+            )),
+            _ => says(format!("all {all} groups of pool {name} have {} live in-sync copies", pool.copies)),
+        }
+    }
+
+    /// Groups that are not well, by the command that made them so: the newest first.
+    fn worst_groups(&self, pool: &Pool) -> Vec<Cause> {
+        let mut by_command: BTreeMap<Revision, Vec<&Pg>> = BTreeMap::new();
+        for pg in self.pgs_of(pool.id).filter(|pg| self.pg_state(pg) != PgState::Active) {
+            by_command.entry(pg.since).or_default().push(pg);
+        }
+        let mut causes: Vec<Cause> = by_command
+            .into_iter()
+            .rev()
+            .map(|(revision, groups)| {
+                let ids = groups.iter().take(LISTED).map(|pg| pg.id.to_string()).collect::<Vec<_>>().join(", ");
+                let more = groups.len().saturating_sub(LISTED);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                let why = self.event(revision).map(|e| format!(": {}: {}", e.object, e.what)).unwrap_or_default();
+                by(format!("groups {ids}{more} changed last at revision {revision}{why}"), revision)
+            })
+            .collect();
+        causes.truncate(LISTED);
+        causes
+    }
+
+    fn why_sds(&self, sds: &Sds) -> Explanation {
+        let state = match (&sds.registration, sds.alive) {
+            (None, _) => "never seen",
+            (Some(_), true) => "alive",
+            (Some(_), false) => "lost",
+        };
+        let mut causes = vec![self.sds_cause(sds)];
+        causes.extend(self.devices_of(sds.id).map(|device| self.device_cause(device)));
+        causes.extend(self.last_deed(&format!("sds {}", sds.name)));
+        Explanation { object: format!("sds {}", sds.name), state: state.to_owned(), causes }
+    }
+
+    fn sds_cause(&self, sds: &Sds) -> Cause {
+        let name = &sds.name;
+        let Some(registration) = &sds.registration else {
+            return says(format!("sds {name} was created and has never registered; is it started with this name?"));
+        };
+        let component = Component { kind: Kind::Sds, id: sds.id.get() };
+        let health = self.health_of(component).map(|health| health.why.clone()).unwrap_or_default();
+        let last = self.last_event(&format!("sds {name}"), &["sds.lost", "sds.return", "component.register"]);
+        let revision = last.map_or(Revision(0), |event| event.revision);
+        if sds.alive {
+            by(format!("sds {name} is heard (process {}): {health}", registration.process), revision)
+        } else {
+            by(format!("sds {name} is lost: {health}"), revision)
+        }
+    }
+
+    fn why_device(&self, device: &Device) -> Explanation {
+        let mut causes = vec![self.device_cause(device)];
+        let (mut in_sync, mut joining) = (0, 0);
+        for pg in self.pgs.values().filter(|pg| pg.replicas.contains(&device.id)) {
+            match pg.config.member(device.id) {
+                Some(_) => in_sync += 1,
+                None => joining += 1,
+            }
+        }
+        causes
+            .push(says(format!("{in_sync} groups have an in-sync copy on it; {joining} copies on it are not in sync")));
+        causes.extend(self.sds(device.sds).filter(|sds| !sds.alive).map(|sds| self.sds_cause(sds)));
+        let state = if device.alive { "in service" } else { "out of service" };
+        Explanation { object: format!("device {}", device.id), state: state.to_owned(), causes }
+    }
+
+    fn device_cause(&self, device: &Device) -> Cause {
+        let sds = self.sds(device.sds).map_or_else(|| device.sds.to_string(), |sds| sds.name.clone());
+        if device.alive {
+            return says(format!("device {} ({}) of sds {sds} is in service", device.id, device.path));
+        }
+        let last = self.last_event(&format!("sds {sds}"), &["device.lost", "sds.lost", "component.register"]);
+        let why = last.map(|event| format!(": {}", event.what)).unwrap_or_default();
+        by(
+            format!("device {} ({}) of sds {sds} is out of service{why}", device.id, device.path),
+            last.map_or(Revision(0), |event| event.revision),
+        )
+    }
+
+    fn why_pg(&self, pg: &Pg) -> Explanation {
+        let state = match self.pg_state(pg) {
+            PgState::Active => "active",
+            PgState::Degraded => "degraded",
+            PgState::Unavailable => "unavailable",
+        };
+        let config = &pg.config;
+        let event = self.event(pg.since).map(|e| format!(": {}: {}", e.object, e.what)).unwrap_or_default();
+        let mut causes =
+            vec![by(format!("it has its epoch {} since revision {}{event}", config.epoch, pg.since), pg.since)];
+        for device in &pg.replicas {
+            let member = config.member(*device);
+            let role = match member {
+                Some(_) if config.primary == Some(*device) => "the primary",
+                Some(member) if self.is_alive(member) => "in sync",
+                Some(_) => "in sync, and lost: it holds writes that others may miss",
+                None => "not in sync: it misses writes until it has joined again",
+            };
+            let device_cause = self.device(*device).map(|device| self.device_cause(device));
+            let Cause { what, revision } = device_cause.unwrap_or_else(|| says("it is gone"));
+            causes.push(Cause { what: format!("its copy on device {device} is {role}; {what}"), revision });
+        }
+        Explanation { object: format!("pg {}", pg.id), state: state.to_owned(), causes }
+    }
+
+    fn why_sdc(&self, sdc: &Sdc) -> Explanation {
+        let component = Component { kind: Kind::Sdc, id: sdc.id.get() };
+        let mut explanation = self.why_component(component, &sdc.name);
+        if sdc.registration.is_none() {
+            explanation.state = "never seen".to_owned();
+            explanation
+                .causes
+                .insert(0, says("it was created and has never registered; is it started with this name?"));
+        }
+        let volumes = self.mappings.values().filter(|mapping| mapping.sdc == sdc.id).count();
+        explanation.causes.push(says(format!("{volumes} volumes are mapped to it")));
+        explanation
+    }
+
+    fn why_component(&self, component: Component, name: &str) -> Explanation {
+        let object = format!("{} {name}", component.kind);
+        let health = self.health_of(component);
+        let mut causes: Vec<Cause> =
+            health.map(|health| says(format!("it is {}: {}", health.status, health.why))).into_iter().collect();
+        causes.extend(self.last_deed(&object));
+        let state = health.map_or_else(|| "unknown".to_owned(), |health| health.status.to_string());
+        Explanation { object, state, causes }
+    }
+
+    fn last_event(&self, object: &str, kinds: &[&str]) -> Option<&super::model::Event> {
+        self.events
+            .values()
+            .rev()
+            .find(|event| event.object == object && (kinds.is_empty() || kinds.contains(&event.kind.as_str())))
+    }
+
+    /// What last happened to the object itself.
+    fn last_deed(&self, object: &str) -> Option<Cause> {
+        let event = self.last_event(object, &[])?;
+        Some(by(format!("last change: {} ({}), by {}", event.what, event.kind, event.who), event.revision))
+    }
+
+    /// How often an SDS was lost in the last minute, hour and day of log time: one that flaps shows.
+    pub fn losses_of(&self, sds: SdsId) -> [u32; 3] {
+        let Some(sds) = self.sds(sds) else { return [0; 3] };
+        let object = format!("sds {}", sds.name);
+        let now = self.log_time().get();
+        let mut counts = [0; 3];
+        let lost = self.events.values().rev().filter(|event| event.kind == "sds.lost" && event.object == object);
+        for event in lost {
+            let age = now.saturating_sub(event.at.get());
+            for (count, window) in counts.iter_mut().zip([60_000, 3_600_000, 86_400_000]) {
+                *count += u32::from(age <= window);
+            }
+        }
+        counts
+    }
+}
+
+fn severity(state: &str) -> u8 {
+    match state {
+        "unavailable" => 3,
+        "unplaced" => 2,
+        "degraded" => 1,
+        _ => 0,
+    }
+}
+
+/// `pool.index`, as groups are printed.
+fn pg_id(text: &str) -> Option<PgId> {
+    let (pool, index) = text.split_once('.')?;
+    Some(PgId { pool: PoolId(pool.parse().ok()?), index: PgIndex(index.parse().ok()?) })
+}
