@@ -231,7 +231,12 @@ async fn from_registration_to_bytes_over_nbd_and_a_clean_end() {
 
     let management: Endpoint = addresses.management.parse().unwrap();
     let mut stats = pb::sdc_management_client::SdcManagementClient::new(management.channel());
+    let mut held = tokio::net::TcpStream::connect(&addresses.nbd).await.unwrap();
+    // Greeted, so it is being served.
+    tokio::io::AsyncReadExt::read_exact(&mut held, &mut [0; 8]).await.unwrap();
     let stats = stats.stats(pb::SdcStatsRequest {}).await.unwrap().into_inner();
+    drop(held);
+    assert!(stats.connections >= 1, "the connection that is open");
     assert_eq!((stats.sdc_id, stats.volumes[0].name.as_str()), (SDC, "demo"));
     assert!(stats.volumes[0].written_bytes == 3 << 20 && stats.volumes[0].errors == 0);
 

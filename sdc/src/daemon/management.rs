@@ -17,6 +17,7 @@ use tonic_health::server::HealthReporter;
 use tracing::error;
 
 use super::MappedVolumes;
+use crate::nbd::NbdServer;
 
 /// A reporter that says "not serving" until told otherwise, and its service.
 pub(super) async fn health() -> (HealthReporter, HealthServer<impl Health>) {
@@ -45,10 +46,11 @@ pub(super) async fn serve(
     listener: TcpListener,
     health: HealthServer<impl Health>,
     volumes: Arc<MappedVolumes>,
+    nbd: NbdServer<MappedVolumes>,
     sdc: SdcId,
     shutdown: Shutdown,
 ) {
-    let management = SdcManagementServer::new(Management { volumes, sdc, started: Instant::now() });
+    let management = SdcManagementServer::new(Management { volumes, nbd, sdc, started: Instant::now() });
     let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let reflection = reflection.build_v1().expect("the descriptors were made by our own build");
     let served = Server::builder()
@@ -63,6 +65,7 @@ pub(super) async fn serve(
 
 struct Management {
     volumes: Arc<MappedVolumes>,
+    nbd: NbdServer<MappedVolumes>,
     sdc: SdcId,
     started: Instant,
 }
@@ -87,6 +90,7 @@ impl SdcManagement for Management {
         });
         let volumes = volumes.collect();
         let uptime_ms = self.started.elapsed().as_millis() as u64;
-        Ok(Response::new(SdcStats { sdc_id: self.sdc.0, volumes, uptime_ms, connections: 0 }))
+        let connections = self.nbd.connections() as u64;
+        Ok(Response::new(SdcStats { sdc_id: self.sdc.0, volumes, uptime_ms, connections }))
     }
 }

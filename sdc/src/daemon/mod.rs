@@ -151,10 +151,17 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let following = tokio::spawn(exports::follow(Arc::clone(&volumes), watcher, shutdown.clone()));
     let reports =
         tokio::spawn(mdm::report(client, identity, config.name.clone(), Arc::clone(&volumes), shutdown.clone()));
-    let stats = management::serve(management, health_service, Arc::clone(&volumes), identity.sdc, shutdown.clone());
+    let server = NbdServer::new(Arc::clone(&volumes), ServerLimits { drain_timeout: DRAIN, ..ServerLimits::default() });
+    let stats = management::serve(
+        management,
+        health_service,
+        Arc::clone(&volumes),
+        server.clone(),
+        identity.sdc,
+        shutdown.clone(),
+    );
     let stats = tokio::spawn(stats);
 
-    let server = NbdServer::new(Arc::clone(&volumes), ServerLimits { drain_timeout: DRAIN, ..ServerLimits::default() });
     let mut serving = vec![data.runtime().spawn(server.clone().serve_tcp(nbd, shutdown.clone()))];
     if let Some(unix) = unix {
         serving.push(data.runtime().spawn(server.serve_unix(unix, shutdown.clone())));

@@ -86,6 +86,11 @@ impl<E: Exports> NbdServer<E> {
         Self { exports, limits, places: Arc::new(Semaphore::new(limits.max_connections)) }
     }
 
+    /// Connections being served now.
+    pub fn connections(&self) -> usize {
+        self.limits.max_connections - self.places.available_permits()
+    }
+
     /// Serves TCP connections until `shutdown`, and then until what runs has finished or the drain time is over.
     pub async fn serve_tcp(self, listener: TcpListener, shutdown: CancellationToken) {
         self.serve(listener, shutdown).await;

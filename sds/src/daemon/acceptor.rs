@@ -69,6 +69,7 @@ async fn greet(server: &Server, stream: TcpStream, _permit: OwnedSemaphorePermit
     };
     // The socket moves to the data thread's own reactor.
     let stream = stream.into_std()?;
-    device.send(Command::Accepted(Accepted { stream, hello, request_id, leftover })).await;
+    let accepted = Command::Accepted(Accepted { stream, hello, request_id, leftover });
+    anyhow::ensure!(device.offer(accepted), "device {} is too busy to take connections", device.own.device);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use pflex_common::{mdm::Patience, net};
+use pflex_common::{clock::MonotonicTime, mdm::Patience, net};
 use pflex_proto::pb::{
     self, ComponentKind, DeviceStats, HealthReport, Metric, SdsStats, SdsStatsRequest,
     liveness_client::LivenessClient,
@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, transport::Server as Grpc};
 use tracing::{debug, error};
 
 use super::Server;
+use crate::worker::DeviceHandle;
 
 /// Between two reports.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -56,8 +57,9 @@ fn metrics(server: &Server) -> Vec<Metric> {
     ]
 }
 
-fn stats(device: &crate::worker::DeviceHandle) -> DeviceStats {
+fn stats(device: &DeviceHandle) -> DeviceStats {
     let counters = &device.counters;
+    let sick = counters.sick();
     DeviceStats {
         device_id: device.own.device.0,
         incarnation: device.own.incarnation.0,
@@ -72,9 +74,21 @@ fn stats(device: &crate::worker::DeviceHandle) -> DeviceStats {
         pgs_primary: counters.pgs_primary.load(Relaxed),
         pgs_backup: counters.pgs_backup.load(Relaxed),
         pgs_joining: counters.pgs_joining.load(Relaxed),
-        failed: counters.failed.load(Relaxed),
-        why: String::new(),
+        failed: sick.is_some(),
+        why: sick.or_else(|| limited(device)).unwrap_or_default(),
     }
+}
+
+/// What keeps a device that works from doing all it could.
+fn limited(device: &DeviceHandle) -> Option<String> {
+    let counters = &device.counters;
+    if counters.confirmed().0 == 0 {
+        return Some("it has no cluster map yet, so it serves nothing".to_owned());
+    }
+    if counters.full.load(Relaxed) {
+        return Some("it is full: writes to new chunks are refused".to_owned());
+    }
+    None
 }
 
 struct Management(Arc<Server>);
@@ -83,8 +97,12 @@ struct Management(Arc<Server>);
 impl SdsManagement for Management {
     async fn stats(&self, _: Request<SdsStatsRequest>) -> Result<Response<SdsStats>, Status> {
         let uptime_ms = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let devices = self.0.devices.iter().map(stats).collect();
-        Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms: 0 }))
+        let log_time_ms = self.0.log_time.now_ms(MonotonicTime::now());
+        let mut devices: Vec<_> = self.0.devices.iter().map(stats).collect();
+        for device in devices.iter_mut().filter(|device| log_time_ms == 0 && device.why.is_empty()) {
+            device.why = "no MDM leader was heard since this process started, so no IO is admitted".to_owned();
+        }
+        Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms }))
     }
 }
 

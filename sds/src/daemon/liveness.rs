@@ -41,8 +41,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const KEYS_PATIENCE: Patience = Patience::within(Duration::from_secs(5));
 
 /// Log time as the data threads count it: the same stamps, kept across streams and leaders. Clones share it.
-#[derive(Clone, Default)]
-struct Counted(Arc<Mutex<LogTimeFollower>>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counted(Arc<Mutex<LogTimeFollower>>);
 
 impl Counted {
     fn observe(&self, term: u64, log_time: LogTime, at: MonotonicTime) {
@@ -50,7 +50,7 @@ impl Counted {
     }
 
     /// As a beat says it: 0 before the first stamp.
-    fn now_ms(&self, now: MonotonicTime) -> u64 {
+    pub(super) fn now_ms(&self, now: MonotonicTime) -> u64 {
         self.follower().now(now).map_or(0, LogTime::get)
     }
 
@@ -62,10 +62,9 @@ impl Counted {
 /// Until the process ends.
 pub(super) async fn run(server: Arc<Server>) {
     let mut newest_key = None;
-    let counted = Counted::default();
     loop {
         let (endpoint, connection) = server.client.leader_guess();
-        let error = match follow(&server, LivenessClient::new(connection), &counted, &mut newest_key).await {
+        let error = match follow(&server, LivenessClient::new(connection), &mut newest_key).await {
             Ok(()) => Status::unavailable("the stream ended"),
             Err(error) => error,
         };
@@ -88,11 +87,10 @@ async fn is_superseded(server: &Server) -> bool {
 async fn follow(
     server: &Arc<Server>,
     mut client: LivenessClient<pflex_common::mdm::Connection>,
-    counted: &Counted,
     newest_key: &mut Option<u32>,
 ) -> Result<(), Status> {
     let (beats, queue) = mpsc::channel(4);
-    let sender = tokio::spawn(beat(Arc::clone(server), counted.clone(), beats));
+    let sender = tokio::spawn(beat(Arc::clone(server), beats));
     let _stops_with_us = StopOnDrop(sender);
     let silent = |_| Status::deadline_exceeded("the leader is silent");
     let opened = tokio::time::timeout(SILENCE, client.beats(ReceiverStream::new(queue))).await.map_err(silent)?;
@@ -100,9 +98,10 @@ async fn follow(
     while let Some(reply) = tokio::time::timeout(SILENCE, replies.message()).await.map_err(silent)?? {
         let BeatReply { log_time_ms, term, newest_key_id, .. } = reply;
         let at = MonotonicTime::now();
-        counted.observe(term, LogTime(log_time_ms), at);
+        server.log_time.observe(term, LogTime(log_time_ms), at);
         for device in &server.devices {
-            device.send(Command::Stamp { term, log_time: LogTime(log_time_ms), at }).await;
+            // The next one is as good.
+            device.offer(Command::Stamp { term, log_time: LogTime(log_time_ms), at });
         }
         if *newest_key != Some(newest_key_id) && fetch_keys(server).await {
             *newest_key = Some(newest_key_id);
@@ -112,7 +111,7 @@ async fn follow(
 }
 
 /// A beat each second, and at once when a revocation is newly confirmed.
-async fn beat(server: Arc<Server>, counted: Counted, beats: mpsc::Sender<Beat>) {
+async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
     loop {
         let confirmed = server.confirmed();
         let beat = Beat {
@@ -121,7 +120,7 @@ async fn beat(server: Arc<Server>, counted: Counted, beats: mpsc::Sender<Beat>) 
             applied_revision: confirmed.0,
             devices: server.devices.iter().map(device_beat).collect(),
             unreachable_sds_ids: Vec::new(),
-            log_time_ms: counted.now_ms(MonotonicTime::now()),
+            log_time_ms: server.log_time.now_ms(MonotonicTime::now()),
         };
         if beats.send(beat).await.is_err() {
             return;
@@ -138,14 +137,14 @@ async fn beat(server: Arc<Server>, counted: Counted, beats: mpsc::Sender<Beat>) 
 }
 
 fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
-    let failed = device.counters.failed.load(Ordering::Relaxed);
+    let sick = device.counters.sick();
     DeviceBeat {
         device_id: device.own.device.0,
         incarnation: device.own.incarnation.0,
         completed_ios: device.counters.completed.load(Ordering::Relaxed),
         waiting: device.counters.waiting.load(Ordering::Relaxed),
-        failed,
-        why: if failed { "a write, flush or metadata commit failed".into() } else { String::new() },
+        failed: sick.is_some(),
+        why: sick.unwrap_or_default(),
     }
 }
 
@@ -172,8 +171,9 @@ pub(super) async fn fetch_keys(server: &Arc<Server>) -> bool {
         Some(Secret::new(KeyId(key.key_id), &bytes))
     };
     let secrets: Vec<Secret> = keys.into_iter().filter_map(secret).collect();
+    // A thread without room hangs, or gets them with the next token whose key it does not know.
     for device in &server.devices {
-        device.send(Command::Secrets(secrets.clone())).await;
+        device.offer(Command::Secrets(secrets.clone()));
     }
     !secrets.is_empty()
 }
@@ -271,6 +271,7 @@ mod tests {
             devices: Vec::new(),
             started: std::time::Instant::now(),
             takeover: Takeover::default(),
+            log_time: Counted::default(),
         });
         let ended = tokio::time::timeout(Duration::from_secs(10), run(Arc::clone(&server))).await;
         assert!(ended.is_ok(), "it went on asking");

@@ -13,6 +13,7 @@ mod identity;
 mod liveness;
 mod registration;
 mod reports;
+mod watchdog;
 
 use std::{
     io,
@@ -131,6 +132,8 @@ pub(crate) struct Server {
     pub(crate) started: Instant,
     /// Whether a newer process of this SDS has registered.
     pub(crate) takeover: Takeover,
+    /// Log time as the MDM leaders stamped it.
+    pub(crate) log_time: liveness::Counted,
 }
 
 /// Runs an SDS until `shutdown`.
@@ -188,11 +191,16 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
         devices: handles,
         started: Instant::now(),
         takeover: Takeover::default(),
+        log_time: liveness::Counted::default(),
     });
 
     let watcher = map::watch(server.client.clone(), ComponentKind::Sds, id.0, shutdown.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(feed_maps(Arc::clone(&server), watcher));
+    for device in &server.devices {
+        tasks.spawn(feed_maps(device.clone(), watcher.clone()));
+    }
+    drop(watcher);
+    tasks.spawn(watchdog::run(Arc::clone(&server)));
     tasks.spawn(acceptor::run(Arc::clone(&server), data));
     tasks.spawn(liveness::run(Arc::clone(&server)));
     tasks.spawn(health::report(Arc::clone(&server)));
@@ -221,11 +229,10 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     Ok(())
 }
 
-async fn feed_maps(server: Arc<Server>, mut watcher: map::Watcher) {
+/// One task for each device: one that hangs must not keep the map from the others.
+async fn feed_maps(device: DeviceHandle, mut watcher: map::Watcher) {
     while watcher.changed().await.is_ok() {
         let Some(map) = watcher.borrow_and_update().clone() else { continue };
-        for device in &server.devices {
-            device.send(Command::Map(Arc::clone(&map))).await;
-        }
+        device.send(Command::Map(map)).await;
     }
 }

@@ -93,7 +93,7 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
                 pause = PROPOSAL_PAUSE;
                 waiting.clear();
                 for ((device, proposal), result) in asked.iter().zip(reply.results) {
-                    refused(&server, *device, proposal, &result).await;
+                    refused(&server, *device, proposal, &result);
                 }
             }
             // A command in the log was refused: that is a verdict.
@@ -111,7 +111,7 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
 
 /// Tells the core that a proposal can never commit. Only where the epoch still stands: where it has moved on, an earlier
 /// attempt of this very proposal may be what moved it, and the configuration that the map brings decides (S3).
-async fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgProposalResult) {
+fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgProposalResult) {
     if result.accepted {
         return;
     }
@@ -122,7 +122,9 @@ async fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result:
     }
     let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
     if let Some(handle) = server.devices.iter().find(|handle| handle.own.device == device) {
-        handle.send(Command::ProposalRejected { pg, expected_epoch }).await;
+        // Not waited for here: one that hangs must not hold up the proposals of others. It proposes nothing meanwhile.
+        let handle = handle.clone();
+        tokio::spawn(async move { handle.send(Command::ProposalRejected { pg, expected_epoch }).await });
     }
 }
 

@@ -37,6 +37,9 @@ pub(crate) enum Command {
     Secrets(Vec<Secret>),
     /// The MDM refused a proposal for good.
     ProposalRejected { pg: PgId, expected_epoch: Epoch },
+    /// Blocks the thread until the sender sends or is gone, to prove that this is noticed.
+    #[cfg(test)]
+    Hang { begun: oneshot::Sender<()>, until: std::sync::mpsc::Receiver<()> },
     /// Finish: carry everything to disk and end.
     Stop(oneshot::Sender<()>),
 }

@@ -1,7 +1,7 @@
 //! What the rest of the process sees of a data thread.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
@@ -23,7 +23,14 @@ pub(crate) struct DeviceCounters {
     pub(crate) written_bytes: AtomicU64,
     pub(crate) completed: AtomicU64,
     pub(crate) waiting: AtomicBool,
-    pub(crate) failed: AtomicBool,
+    /// Why the store does not work any more; never again empty.
+    pub(crate) poison: OnceLock<String>,
+    /// No room for another chunk.
+    pub(crate) full: AtomicBool,
+    /// Turns of the loop: it stands still only if the thread hangs.
+    pub(crate) turns: AtomicU64,
+    /// For how long it has not turned; 0 unless that is too long. Written by the watchdog, not by the thread.
+    pub(crate) hung_ms: AtomicU64,
     pub(crate) capacity_bytes: AtomicU64,
     pub(crate) used_bytes: AtomicU64,
     pub(crate) journal_bytes: AtomicU64,
@@ -38,6 +45,14 @@ pub(crate) struct DeviceCounters {
 impl DeviceCounters {
     pub(crate) fn confirmed(&self) -> Revision {
         Revision(self.confirmed.load(Ordering::Acquire))
+    }
+
+    /// Why the device is out of service; none while it works.
+    pub(crate) fn sick(&self) -> Option<String> {
+        match self.hung_ms.load(Ordering::Relaxed) {
+            0 => self.poison.get().cloned(),
+            hung_ms => Some(format!("its data thread has hung for {} s", hung_ms / 1000)),
+        }
     }
 }
 
@@ -55,6 +70,15 @@ impl DeviceHandle {
         if self.commands.send(command).await.is_err() {
             tracing::debug!(device = %self.own.device, "the data thread has ended");
         }
+    }
+
+    /// Hands a command over if there is room; a thread that hangs must not hold up those who serve other devices.
+    pub(crate) fn offer(&self, command: Command) -> bool {
+        let offered = self.commands.try_send(command);
+        if offered.is_err() {
+            tracing::debug!(device = %self.own.device, "the data thread takes no more commands");
+        }
+        offered.is_ok()
     }
 
     /// Ends the thread after everything it holds is on disk.

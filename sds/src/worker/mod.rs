@@ -13,6 +13,8 @@ mod handle;
 mod links;
 mod pending;
 mod placement;
+#[cfg(test)]
+pub(crate) mod testing;
 mod thread;
 mod wire;
 #[expect(clippy::module_inception, reason = "the worker of this folder, as the house style has it")]

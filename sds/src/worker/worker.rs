@@ -164,6 +164,7 @@ impl Worker {
                 _ = tick.tick() => self.on_tick(),
             }
             self.settle();
+            self.counters.turns.fetch_add(1, Ordering::Relaxed);
         };
         self.stop(stopped).await;
     }
@@ -191,6 +192,11 @@ impl Worker {
             Command::Secrets(secrets) => self.sessions.set_secrets(secrets),
             Command::ProposalRejected { pg, expected_epoch } => {
                 self.events.push_back((pg, Event::ProposalRejected { expected_epoch }));
+            }
+            #[cfg(test)]
+            Command::Hang { begun, until } => {
+                let _ = begun.send(());
+                let _ = until.recv();
             }
             Command::Stop(_) => unreachable!("the loop takes it"),
         }
@@ -283,7 +289,10 @@ impl Worker {
         counters.journal_bytes.store(stats.journal_bytes, Ordering::Relaxed);
         counters.journal_used_bytes.store(stats.journal_used_bytes, Ordering::Relaxed);
         counters.waiting.store(!self.pending.is_empty(), Ordering::Relaxed);
-        counters.failed.store(self.store.poison().is_some(), Ordering::Relaxed);
+        counters.full.store(stats.units_available == 0, Ordering::Relaxed);
+        if let Some(poison) = self.store.poison() {
+            counters.poison.get_or_init(|| format!("{poison}: {}", poison.cause));
+        }
     }
 
     /// After every event: decide until nothing is left to decide, then let the sockets have what is queued.
