@@ -10,6 +10,7 @@ use tonic::{Code, Response, Status};
 
 use crate::{
     error::{Exit, Failure},
+    trace::Trace,
     units::format_duration,
 };
 
@@ -38,11 +39,17 @@ impl Freshness {
 pub(crate) struct Session {
     mdm: MdmClient,
     timeout: Duration,
+    trace: Trace,
 }
 
 impl Session {
-    pub(crate) fn new(members: Vec<Endpoint>, timeout: Duration) -> Self {
-        Self { mdm: MdmClient::new("pflex", members), timeout }
+    pub(crate) fn new(members: Vec<Endpoint>, timeout: Duration, trace: Trace) -> Self {
+        Self { mdm: MdmClient::new("pflex", members), timeout, trace }
+    }
+
+    /// Sent with every call of the macros below.
+    pub(crate) const fn trace(&self) -> Trace {
+        self.trace
     }
 
     pub(crate) const fn timeout(&self) -> Duration {
@@ -52,7 +59,7 @@ impl Session {
     /// The same conversation with another limit.
     #[must_use]
     pub(crate) fn within(&self, timeout: Duration) -> Self {
-        Self { mdm: self.mdm.clone(), timeout }
+        Self { timeout, ..self.clone() }
     }
 
     /// A call that changes nothing. `what` names it in an error: "list volumes".
@@ -128,7 +135,7 @@ macro_rules! ask {
         let request = $request;
         $session
             .read($what, $freshness, |connection| {
-                let request = request.clone();
+                let request = $session.trace().carry(request.clone());
                 async move { $client::new(connection).$method(request).await }
             })
             .await
@@ -144,6 +151,7 @@ macro_rules! change {
             .write($what, |connection, id| {
                 let mut request = request.clone();
                 request.request = Some(id);
+                let request = $session.trace().carry(request);
                 async move { $client::new(connection).$method(request).await }
             })
             .await
@@ -159,7 +167,7 @@ mod tests {
     use super::*;
 
     fn exit(error: MdmError) -> Exit {
-        Session::new(vec![], Duration::from_secs(5)).failure("create volume demo", "", error).exit()
+        Session::new(vec![], Duration::from_secs(5), Trace::new(1, 1)).failure("create volume demo", "", error).exit()
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod error;
 mod local;
 mod output;
 mod probe;
+mod trace;
 mod units;
 
 use std::process::ExitCode;

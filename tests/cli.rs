@@ -95,6 +95,8 @@ fn verbose_adds_the_causes() {
     let arguments = format!("volume list -v --mdm 127.0.0.1:{} --timeout 200ms", closed_port());
     let message = text(&pflex(home.path(), &arguments).stderr);
     assert!(message.lines().count() > 1 && message.contains("caused by: "), "{message}");
+    let trace = message.lines().find_map(|line| line.trim().strip_prefix("trace id: ")).expect("a trace id");
+    assert!(trace.len() == 32 && trace.bytes().all(|digit| digit.is_ascii_hexdigit()), "{trace}");
 }
 
 #[test]
@@ -148,6 +150,18 @@ fn completions_are_made_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let output = pflex(home.path(), &format!("completions {shell}"));
         assert_eq!(output.status.code(), Some(0));
-        assert!(text(&output.stdout).contains("volume"), "{shell}");
+        assert!(text(&output.stdout).contains("COMPLETE"), "{shell}");
     }
+    // What those scripts run while somebody waits for the Tab key: commands and flags need no cluster.
+    let complete = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pflex"));
+        command.arg("--").args(words).env_clear().env("HOME", home.path());
+        command.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
+        let output = command.env("_CLAP_IFS", "\n").env("_CLAP_COMPLETE_COMP_TYPE", "9").output().expect("it runs");
+        assert_eq!(text(&output.stderr), "", "completion is silent");
+        text(&output.stdout)
+    };
+    assert_eq!(complete(&["pflex", "vol"]), "volume");
+    assert!(complete(&["pflex", "volume", "create", "x", "--s"]).contains("--size"));
+    assert_eq!(complete(&["pflex", "volume", "show", ""]).lines().find(|line| !line.starts_with('-')), None);
 }

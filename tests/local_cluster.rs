@@ -66,6 +66,18 @@ impl Cluster {
         String::from_utf8(output.stdout).expect("data is UTF-8")
     }
 
+    /// What a shell would suggest for the last of these words, flags left out.
+    fn complete(&self, words: &[&str]) -> Vec<String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pflex"));
+        command.args(["--", "pflex"]).args(words).env_clear().env("HOME", self.home.path());
+        command.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+        let output = command.env("_CLAP_IFS", "\n").env("_CLAP_COMPLETE_COMP_TYPE", "9").output();
+        let output = output.expect("the binary runs");
+        assert_eq!(stderr(&output), "", "completion is silent");
+        let lines = String::from_utf8(output.stdout).expect("names are UTF-8");
+        lines.lines().filter(|line| !line.starts_with('-')).map(ToOwned::to_owned).collect()
+    }
+
     fn up(&self, status: i32) -> Output {
         let output = self.run("up --dir", &[&self.dir().display().to_string()]);
         assert_eq!(output.status.code(), Some(status), "up: {}", stderr(&output));
@@ -130,13 +142,49 @@ fn a_cluster_is_made_used_hurt_continued_and_wiped() {
     cluster.expect(0, "volume create db --size 64MiB --if-not-exists");
     cluster.expect(4, "volume create db --size 128MiB --if-not-exists");
     cluster.expect(3, "volume map db nobody");
-    cluster.expect(0, "volume map db sdc1");
+    cluster.expect(0, "volume map db sdc1 --wait");
+    cluster.expect(0, "sdc add absent");
+    cluster.expect(7, "volume map db absent --access ro --wait --timeout 300ms");
+    cluster.expect(0, "volume unmap db absent --wait");
+    cluster.expect(0, "sdc remove absent --yes");
     cluster.expect(4, "volume delete db --yes");
     cluster.expect(0, "volume unmap db sdc1");
     cluster.expect(2, "volume delete db");
     cluster.expect(0, "volume delete db --yes");
     assert_eq!(cluster.expect(0, "volume list -o name"), "demo\n");
     assert_eq!(cluster.expect(0, "volume chunks demo --count 3 -o csv").lines().count(), 4);
+
+    // Every list and show in every format; JSON and CSV of the same rows.
+    for words in
+        ["domain list", "pool list", "sds list", "sdc list", "device list", "volume list", "token list", "health"]
+    {
+        for format in ["table", "wide", "yaml", "name"] {
+            cluster.expect(0, &format!("{words} -o {format}"));
+        }
+        let json: serde_json::Value =
+            serde_json::from_str(&cluster.expect(0, &format!("{words} -o json"))).expect("JSON");
+        let rows = json.as_array().expect("a list is a list").len();
+        assert!(rows > 0 || words == "token list", "{words}");
+        let header = usize::from(rows > 0);
+        assert_eq!(cluster.expect(0, &format!("{words} -o csv")).lines().count(), rows + header, "{words}");
+    }
+    for words in ["domain show default", "pool show default", "sds show sds1", "sdc show sdc1", "volume show demo"] {
+        let name = words.rsplit(' ').next().expect("it has words");
+        assert_eq!(cluster.expect(0, &format!("{words} -o name")), format!("{name}\n"));
+    }
+    cluster.expect(0, "sds add sds9 --domain default");
+    cluster.expect(0, "sds add sds9 --domain default --if-not-exists");
+    cluster.expect(4, "sds add sds9 --domain default");
+    cluster.expect(0, "sds remove sds9 --dry-run");
+    cluster.expect(0, "sds remove sds9 --yes");
+    cluster.expect(3, "sds remove sds9 --yes");
+
+    // Completed: names of live objects, and nothing at all when nobody answers.
+    assert_eq!(cluster.complete(&["volume", "show", ""]), ["demo"]);
+    assert_eq!(cluster.complete(&["volume", "map", "demo", ""]), ["sdc1"]);
+    assert_eq!(cluster.complete(&["volume", "create", "x", "--pool", ""]), ["default"]);
+    assert_eq!(cluster.complete(&["sds", "show", "sds"]), ["sds1", "sds2"]);
+    assert_eq!(cluster.complete(&["volume", "--mdm", "127.0.0.1:9", "show", ""]), [""; 0]);
 
     // Hurt: a death is seen at once, before the MDM notices it. `up` starts what was killed and nothing else, and is not
     // content with what the MDM remembers of the previous life.

@@ -8,6 +8,7 @@ use pflex_proto::{
 
 use super::{
     Tool,
+    complete::Of,
     names::{all, one},
     target::Target,
     view::ViewArgs,
@@ -33,7 +34,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  pflex device list --sds sds1")]
     List {
         /// Only those of this server.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", add = Of::Servers.candidates())]
         sds: Option<String>,
         #[command(flatten)]
         view: ViewArgs,

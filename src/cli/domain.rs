@@ -5,6 +5,7 @@ use pflex_proto::pb::{CreateDomainRequest, DeleteRequest, Domain, ListRequest, a
 
 use super::{
     Tool,
+    complete::Of,
     names::freshness,
     object::{self, Kind},
     target::Target,
@@ -45,6 +46,7 @@ pub(super) enum Verb {
     /// Show one.
     #[command(after_help = "Example:\n  pflex domain show default")]
     Show {
+        #[arg(add = Of::Domains.candidates())]
         name: String,
         #[command(flatten)]
         view: ViewArgs,
@@ -52,6 +54,7 @@ pub(super) enum Verb {
     /// Remove an empty one.
     #[command(after_help = "Example:\n  pflex domain delete row-a --yes")]
     Delete {
+        #[arg(add = Of::Domains.candidates())]
         name: String,
         #[command(flatten)]
         confirm: ConfirmArgs,

@@ -3,6 +3,7 @@
 //! One noun per file; each has an `Args` and a `run`. Every failure ends here as one line on stderr and an exit status.
 
 mod cluster;
+mod complete;
 mod completions;
 mod device;
 mod domain;
@@ -21,7 +22,9 @@ mod volume;
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::{Parser as _, Subcommand};
+use clap::{CommandFactory as _, Parser as _, Subcommand};
+use clap_complete::CompleteEnv;
+use uuid::Uuid;
 
 use crate::{
     client::{DEFAULT_TIMEOUT, Session},
@@ -29,6 +32,7 @@ use crate::{
     error::{Exit, Failure},
     local,
     output::{self, Document, Format},
+    trace::Trace,
     units::parse_duration,
 };
 pub(crate) use target::Target;
@@ -67,7 +71,7 @@ pub(crate) struct Options {
     /// How long to try before giving up, like 500ms, 5s or 2m [default: 15s; for up 2m].
     #[arg(long, global = true, value_parser = parse_duration, value_name = "TIME")]
     pub(crate) timeout: Option<Duration>,
-    /// On an error, also print what caused it.
+    /// On an error, also print what caused it, and the trace id that went with every call.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
 }
@@ -106,31 +110,34 @@ enum Command {
     Completions(completions::Args),
 }
 
-/// Parses, runs, reports.
+/// Parses, runs, reports. If a shell asks for completions, that is all there is to do.
 pub(crate) fn main() -> ExitCode {
+    CompleteEnv::with_factory(Cli::command).var(completions::VARIABLE).bin("pflex").complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error),
     };
     let verbose = cli.options.verbose;
-    match run(cli) {
+    let trace = Trace::new(Uuid::new_v4().as_u128(), Uuid::new_v4().as_u64_pair().0);
+    match run(cli, trace) {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             eprintln!("error: {failure}");
             if verbose {
                 failure.chain().iter().for_each(|cause| eprintln!("  caused by: {cause}"));
+                eprintln!("  trace id: {trace}");
             }
             ExitCode::from(failure.exit() as u8)
         }
     }
 }
 
-fn run(cli: Cli) -> Result<Exit, Failure> {
+fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
     let Cli { options, target: top, command } = cli;
-    let tool = |target: Target| Tool { options: options.clone(), target: top.clone().under(target) };
+    let tool = |target: Target| Tool { options: options.clone(), target: top.clone().under(target), trace };
     let done = |result: Result<(), Failure>| result.map(|()| Exit::Done);
     match command {
-        Command::Up(args) => done(local::up(args, &options)),
+        Command::Up(args) => done(local::up(args, &options, trace)),
         Command::Down(args) => done(local::down(args, &options)),
         Command::Mdm(args) => done(daemon::mdm(args)),
         Command::Mgmt(args) => done(daemon::mgmt(args)),
@@ -158,6 +165,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
 pub(crate) struct Tool {
     options: Options,
     target: Target,
+    trace: Trace,
 }
 
 impl Tool {
@@ -173,7 +181,7 @@ impl Tool {
     /// The conversation with the MDM; made when a verb first needs it.
     fn session(&self) -> Result<Session, Failure> {
         let members = self.target.members()?;
-        Ok(Session::new(members, self.options.timeout.unwrap_or(DEFAULT_TIMEOUT)))
+        Ok(Session::new(members, self.options.timeout.unwrap_or(DEFAULT_TIMEOUT), self.trace))
     }
 
     /// The format asked for, else `default`.
@@ -188,8 +196,6 @@ impl Tool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -207,6 +213,35 @@ mod tests {
             verbs.iter().for_each(|verb| check(verb, &path));
         }
         check(&Cli::command(), "");
+    }
+
+    /// What the contract promises of every verb of a kind.
+    #[test]
+    fn verbs_of_a_kind_have_the_flags_of_their_kind() {
+        fn check(command: &clap::Command, path: &str) {
+            let verbs: Vec<_> = command.get_subcommands().collect();
+            if !verbs.is_empty() {
+                let noun = command.get_name();
+                return verbs.iter().for_each(|verb| check(verb, &format!("{path} {noun}")));
+            }
+            let name = command.get_name();
+            let flags: &[&str] = match name {
+                "list" | "show" | "status" | "health" | "chunks" => &["watch", "stale"],
+                "create" | "add" => &["if_not_exists"],
+                "delete" | "remove" | "resize" | "down" => &["yes", "dry_run"],
+                "map" | "unmap" => &["wait"],
+                _ => &[],
+            };
+            for flag in flags {
+                assert!(command.get_arguments().any(|arg| arg.get_id() == flag), "{path} {name}: no {flag}");
+            }
+        }
+        check(&Cli::command(), "");
+        for option in ["output", "timeout", "verbose"] {
+            let options = Cli::command();
+            let found = options.get_arguments().find(|arg| arg.get_id() == option).map(clap::Arg::is_global_set);
+            assert_eq!(found, Some(true), "{option}");
+        }
     }
 
     fn parses(line: &str) -> bool {

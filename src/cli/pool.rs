@@ -7,6 +7,7 @@ use pflex_proto::pb::{
 
 use super::{
     Tool,
+    complete::Of,
     names::{Names, freshness},
     object::{self, Kind},
     target::Target,
@@ -44,7 +45,7 @@ pub(super) enum Verb {
     Create {
         name: String,
         /// The protection domain whose servers give the space.
-        #[arg(long)]
+        #[arg(long, add = Of::Domains.candidates())]
         domain: String,
         /// Copies of each chunk.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3))]
@@ -68,6 +69,7 @@ pub(super) enum Verb {
     /// Show one.
     #[command(after_help = "Example:\n  pflex pool show default -o json")]
     Show {
+        #[arg(add = Of::Pools.candidates())]
         name: String,
         #[command(flatten)]
         view: ViewArgs,
@@ -75,6 +77,7 @@ pub(super) enum Verb {
     /// Remove one without volumes.
     #[command(after_help = "Example:\n  pflex pool delete fast --yes")]
     Delete {
+        #[arg(add = Of::Pools.candidates())]
         name: String,
         #[command(flatten)]
         confirm: ConfirmArgs,

@@ -5,6 +5,7 @@ use pflex_proto::pb::{CreateSdcRequest, DeleteRequest, ListRequest, SdcRow, admi
 
 use super::{
     Tool,
+    complete::Of,
     names::freshness,
     object::{self, Kind},
     target::Target,
@@ -40,6 +41,7 @@ pub(super) enum Verb {
     /// Show one.
     #[command(after_help = "Example:\n  pflex sdc show sdc1")]
     Show {
+        #[arg(add = Of::Clients.candidates())]
         name: String,
         #[command(flatten)]
         view: ViewArgs,
@@ -55,6 +57,7 @@ pub(super) enum Verb {
     /// Remove a storage client without mapped volumes.
     #[command(after_help = "Example:\n  pflex sdc remove sdc2 --yes")]
     Remove {
+        #[arg(add = Of::Clients.candidates())]
         name: String,
         #[command(flatten)]
         confirm: ConfirmArgs,

@@ -5,6 +5,7 @@ use pflex_proto::pb::{CreateSdsRequest, DeleteRequest, ListRequest, SdsRow, admi
 
 use super::{
     Tool,
+    complete::Of,
     names::{Names, freshness},
     object::{self, Kind},
     target::Target,
@@ -40,6 +41,7 @@ pub(super) enum Verb {
     /// Show one.
     #[command(after_help = "Example:\n  pflex sds show sds1")]
     Show {
+        #[arg(add = Of::Servers.candidates())]
         name: String,
         #[command(flatten)]
         view: ViewArgs,
@@ -49,7 +51,7 @@ pub(super) enum Verb {
     Add {
         name: String,
         /// The protection domain it belongs to.
-        #[arg(long)]
+        #[arg(long, add = Of::Domains.candidates())]
         domain: String,
         /// Servers that fail together have one fault set [default: one of its own].
         #[arg(long)]
@@ -61,6 +63,7 @@ pub(super) enum Verb {
     /// Remove a storage server that holds no data that is needed.
     #[command(after_help = "Example:\n  pflex sds remove sds4 --yes")]
     Remove {
+        #[arg(add = Of::Servers.candidates())]
         name: String,
         #[command(flatten)]
         confirm: ConfirmArgs,

@@ -5,6 +5,7 @@ use pflex_proto::pb::{ListTokensRequest, TokenRow, admin_client::AdminClient, to
 
 use super::{
     Tool,
+    complete::Of,
     names::{Names, one, only},
     target::Target,
     view::ViewArgs,
@@ -33,7 +34,7 @@ pub(super) enum Verb {
     #[command(after_help = "Example:\n  pflex token list --volume demo --limit 10")]
     List {
         /// Only those for this volume.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", add = Of::Volumes.candidates())]
         volume: Option<String>,
         /// How many at most.
         #[arg(long, default_value_t = DEFAULT_LIMIT, value_parser = clap::value_parser!(u32).range(1..))]

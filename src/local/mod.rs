@@ -11,7 +11,7 @@ mod dir_lock;
 mod down;
 mod layout;
 mod marker;
-mod nbd_probe;
+pub(crate) mod nbd_probe;
 mod plan;
 mod populate;
 mod ports;

@@ -21,7 +21,7 @@ const REP_ERROR: u32 = 1 << 31;
 const MOST_REPLY_BYTES: u32 = 64 << 10;
 
 /// Returns whether the server at `address` would open `export`.
-pub(super) fn is_open(address: SocketAddr, export: &str) -> io::Result<bool> {
+pub(crate) fn is_open(address: SocketAddr, export: &str) -> io::Result<bool> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;

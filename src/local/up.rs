@@ -32,6 +32,7 @@ use crate::{
     daemon,
     error::{Exit, Failure},
     output::{self, Document, Format, Record},
+    trace::Trace,
     units::{format_size, parse_size},
 };
 
@@ -74,15 +75,15 @@ pub(crate) struct UpArgs {
     device_size: Option<u64>,
 }
 
-pub(crate) fn up(args: UpArgs, options: &Options) -> Result<(), Failure> {
+pub(crate) fn up(args: UpArgs, options: &Options, trace: Trace) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::io("start the runtime", error))?;
-    runtime.block_on(run(args, options))
+    runtime.block_on(run(args, options, trace))
 }
 
-async fn run(args: UpArgs, options: &Options) -> Result<(), Failure> {
+async fn run(args: UpArgs, options: &Options, trace: Trace) -> Result<(), Failure> {
     let dir = cluster_dir(args.dir)?;
     let lock = DirLock::take(&dir)?;
     let wishes = Wishes {
@@ -92,7 +93,7 @@ async fn run(args: UpArgs, options: &Options) -> Result<(), Failure> {
         port_offset: args.port_offset,
         device_size_bytes: args.device_size,
     };
-    let mut up = match Up::prepare(dir, wishes, args.otlp, options) {
+    let mut up = match Up::prepare(dir, wishes, args.otlp, options, trace) {
         Ok(up) => up,
         Err(failure) => {
             // Refused before anything was made.
@@ -149,7 +150,13 @@ struct Up {
 
 impl Up {
     /// All checks; nothing is written.
-    fn prepare(dir: PathBuf, wishes: Wishes, otlp: Option<String>, options: &Options) -> Result<Self, Failure> {
+    fn prepare(
+        dir: PathBuf,
+        wishes: Wishes,
+        otlp: Option<String>,
+        options: &Options,
+        trace: Trace,
+    ) -> Result<Self, Failure> {
         let existing = Marker::load(&dir)?;
         let plan = plan(existing.as_ref(), wishes)?;
         let layout = Layout::new(dir, plan.port_offset);
@@ -195,7 +202,7 @@ impl Up {
         if !to_start.is_empty() {
             check_space(&layout)?;
         }
-        let session = Session::new(layout.mdm_members(plan.counts.mdm), DEFAULT_TIMEOUT);
+        let session = Session::new(layout.mdm_members(plan.counts.mdm), DEFAULT_TIMEOUT, trace);
         let patience = options.timeout.unwrap_or(PATIENCE);
         let children = Children::default();
         Ok(Self { layout, plan, marker, fresh, founded: false, to_start, lost, children, session, otlp, patience })

@@ -12,6 +12,7 @@ use pflex_proto::{
 use super::{Tool, find};
 use crate::{
     cli::{
+        complete::Of,
         names::{Names, all},
         view::ViewArgs,
     },
@@ -25,6 +26,7 @@ const DEFAULT_COUNT: u64 = 1_024;
 
 #[derive(clap::Args, Debug)]
 pub(in crate::cli) struct Args {
+    #[arg(add = Of::Volumes.candidates())]
     name: String,
     /// The first chunk to show.
     #[arg(long, default_value_t = 0)]

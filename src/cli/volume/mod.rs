@@ -2,6 +2,7 @@
 
 mod chunks;
 mod record;
+mod serve;
 mod unmap;
 
 use clap::{Subcommand, ValueEnum};
@@ -12,6 +13,7 @@ use pflex_proto::pb::{
 
 use super::{
     Tool,
+    complete::Of,
     names::{all, one, only},
     target::Target,
     view::ViewArgs,
@@ -62,7 +64,7 @@ pub(super) enum Verb {
         #[arg(long, value_parser = parse_volume_size)]
         size: u64,
         /// Where its space comes from.
-        #[arg(long, default_value = "default")]
+        #[arg(long, default_value = "default", add = Of::Pools.candidates())]
         pool: String,
         /// How IO is authorised.
         #[arg(long, value_enum, default_value_t = Mode::Lease)]
@@ -80,16 +82,22 @@ pub(super) enum Verb {
     /// Show one.
     #[command(after_help = "Example:\n  pflex volume show db")]
     Show {
+        #[arg(add = Of::Volumes.candidates())]
         name: String,
         #[command(flatten)]
         view: ViewArgs,
     },
     /// Give it another name.
     #[command(after_help = "Example:\n  pflex volume rename db db-old")]
-    Rename { name: String, new_name: String },
+    Rename {
+        #[arg(add = Of::Volumes.candidates())]
+        name: String,
+        new_name: String,
+    },
     /// Give it another size. Making it smaller destroys what lies behind the new end.
     #[command(after_help = "Example:\n  pflex volume resize db --size 20GiB")]
     Resize {
+        #[arg(add = Of::Volumes.candidates())]
         name: String,
         /// A multiple of 4KiB, like 512MiB or 10GiB.
         #[arg(long, value_parser = parse_volume_size)]
@@ -100,7 +108,9 @@ pub(super) enum Verb {
     /// Show it to a client, which then serves it as an NBD export of its name.
     #[command(after_help = "Example:\n  pflex volume map db sdc1 --access ro")]
     Map {
+        #[arg(add = Of::Volumes.candidates())]
         volume: String,
+        #[arg(add = Of::Clients.candidates())]
         sdc: String,
         /// What the client may do.
         #[arg(long, value_enum, default_value_t = Rights::Rw)]
@@ -111,13 +121,26 @@ pub(super) enum Verb {
         /// Bytes per second at most, like 100MiB; 0 for no limit.
         #[arg(long, default_value = "0", value_parser = parse_size)]
         bandwidth: u64,
+        /// Return when the client serves it: what is mapped is known to the client a moment later.
+        #[arg(long)]
+        wait: bool,
     },
     /// Take it away from a client; returns when no IO with the old authorisation can happen any more.
-    #[command(after_help = "Example:\n  pflex volume unmap db sdc1")]
-    Unmap { volume: String, sdc: String },
+    #[command(after_help = "Example:\n  pflex volume unmap db sdc1 --wait")]
+    Unmap {
+        #[arg(add = Of::Volumes.candidates())]
+        volume: String,
+        #[arg(add = Of::Clients.candidates())]
+        sdc: String,
+        /// While a server cannot be reached, wait longer than --timeout: until the last token it accepts has expired, a
+        /// minute at most.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Remove it and its data.
     #[command(after_help = "Example:\n  pflex volume delete db --yes")]
     Delete {
+        #[arg(add = Of::Volumes.candidates())]
         name: String,
         #[command(flatten)]
         confirm: ConfirmArgs,
@@ -172,7 +195,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             print(tool, &session, &volume).await
         }
         Verb::Resize { name, size, confirm: args } => resize(tool, &session, name, size, args).await,
-        Verb::Map { volume, sdc, access, iops, bandwidth } => {
+        Verb::Map { volume, sdc, access, iops, bandwidth, wait } => {
             let what = format!("map volume {volume} to {sdc}");
             let access = match access {
                 Rights::Rw => Access::ReadWrite,
@@ -181,15 +204,18 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let request = MapVolumeRequest {
                 request: None,
                 volume,
-                sdc,
+                sdc: sdc.clone(),
                 access: access.into(),
                 iops_limit: iops,
                 bandwidth_limit: bandwidth,
             };
             let volume = change!(session, &what, AdminClient.map_volume(request))?;
+            if wait {
+                serve::wait(&session, &what, &volume, &sdc).await?;
+            }
             print(tool, &session, &volume).await
         }
-        Verb::Unmap { volume, sdc } => unmap::run(tool, &session, volume, sdc).await,
+        Verb::Unmap { volume, sdc, wait } => unmap::run(tool, &session, volume, sdc, wait).await,
         Verb::Delete { name, confirm: args } => {
             let volume = find(&session, Freshness::Linearizable, "delete", &name).await?;
             let loss = format!("volume {name} ({}) and its data", format_size(volume.size_bytes));

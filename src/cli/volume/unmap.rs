@@ -1,6 +1,6 @@
 //! `pflex volume unmap`: done when no server admits IO under the old authorisation any more (S20). While a server cannot
 //! be reached, that is when the last token it might still accept has expired, at most a minute; the command says so and
-//! waits as long as it may.
+//! waits as long as it may: for `--timeout`, or with `--wait` to the end.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,13 @@ use crate::{
     units::format_duration,
 };
 
-pub(super) async fn run(tool: &Tool, session: &Session, volume: String, sdc: String) -> Result<(), Failure> {
+pub(super) async fn run(
+    tool: &Tool,
+    session: &Session,
+    volume: String,
+    sdc: String,
+    wait: bool,
+) -> Result<(), Failure> {
     let started = Instant::now();
     let what = format!("unmap volume {volume} from {sdc}");
     let request = UnmapVolumeRequest { request: None, volume, sdc };
@@ -21,7 +27,7 @@ pub(super) async fn run(tool: &Tool, session: &Session, volume: String, sdc: Str
     if let Some(pending) = pending(&reply) {
         let servers = reply.waiting_for.join(", ");
         let left = session.timeout().saturating_sub(started.elapsed());
-        if pending > left {
+        if pending > left && !wait {
             return Err(Failure::new(
                 Exit::TimedOut,
                 format!(
@@ -29,7 +35,7 @@ pub(super) async fn run(tool: &Tool, session: &Session, volume: String, sdc: Str
                     format_duration(pending)
                 ),
             )
-            .remedy("wait that long, or give a longer --timeout"));
+            .remedy("wait that long, or give --wait or a longer --timeout"));
         }
         eprintln!(
             "unmapped; {servers} cannot be reached: waiting {} until the last token expires",
