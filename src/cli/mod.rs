@@ -7,18 +7,22 @@ mod complete;
 mod completions;
 mod device;
 mod domain;
+mod event;
 mod health;
+mod limits;
 mod names;
 mod object;
 mod pool;
 mod sdc;
 mod sds;
+mod settings;
 mod status;
 mod target;
 mod token;
 mod usage;
 mod view;
 mod volume;
+mod why;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -85,23 +89,39 @@ enum Command {
     /// Health in one screen.
     Status(status::Args),
     /// The MDM quorum.
+    #[command(after_help = "Example:\n  pflex cluster status -o table")]
     Cluster(cluster::Args),
     /// Protection domains.
+    #[command(after_help = "Example:\n  pflex domain list")]
     Domain(domain::Args),
     /// Storage pools.
+    #[command(after_help = "Example:\n  pflex pool list")]
     Pool(pool::Args),
     /// Storage servers; with --config, run one.
     Sds(sds::Args),
     /// The servers' disks.
+    #[command(after_help = "Example:\n  pflex device list")]
     Device(device::Args),
     /// Storage clients; with --config, run one.
     Sdc(sdc::Args),
     /// Volumes.
+    #[command(
+        after_help = "Examples:\n  pflex volume list\n  pflex volume create db --size 10GiB\n  pflex volume map db sdc1"
+    )]
     Volume(volume::Args),
     /// IO tokens.
+    #[command(after_help = "Example:\n  pflex token list")]
     Token(token::Args),
     /// Health of each component.
     Health(health::Args),
+    /// What happened, who did it, and when.
+    Event(event::Args),
+    /// Why an object is in its state.
+    Why(why::Args),
+    /// Limits, and how close the cluster is to them.
+    Limits(limits::Args),
+    /// Numbers to tune while the cluster runs.
+    Settings(settings::Args),
     /// Run a metadata manager.
     Mdm(daemon::MdmArgs),
     /// Run the console.
@@ -157,6 +177,10 @@ fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
         Command::Device(args) => done(tool(args.target).block_on(async |tool| device::run(args.verb, tool).await)),
         Command::Volume(args) => done(tool(args.target).block_on(async |tool| volume::run(args.verb, tool).await)),
         Command::Token(args) => done(tool(args.target).block_on(async |tool| token::run(args.verb, tool).await)),
+        Command::Event(args) => done(tool(args.target).block_on(async |tool| event::run(args.verb, tool).await)),
+        Command::Why(args) => done(tool(args.target.clone()).block_on(async |tool| why::run(args, tool).await)),
+        Command::Limits(args) => done(tool(args.target.clone()).block_on(async |tool| limits::run(args, tool).await)),
+        Command::Settings(args) => done(tool(args.target).block_on(async |tool| settings::run(args.verb, tool).await)),
         Command::Health(args) => done(tool(args.target.clone()).block_on(async |tool| health::run(args, tool).await)),
     }
 }
@@ -203,16 +227,37 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The command lines in a help text, without what a shell does around them.
+    fn examples(help: &str) -> Vec<&str> {
+        let lines = help.lines().filter(|line| line.starts_with("  "));
+        let commands = lines.filter_map(|line| line.find("pflex ").map(|at| &line[at..]));
+        commands
+            .map(|line| line.split([')', '|', '>']).next().unwrap_or_default())
+            .map(|line| line.split("  ").next().unwrap_or_default().trim())
+            .collect()
+    }
+
+    /// Each help ends with something to copy, and that is a command of this program: a leaf's is its own.
     #[test]
-    fn every_command_has_an_example() {
+    fn every_command_has_an_example_that_can_be_typed() {
         fn check(command: &clap::Command, path: &str) {
-            let path = format!("{path} {}", command.get_name());
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let verbs: Vec<_> = command.get_subcommands().collect();
-            assert!(help.contains("pflex ") || !verbs.is_empty(), "no example in the help of{path}");
-            verbs.iter().for_each(|verb| check(verb, &path));
+            let examples = examples(&help);
+            assert!(!examples.is_empty(), "no example in the help of {path}");
+            assert!(examples.iter().any(|line| line.starts_with(path)), "no example of {path} itself in {examples:?}");
+            for line in examples {
+                let parsed = Cli::try_parse_from(line.split_whitespace());
+                assert!(
+                    parsed.is_ok(),
+                    "{path}: `{line}` is no command: {}",
+                    parsed.err().map_or(String::new(), |e| e.to_string())
+                );
+            }
+            for verb in command.get_subcommands() {
+                check(verb, &format!("{path} {}", verb.get_name()));
+            }
         }
-        check(&Cli::command(), "");
+        check(&Cli::command(), "pflex");
     }
 
     /// What the contract promises of every verb of a kind.
