@@ -58,6 +58,11 @@ impl LogTimeFollower {
         self.newest = Some(Stamp { term, log_time: log_time.max(reached), at: now });
     }
 
+    /// The newest stamp, or what had been counted when it came if that was more, and when it came.
+    pub fn newest(&self) -> Option<(LogTime, MonotonicTime)> {
+        self.newest.map(|stamp| (stamp.log_time, stamp.at))
+    }
+
     /// Log time at `now`; none without a stamp since this process started.
     pub fn now(&self, now: MonotonicTime) -> Option<LogTime> {
         let stamp = self.newest?;
@@ -80,6 +85,7 @@ mod tests {
         assert_eq!(follower.now(at(5)), None);
         follower.observe(1, LogTime(1_000), at(10));
         assert_eq!(follower.now(at(260)), Some(LogTime(1_250)));
+        assert_eq!(follower.newest(), Some((LogTime(1_000), at(10))));
     }
 
     #[test]

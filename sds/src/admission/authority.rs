@@ -4,17 +4,19 @@ use pflex_common::map::{Access, ClusterMap, VolumeInfo};
 use pflex_proto::{
     data::{IoHeader, RefusalCode},
     geometry::CHUNK_SIZE,
-    ids::{ByteOffset, ClusterId, LogTime, ProcessId, SdcId, VolumeId},
+    ids::{ByteOffset, ClusterId, ProcessId, SdcId, VolumeId},
     token::{Rights, Token, TokenMode},
 };
+
+use super::freshness::Heard;
 
 /// What a decision depends on beside the token.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Surroundings<'a> {
     /// The newest map.
     pub(crate) map: &'a ClusterMap,
-    /// Log time; none before the first leader's stamp, and then nothing is admitted (S20).
-    pub(crate) log_time: Option<LogTime>,
+    /// The newest stamp of a leader; none before the first, and then nothing is admitted (S20).
+    pub(crate) heard: Option<Heard>,
 }
 
 /// A session's right to do IO: its token, signature already verified.
@@ -29,7 +31,8 @@ impl Authority {
     /// Takes a token for a session of `sdc` in `process` on `volume`.
     ///
     /// # Errors
-    /// When the token is someone else's, of another volume or cluster, or already void.
+    /// When the token is someone else's, of another volume or cluster, already void, or too new for what this server has
+    /// heard (`freshness`).
     pub(crate) fn new(
         token: Token,
         cluster: ClusterId,
@@ -53,6 +56,7 @@ impl Authority {
         }
         let authority = Self { token };
         authority.is_in_force(now)?;
+        now.heard.map_or(Ok(()), |heard| heard.places(&authority.token))?;
         Ok(authority)
     }
 
@@ -66,12 +70,12 @@ impl Authority {
     /// # Errors
     /// If so, or if that cannot be known.
     pub(crate) fn is_in_force<'a>(&self, now: Surroundings<'a>) -> Result<&'a VolumeInfo, Refused> {
-        let log_time = now.log_time.ok_or((
+        let heard = now.heard.ok_or((
             RefusalCode::NotReady,
             "no MDM leader was heard since this process started, so the time is not known".into(),
         ))?;
         let id = self.token.id;
-        if log_time >= self.token.expires {
+        if heard.now() >= self.token.expires {
             return Err((RefusalCode::TokenExpired, format!("token {id} expired")));
         }
         let Some(volume) = now.map.volumes.get(&self.token.volume) else {
@@ -125,7 +129,7 @@ impl Authority {
 #[cfg(test)]
 pub(super) mod tests {
     use pflex_proto::{
-        ids::{ChunkId, ChunkIndex, Epoch, KeyId, LayerId, SessionId, TokenId, VolumeEpoch, VtreeId},
+        ids::{ChunkId, ChunkIndex, Epoch, KeyId, LayerId, LogTime, SessionId, TokenId, VolumeEpoch, VtreeId},
         pb,
     };
 
@@ -189,7 +193,8 @@ pub(super) mod tests {
     }
 
     fn check(token: Token, map: &ClusterMap, at: Option<u64>, io: &IoHeader, writes: bool) -> Option<RefusalCode> {
-        let now = Surroundings { map, log_time: at.map(LogTime) };
+        let heard = at.map(|at| Heard { stamp: LogTime(at), age: std::time::Duration::ZERO });
+        let now = Surroundings { map, heard };
         let authority = Authority::new(token, map.cluster, SdcId(3), ProcessId::from_bytes([1; 16]), VolumeId(1), now);
         authority.and_then(|authority| authority.allows(io, writes, now)).err().map(|(code, _)| code)
     }

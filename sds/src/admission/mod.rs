@@ -2,15 +2,18 @@
 //!
 //! A request is admitted if its MAC opens under its session's key, its sequence is higher than the session's last, its
 //! session is of the newest generation of that SDC and volume (S9), and its token still allows it ([`Authority::allows`],
-//! asked again when a read's data is fetched, S20).
+//! asked again when a read's data is fetched, S20). A session opens only with a token that what was last heard from the MDM
+//! can place, which bounds a revocation that this server does not hear of ([`freshness`]).
 //!
 //! **Invariant (I6):** no IO executes without a valid token, and none twice.
 
 mod authority;
+mod freshness;
 mod generations;
 mod sessions;
 
 pub(crate) use authority::{Authority, Surroundings};
+pub(crate) use freshness::{HEARD_WITHIN, Heard, STAMP_DELAY};
 pub(crate) use sessions::{ConnectionId, Sessions};
 
 #[cfg(test)]

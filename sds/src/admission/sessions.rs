@@ -174,9 +174,13 @@ mod tests {
     };
 
     use super::*;
-    use crate::admission::authority::tests::{map, token};
+    use crate::admission::{
+        authority::tests::{map, token},
+        freshness::Heard,
+    };
 
     const CONNECTION: ConnectionId = ConnectionId(1);
+    const HEARD: Heard = Heard { stamp: LogTime(1), age: std::time::Duration::ZERO };
 
     fn process() -> ProcessId {
         ProcessId::from_bytes([1; 16])
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn a_request_is_admitted_once_under_its_own_session() {
         let map = map(1);
-        let now = Surroundings { map: &map, log_time: Some(LogTime(1)) };
+        let now = Surroundings { map: &map, heard: Some(HEARD) };
         let mut sessions = Sessions::new(map.cluster, DeviceId(1));
         let (open, _) = request(1);
         let refused = sessions.open(CONNECTION, (SdcId(3), process()), &open, &[0; 16], now).unwrap_err();
@@ -229,7 +233,7 @@ mod tests {
     #[test]
     fn a_newer_generation_ends_older_sessions() {
         let map = map(1);
-        let now = Surroundings { map: &map, log_time: Some(LogTime(1)) };
+        let now = Surroundings { map: &map, heard: Some(HEARD) };
         let mut sessions = Sessions::new(map.cluster, DeviceId(1));
         sessions.set_secrets(vec![secret()]);
         let old = sessions.open(CONNECTION, (SdcId(3), process()), &request(1).0, &[0; 16], now).unwrap();
@@ -244,7 +248,7 @@ mod tests {
     #[test]
     fn a_replaced_session_lasts_until_the_first_request_in_the_new_one() {
         let map = map(1);
-        let now = Surroundings { map: &map, log_time: Some(LogTime(1)) };
+        let now = Surroundings { map: &map, heard: Some(HEARD) };
         let mut sessions = Sessions::new(map.cluster, DeviceId(1));
         sessions.set_secrets(vec![secret()]);
         let (mut open, _) = request(1);

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, transport::Server as Grpc};
 use tracing::{debug, error};
 
 use super::Server;
-use crate::worker::DeviceHandle;
+use crate::{admission::HEARD_WITHIN, worker::DeviceHandle};
 
 /// Between two reports.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -91,17 +91,30 @@ fn limited(device: &DeviceHandle) -> Option<String> {
     None
 }
 
+/// What follows from how long ago a leader was heard.
+fn unheard(age: Option<Duration>) -> Option<String> {
+    match age {
+        None => Some("no MDM leader was heard since this process started, so no IO is admitted".to_owned()),
+        Some(age) if age > HEARD_WITHIN => {
+            Some(format!("no MDM leader was heard for {} s, so no session is opened", age.as_secs()))
+        }
+        Some(_) => None,
+    }
+}
+
 struct Management(Arc<Server>);
 
 #[tonic::async_trait]
 impl SdsManagement for Management {
     async fn stats(&self, _: Request<SdsStatsRequest>) -> Result<Response<SdsStats>, Status> {
         let uptime_ms = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let log_time_ms = self.0.log_time.now_ms(MonotonicTime::now());
+        let now = MonotonicTime::now();
+        let unheard = unheard(self.0.log_time.age(now));
         let mut devices: Vec<_> = self.0.devices.iter().map(stats).collect();
-        for device in devices.iter_mut().filter(|device| log_time_ms == 0 && device.why.is_empty()) {
-            device.why = "no MDM leader was heard since this process started, so no IO is admitted".to_owned();
+        for device in devices.iter_mut().filter(|device| device.why.is_empty()) {
+            device.why = unheard.clone().unwrap_or_default();
         }
+        let log_time_ms = self.0.log_time.now_ms(now);
         Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms }))
     }
 }

@@ -27,12 +27,12 @@ use tonic::Status;
 use tracing::{debug, warn};
 
 use super::Server;
-use crate::worker::Command;
+use crate::{admission::STAMP_DELAY, worker::Command};
 
 /// Between two beats.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A leader that does not answer a beat for this long is not one any more.
-const SILENCE: Duration = Duration::from_millis(2_500);
+const SILENCE: Duration = STAMP_DELAY;
 /// How often the confirmed revision is looked at: an unmap waits for it.
 const CONFIRM_POLL: Duration = Duration::from_millis(20);
 /// Between two members that do not lead.
@@ -52,6 +52,11 @@ impl Counted {
     /// As a beat says it: 0 before the first stamp.
     pub(super) fn now_ms(&self, now: MonotonicTime) -> u64 {
         self.follower().now(now).map_or(0, LogTime::get)
+    }
+
+    /// How long ago a leader was heard; none before the first stamp.
+    pub(super) fn age(&self, now: MonotonicTime) -> Option<Duration> {
+        self.follower().newest().map(|(_, at)| now.since(at))
     }
 
     fn follower(&self) -> MutexGuard<'_, LogTimeFollower> {
@@ -93,11 +98,16 @@ async fn follow(
     let sender = tokio::spawn(beat(Arc::clone(server), beats));
     let _stops_with_us = StopOnDrop(sender);
     let silent = |_| Status::deadline_exceeded("the leader is silent");
+    let mut last = MonotonicTime::now();
     let opened = tokio::time::timeout(SILENCE, client.beats(ReceiverStream::new(queue))).await.map_err(silent)?;
     let mut replies = opened?.into_inner();
     while let Some(reply) = tokio::time::timeout(SILENCE, replies.message()).await.map_err(silent)?? {
         let BeatReply { log_time_ms, term, newest_key_id, .. } = reply;
         let at = MonotonicTime::now();
+        // A stamp that waited here while this process was stopped says nothing of now: revocations count on its age.
+        if at.since(std::mem::replace(&mut last, at)) > STAMP_DELAY {
+            return Err(Status::deadline_exceeded("this process was away; the stamps it missed are stale"));
+        }
         server.log_time.observe(term, LogTime(log_time_ms), at);
         for device in &server.devices {
             // The next one is as good.

@@ -1,7 +1,7 @@
 //! Clients: greeting, sessions, requests, answers.
 
 use bytes::Bytes;
-use pflex_common::frames::Frame;
+use pflex_common::{clock::MonotonicTime, frames::Frame};
 use pflex_proto::{
     data::{
         Checksums, FlushReply, FlushRequest, HelloReply, IoHeader, OpenSession, PROTOCOL_VERSION, Peer, ReadReply,
@@ -22,7 +22,7 @@ use super::{
     worker::{Party, Worker},
 };
 use crate::{
-    admission::{Authority, ConnectionId},
+    admission::{Authority, ConnectionId, Heard, Surroundings},
     payload::Payload,
     replication::{self, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
 };
@@ -89,10 +89,10 @@ impl Worker {
     fn on_open(&mut self, id: ConnectionId, sdc: SdcId, process: ProcessId, frame: &Frame) -> Result<(), Refused> {
         let request: OpenSession = frame.message().map_err(malformed)?;
         let nonce: [u8; 16] = rand::random();
-        let log_time = self.log_time.now(pflex_common::clock::MonotonicTime::now());
-        let now = crate::admission::Surroundings { map: &self.map, log_time };
+        let heard = Heard::of(&self.log_time, MonotonicTime::now());
+        let now = Surroundings { map: &self.map, heard };
         let opened = self.sessions.open(id, (sdc, process), &request, &nonce, now).inspect_err(|(code, why)| {
-            if *code == RefusalCode::NotReady && log_time.is_some() {
+            if *code == RefusalCode::NotReady && heard.is_some() {
                 // Most likely a key that was made since (S21). A full queue means that others said so already.
                 drop(self.reports.try_send(Report::UnknownKey));
             }
@@ -104,7 +104,7 @@ impl Worker {
             self.cancel(older);
             self.decide();
         }
-        let reply = SessionOpened { session: opened.session, nonce, log_time: log_time.unwrap_or(LogTime(0)) };
+        let reply = SessionOpened { session: opened.session, nonce, log_time: heard.map_or(LogTime(0), Heard::now) };
         self.push(id, FrameKind::SessionOpened, frame.header.request_id, &reply, Bytes::new());
         Ok(())
     }
@@ -194,8 +194,7 @@ impl Worker {
         writes: bool,
         frame: &Frame,
     ) -> Result<(SdcId, Authority), Refused> {
-        let log_time = self.log_time.now(pflex_common::clock::MonotonicTime::now());
-        let now = crate::admission::Surroundings { map: &self.map, log_time };
+        let now = Surroundings { map: &self.map, heard: Heard::of(&self.log_time, MonotonicTime::now()) };
         self.sessions.admit(id, io, writes, |key| frame.opens(key), now)
     }
 

@@ -30,7 +30,7 @@ use super::{
     thread::WorkerConfig,
 };
 use crate::{
-    admission::{ConnectionId, Sessions, Surroundings},
+    admission::{ConnectionId, Heard, Sessions, Surroundings},
     payload::Payload,
     replication::{Effect, Event, Leases, Time, limits},
     store::{self, PgReport, Store},
@@ -329,7 +329,7 @@ impl Worker {
     }
 
     pub(super) fn surroundings(&self) -> Surroundings<'_> {
-        Surroundings { map: &self.map, log_time: self.log_time.now(MonotonicTime::now()) }
+        Surroundings { map: &self.map, heard: Heard::of(&self.log_time, MonotonicTime::now()) }
     }
 
     fn on_durable(&mut self, durable: Result<Vec<store::Durable>, store::Poison>) {
