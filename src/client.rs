@@ -19,6 +19,9 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 /// For one member when any will do: a dead one must not hold up the answer of the next.
 const ONE_MEMBER: Duration = Duration::from_millis(1_500);
 
+/// Characters of a caller's name: a user and a host, with room.
+const MAX_CALLER: usize = 128;
+
 /// A read may say that a stale answer will do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Freshness {
@@ -34,6 +37,15 @@ impl Freshness {
     }
 }
 
+/// Who is at the keyboard, for the audit: until people log in, what their host says of them.
+fn caller() -> String {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "somebody".to_owned());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = format!("{user}@{}", host.trim());
+    name.chars().filter(|c| !c.is_control()).take(MAX_CALLER).collect()
+}
+
 /// What every noun gets.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
@@ -44,7 +56,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(members: Vec<Endpoint>, timeout: Duration, trace: Trace) -> Self {
-        Self { mdm: MdmClient::new("pflex", members), timeout, trace }
+        Self { mdm: MdmClient::new(caller(), members), timeout, trace }
     }
 
     /// Sent with every call of the macros below.

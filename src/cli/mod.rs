@@ -7,18 +7,22 @@ mod complete;
 mod completions;
 mod device;
 mod domain;
+mod event;
 mod health;
+mod limits;
 mod names;
 mod object;
 mod pool;
 mod sdc;
 mod sds;
+mod settings;
 mod status;
 mod target;
 mod token;
 mod usage;
 mod view;
 mod volume;
+mod why;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -110,6 +114,16 @@ enum Command {
     Token(token::Args),
     /// Health of each component.
     Health(health::Args),
+    /// What happened, who did it, and when.
+    #[command(after_help = "Example:\n  pflex event list --since 1h")]
+    Event(event::Args),
+    /// Why an object is in its state.
+    Why(why::Args),
+    /// Limits, and how close the cluster is to them.
+    Limits(limits::Args),
+    /// Numbers to tune while the cluster runs.
+    #[command(after_help = "Example:\n  pflex settings list")]
+    Settings(settings::Args),
     /// Run a metadata manager.
     Mdm(daemon::MdmArgs),
     /// Run the console.
@@ -165,6 +179,10 @@ fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
         Command::Device(args) => done(tool(args.target).block_on(async |tool| device::run(args.verb, tool).await)),
         Command::Volume(args) => done(tool(args.target).block_on(async |tool| volume::run(args.verb, tool).await)),
         Command::Token(args) => done(tool(args.target).block_on(async |tool| token::run(args.verb, tool).await)),
+        Command::Event(args) => done(tool(args.target).block_on(async |tool| event::run(args.verb, tool).await)),
+        Command::Why(args) => done(tool(args.target.clone()).block_on(async |tool| why::run(args, tool).await)),
+        Command::Limits(args) => done(tool(args.target.clone()).block_on(async |tool| limits::run(args, tool).await)),
+        Command::Settings(args) => done(tool(args.target).block_on(async |tool| settings::run(args.verb, tool).await)),
         Command::Health(args) => done(tool(args.target.clone()).block_on(async |tool| health::run(args, tool).await)),
     }
 }
