@@ -153,9 +153,13 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
     };
     line("cluster", format!("{}, revision {}", cluster::cluster_id(status), status.revision));
     line("quorum", format!("{up} of {} members up; {leader}", status.members.len()));
-    let lost: Vec<_> = servers.iter().filter(|server| !server.alive).map(|server| server.name.as_str()).collect();
-    let which = if lost.is_empty() { String::new() } else { format!("; lost: {}", lost.join(", ")) };
-    line("servers", format!("{} of {} alive{which}", servers.len() - lost.len(), servers.len()));
+    let lost = named(servers.iter().filter(|server| !server.alive));
+    let doubted = named(servers.iter().filter(|server| server.alive && is_doubted(status, server)));
+    let alive = servers.len() - lost.len() - doubted.len();
+    let list = |what: &str, names: &[&str]| {
+        if names.is_empty() { String::new() } else { format!("; {what}: {}", names.join(", ")) }
+    };
+    line("servers", format!("{alive} of {} alive{}{}", servers.len(), list("lost", &lost), list("in doubt", &doubted)));
     let clients: Vec<_> = status.components.iter().filter(|row| row.kind() == ComponentKind::Sdc).collect();
     let active = clients.iter().filter(|client| client.status == "ACTIVE").count();
     line("clients", format!("{active} of {} active", clients.len()));
@@ -177,6 +181,15 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
         line("not well", format!("{} {} is {}", health::kind(component), component.name, component.status));
     }
     text
+}
+
+fn named<'a>(servers: impl Iterator<Item = &'a Sds>) -> Vec<&'a str> {
+    servers.map(|server| server.name.as_str()).collect()
+}
+
+/// Something is said against the server itself.
+fn is_doubted(status: &ClusterStatus, server: &Sds) -> bool {
+    status.reasons.iter().any(|reason| reason.object.strip_prefix("sds ") == Some(&server.name))
 }
 
 fn verdict(status: &ClusterStatus, colours: bool) -> String {
@@ -276,7 +289,8 @@ mod tests {
     fn the_verdict_comes_first_and_its_reasons_next() {
         let lost = Sds { name: "sds1".into(), ..Sds::default() };
         let alive = Sds { name: "sds2".into(), alive: true, ..Sds::default() };
-        let screen = screen(&status(), &[lost, alive], &[], false);
+        let mut status = status();
+        let screen = screen(&status, &[lost, alive.clone()], &[], false);
         let mut lines = screen.lines();
         assert_eq!(lines.next(), Some("health:    degraded"));
         assert_eq!(lines.next().map(str::trim), Some("warning: sds sds1: it is DOWN"));
@@ -284,6 +298,10 @@ mod tests {
         assert!(screen.contains("1 of 2 alive; lost: sds1"), "{screen}");
         assert!(screen.contains("24 whole, 40 degraded, 0 unavailable"));
         assert!(screen.lines().count() < 24, "one screen");
+        let silent = Sds { name: "sds1".into(), ..alive.clone() };
+        status.reasons[0].why = "it does not answer".into();
+        let screen = super::screen(&status, &[silent, alive], &[], false);
+        assert!(screen.contains("1 of 2 alive; in doubt: sds1"), "{screen}");
     }
 
     #[test]

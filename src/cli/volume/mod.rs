@@ -133,7 +133,7 @@ pub(super) enum Verb {
         #[arg(add = Of::Clients.candidates())]
         sdc: String,
         /// While a server cannot be reached, wait longer than --timeout: until the last token it accepts has expired, a
-        /// minute at most.
+        /// little more than a minute at most.
         #[arg(long)]
         wait: bool,
     },

@@ -1,6 +1,6 @@
 //! `pflex volume unmap`: done when no server admits IO under the old authorisation any more (S20). While a server cannot
-//! be reached, that is when the last token it might still accept has expired, at most a minute; the command says so and
-//! waits as long as it may: for `--timeout`, or with `--wait` to the end.
+//! be reached, that is when the last token it might still accept has expired, a little more than a minute at most. The
+//! command says so and waits as long as it may: for `--timeout`, or with `--wait` to the end.
 
 use std::time::{Duration, Instant};
 
