@@ -19,6 +19,13 @@ pub const MAX_WAITERS: usize = 8;
 /// is reached only by one that never does; it is answered `Busy`.
 pub const MAX_OPERATIONS_PER_CLIENT: usize = 4096;
 
+/// Operations of all clients together, and clients (SDC and volume): a table goes whole into one frame and one journal
+/// record of 4 MiB (56 and 20 bytes each) and into lists of 65,536. The rest is for writes that are ordered already.
+pub const MAX_OPERATIONS_PER_PG: usize = 48 << 10;
+/// See [`MAX_OPERATIONS_PER_PG`].
+pub const MAX_CLIENTS_PER_PG: usize = 48 << 10;
+const _: () = assert!(56 * (MAX_OPERATIONS_PER_PG + 4096) + 20 * MAX_CLIENTS_PER_PG < (4 << 20) - (64 << 10));
+
 /// Entries in one page of a version list: 40 bytes each stay far below the frame limit.
 pub const LIST_PAGE: usize = 8192;
 

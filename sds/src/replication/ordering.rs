@@ -28,6 +28,7 @@ impl<D: Clone> Primary<D> {
             Lookup::Executed(version) => return self.on_resend(base, cx, write.request, version),
             Lookup::Old => return cx.refuse(write.request, Refusal::OldOperation),
             Lookup::Full => return cx.refuse(write.request, Refusal::Busy),
+            Lookup::TableFull => return cx.refuse(write.request, Refusal::OperationsFull),
         }
         if self.holds.is_held(write.chunk) {
             if let Err(write) = self.holds.queue(write) {

@@ -17,7 +17,7 @@ use super::message::{Body, Message};
 use super::operations::Operations;
 use super::planted::{Bug, Planted};
 use super::primary::{Phase, Primary};
-use super::types::{PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
+use super::types::{ClientKey, PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
 
 /// See the module.
 ///
@@ -164,6 +164,11 @@ impl<D: Clone> Pg<D> {
         };
         let Base { last, committed, failed, .. } = self.base;
         PgStatus { role, epoch: self.base.epoch(), last, committed, in_flight, joining, failed }
+    }
+
+    /// Forgets operations of clients that will never ask again, because their volumes are deleted.
+    pub fn forget_clients(&mut self, gone: impl Fn(ClientKey) -> bool) {
+        self.base.operations.forget(gone);
     }
 
     /// Takes one event and appends what is to be done, in order.

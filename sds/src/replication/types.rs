@@ -236,6 +236,9 @@ pub enum Refusal {
     /// A bound of `limits` is reached.
     #[error("the placement group has as many requests in flight as it may")]
     Busy,
+    /// The operation table cannot grow (S7).
+    #[error("the placement group remembers operations of as many clients and volumes as it can; delete unused volumes")]
+    OperationsFull,
     /// An in-sync copy has no room for a new chunk (S4).
     #[error("device {device} has no space for another chunk")]
     NoSpace {

@@ -300,7 +300,7 @@ const fn code(refusal: replication::Refusal) -> RefusalCode {
         R::NotPrimary { .. } => RefusalCode::NotPrimary,
         R::WrongEpoch { .. } => RefusalCode::WrongEpoch,
         R::Opening { .. } | R::NoLease { .. } | R::CopyFailed => RefusalCode::NotReady,
-        R::Busy => RefusalCode::Busy,
+        R::Busy | R::OperationsFull => RefusalCode::Busy,
         R::NoSpace { .. } => RefusalCode::NoSpace,
         R::OldOperation => RefusalCode::BadRequest,
         R::OutcomeUnknown { .. } => RefusalCode::OutcomeUnknown,
