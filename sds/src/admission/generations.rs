@@ -33,6 +33,11 @@ impl Generations {
         }
     }
 
+    /// Volumes that are deleted; their ids are never given out again.
+    pub(crate) fn forget_volumes(&mut self, deleted: &impl Fn(VolumeId) -> bool) {
+        self.newest.retain(|(_, volume), _| !deleted(*volume));
+    }
+
     /// Whether no newer generation was opened since.
     pub(crate) fn is_newest(&self, sdc: SdcId, volume: VolumeId, generation: Generation) -> bool {
         self.newest.get(&(sdc, volume)) == Some(&generation)

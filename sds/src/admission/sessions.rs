@@ -160,6 +160,12 @@ impl Sessions {
         Ok(admitted)
     }
 
+    /// Nothing of these volumes will be opened any more: they are deleted.
+    pub(crate) fn forget_volumes(&mut self, deleted: &impl Fn(VolumeId) -> bool) {
+        self.open.retain(|_, session| !deleted(session.volume));
+        self.generations.forget_volumes(deleted);
+    }
+
     /// A connection is gone with all its sessions.
     pub(crate) fn close(&mut self, connection: ConnectionId) {
         self.open.retain(|(owner, _), _| *owner != connection);

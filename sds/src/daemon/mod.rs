@@ -165,10 +165,10 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     let opening = async {
         let (cluster, id) = registration.introduce(&mut identity).await?;
         let stores = devices::open_all(&config, cluster, id).await?;
-        let ids = registration.devices(&identity, &stores).await?;
-        Ok::<_, SdsError>((cluster, id, stores, ids))
+        let (ids, registered) = registration.devices(&identity, &stores).await?;
+        Ok::<_, SdsError>((cluster, id, stores, ids, registered))
     };
-    let (cluster, id, stores, ids) = tokio::select! {
+    let (cluster, id, stores, ids, registered) = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         opened = opening => opened?,
     };
@@ -178,7 +178,7 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
         store.registered(device).map_err(|source| SdsError::Device { path: config.data_dir.clone(), source })?;
         let own = Member { device, sds: id, incarnation: opened.superblock.incarnation };
         info!(sds = %config.name, %device, incarnation = %own.incarnation, emptied = opened.emptied, replayed = opened.replayed_groups, "device in service");
-        let worker = WorkerConfig { cluster, own, store, opened, opened_at, reports: reports.clone() };
+        let worker = WorkerConfig { cluster, own, store, opened, opened_at, registered, reports: reports.clone() };
         handles.push(worker::spawn(worker).map_err(SdsError::Threads)?);
     }
     drop(reports);

@@ -6,7 +6,7 @@ use pflex_common::{
 };
 use pflex_proto::{
     geometry::CHUNK_SIZE,
-    ids::{ClusterId, DeviceId, ProcessId, SdsId},
+    ids::{ClusterId, DeviceId, ProcessId, Revision, SdsId},
     pb::{self, ComponentKind, RegisterRequest, RegisteredDevice},
 };
 
@@ -30,12 +30,12 @@ impl Registration<'_> {
         Ok((cluster, SdsId(reply.id)))
     }
 
-    /// Registers the opened devices and learns their ids.
+    /// Registers the opened devices and learns their ids, and the revision of the map that has this registration.
     pub(super) async fn devices(
         &self,
         identity: &Identity,
         stores: &[(Store, OpenReport)],
-    ) -> Result<Vec<DeviceId>, SdsError> {
+    ) -> Result<(Vec<DeviceId>, Revision), SdsError> {
         let devices = stores.iter().zip(&self.config.devices).map(|((store, opened), file)| RegisteredDevice {
             uuid: opened.superblock.uuid.as_bytes().to_vec(),
             incarnation: opened.superblock.incarnation.0,
@@ -50,7 +50,7 @@ impl Registration<'_> {
             let why = format!("it named {} of {} devices", reply.device_ids.len(), stores.len());
             return Err(SdsError::Refused { name: self.config.name.clone(), why });
         }
-        Ok(reply.device_ids.into_iter().map(DeviceId).collect())
+        Ok((reply.device_ids.into_iter().map(DeviceId).collect(), Revision(reply.revision)))
     }
 
     /// Without devices it only introduces itself. Only what no waiting can cure is an error.

@@ -133,6 +133,33 @@ impl Store {
         self.remove_chunks(pg, &chunks)
     }
 
+    /// Forgets up to `most` chunks of a deleted volume's tree, in whatever group, without tombstones. Returns how many: none
+    /// are left to forget at 0. Unsynced ones stay, somebody is filling them.
+    ///
+    /// # Errors
+    /// Only when the store is poisoned.
+    pub fn trim_tree(&mut self, vtree: VtreeId, most: usize) -> Result<usize, ApplyError> {
+        let first = ChunkId { vtree, ..ChunkId::default() };
+        let of_tree = self.chunks.range(first..).take_while(|(chunk, _)| chunk.vtree == vtree);
+        let here = |pg: PgId| self.pgs.get(&pg).is_none_or(|pg| !pg.dropping);
+        let synced = of_tree.filter(|(_, entry)| matches!(entry.state(), Some(Some(_))) && here(entry.pg));
+        let chunks: Vec<_> = synced.take(most).map(|(chunk, entry)| (entry.pg, *chunk)).collect();
+        for (pg, chunk) in &chunks {
+            self.remove_chunks(*pg, &[*chunk])?;
+        }
+        Ok(chunks.len())
+    }
+
+    /// Forgets what clients did that will never ask again: their volumes are deleted. Persisted with the next checkpoint; a
+    /// crash before brings it back, to be forgotten again.
+    pub fn forget_clients(&mut self, gone: impl Fn(Client) -> bool) {
+        for (pg, entry) in &mut self.pgs {
+            if entry.visible.forget(&gone) | entry.durable.forget(&gone) {
+                self.dirty.mark(DirtyKey::Pg(*pg), self.pipeline.folded);
+            }
+        }
+    }
+
     /// Forgets a placement group: chunks, operation ids, watermark. No change of it is taken until this is durable.
     ///
     /// # Errors
@@ -251,6 +278,17 @@ impl Store {
         stats.dirty = self.dirty.len() as u64;
         stats.checkpoints = self.checkpoint.completed();
         stats
+    }
+
+    /// The volume trees of which there are chunks here.
+    pub fn vtrees(&self) -> Vec<VtreeId> {
+        let (mut trees, mut from) = (Vec::new(), Some(ChunkId::default()));
+        while let Some((chunk, _)) = from.and_then(|from| self.chunks.range(from..).next()) {
+            trees.push(chunk.vtree);
+            // From tree to tree: there may be a million chunks in each.
+            from = chunk.vtree.0.checked_add(1).map(|next| ChunkId { vtree: VtreeId(next), ..ChunkId::default() });
+        }
+        trees
     }
 
     /// The chunk's visible state, after the checks that every change of a chunk needs.

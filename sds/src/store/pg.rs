@@ -63,6 +63,14 @@ impl Operations {
         }
     }
 
+    /// Forgets clients; whether there were any.
+    pub(super) fn forget(&mut self, gone: &impl Fn(Client) -> bool) -> bool {
+        let before = self.entries.len() + self.low_waters.len();
+        self.entries.retain(|(client, _), _| !gone(*client));
+        self.low_waters.retain(|client, _| !gone(*client));
+        self.entries.len() + self.low_waters.len() < before
+    }
+
     /// A watermark only grows, but for [`Kind::ReplaceOperations`].
     pub(super) fn note(&mut self, watermark: Sequence, volatility: VolatilityId) {
         if watermark >= self.watermark {

@@ -11,6 +11,7 @@ mod connection;
 mod effects;
 mod handle;
 mod links;
+mod orphans;
 mod pending;
 mod placement;
 #[cfg(test)]

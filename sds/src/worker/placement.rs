@@ -98,22 +98,14 @@ impl Worker {
         self.pending.drain(self.map.revision, waiting);
     }
 
-    /// The chunks of a volume that was deleted since the last map are forgotten. Only then: a map that merely lacks a
-    /// volume may be older than the volume (S19).
+    /// The trees of volumes that were deleted since the last map are purged from the next tick on. What was deleted while
+    /// this server was away is found by looking at the store ([`super::orphans`]).
     fn forget_deleted(&mut self, before: &ClusterMap) {
-        if Arc::ptr_eq(&before.volumes, &self.map.volumes) {
+        if Arc::ptr_eq(&before.volumes, &self.map.volumes) || before.generation != self.map.generation {
             return;
         }
-        for old in before.volumes.values() {
-            let tree_lives = || self.map.volumes.values().any(|volume| volume.vtree == old.vtree);
-            if self.map.volumes.contains_key(&old.id) || tree_lives() {
-                continue;
-            }
-            for pg in self.slots.keys().filter(|pg| pg.pool == old.pool) {
-                if let Err(error) = self.store.trim_volume(*pg, old.vtree) {
-                    tracing::warn!(%pg, volume = %old.id, %error, "space of a deleted volume is not freed");
-                }
-            }
+        for old in before.volumes.values().filter(|old| !self.map.volumes.contains_key(&old.id)) {
+            self.orphans.doom(old.vtree);
         }
     }
 }

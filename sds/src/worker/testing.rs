@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pflex_common::clock::MonotonicTime;
-use pflex_proto::ids::{ClusterId, DeviceId, DeviceUuid, Member, SdsId};
+use pflex_proto::ids::{ClusterId, DeviceId, DeviceUuid, Member, Revision, SdsId};
 use tokio::sync::mpsc;
 
 use super::{DeviceHandle, Report, WorkerConfig, spawn};
@@ -22,6 +22,7 @@ pub(crate) fn device() -> (DeviceHandle, mpsc::Receiver<Report>) {
     let (store, opened) = Store::open(device, Arc::clone(&meta) as Arc<_>, StoreConfig { cluster }).unwrap();
     let own = Member { device: DeviceId(1), sds: SdsId(1), incarnation: opened.superblock.incarnation };
     let (reports, queue) = mpsc::channel(16);
-    let config = WorkerConfig { cluster, own, store, opened, opened_at: MonotonicTime::now(), reports };
+    let config =
+        WorkerConfig { cluster, own, store, opened, opened_at: MonotonicTime::now(), registered: Revision(1), reports };
     (spawn(config).unwrap(), queue)
 }

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use pflex_common::clock::MonotonicTime;
-use pflex_proto::ids::{ClusterId, Member};
+use pflex_proto::ids::{ClusterId, Member, Revision};
 use tokio::{sync::mpsc, task::LocalSet};
 
 use super::{
@@ -21,6 +21,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) opened: OpenReport,
     /// When the device was opened: what it granted before is forgotten and waited out (S6).
     pub(crate) opened_at: MonotonicTime,
+    /// The revision of the map that has this registration.
+    pub(crate) registered: Revision,
     pub(crate) reports: mpsc::Sender<Report>,
 }
 

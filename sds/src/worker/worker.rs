@@ -1,7 +1,7 @@
 //! The loop: pick an event, change the state, let the cores decide, carry effects out, flush.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -26,6 +26,7 @@ use super::{
     effects::{Fetched, Slot},
     handle::DeviceCounters,
     links::{LinkUp, Links},
+    orphans::{Orphans, PURGE_BATCH, SWEEP_EVERY},
     pending::{Pending, PendingRequests},
     thread::WorkerConfig,
 };
@@ -89,9 +90,20 @@ pub(super) struct Worker {
     pub(super) client_inbox: mpsc::Sender<Incoming>,
     pub(super) peer_inbox: mpsc::Sender<Incoming>,
     pub(super) renew_leases: bool,
+    pub(super) orphans: Orphans,
     lanes: Lanes,
     last_renewal: MonotonicTime,
     last_uses: MonotonicTime,
+    last_sweep: MonotonicTime,
+}
+
+/// What the store knew of volumes when it was opened: their chunks, and who wrote them.
+fn known_volumes(config: &WorkerConfig) -> HashSet<u64> {
+    let clients = config.opened.pgs.iter().flat_map(|report| {
+        let low_waters = report.operations.low_waters.iter().map(|(client, _)| client.volume.0);
+        low_waters.chain(report.operations.entries.iter().map(|entry| entry.client.volume.0))
+    });
+    config.store.vtrees().into_iter().map(|tree| tree.0).chain(clients).collect()
 }
 
 /// The receiving ends.
@@ -109,6 +121,7 @@ impl Worker {
         let (peer_inbox, peers) = mpsc::channel(PEER_INBOX);
         let (fetched, fetched_receiver) = mpsc::unbounded_channel();
         let (links, link_receiver) = Links::new(config.cluster, config.own);
+        let known = known_volumes(&config);
         let opened_at = Time(u64::try_from(config.opened_at.since_boot().as_nanos()).unwrap_or(u64::MAX));
         Self {
             cluster: config.cluster,
@@ -133,9 +146,11 @@ impl Worker {
             client_inbox,
             peer_inbox,
             renew_leases: false,
+            orphans: Orphans::new(config.registered, known),
             lanes: Lanes { commands, clients, peers, fetched: fetched_receiver, links: link_receiver },
             last_renewal: MonotonicTime::default(),
             last_uses: MonotonicTime::now(),
+            last_sweep: MonotonicTime::now(),
         }
     }
 
@@ -245,7 +260,39 @@ impl Worker {
             self.last_uses = now;
             self.send_uses();
         }
+        if now.since(self.last_sweep) >= SWEEP_EVERY {
+            self.last_sweep = now;
+            self.sweep(now);
+        }
+        self.purge();
         self.publish();
+    }
+
+    /// Looks for what deleted volumes left behind.
+    fn sweep(&mut self, now: MonotonicTime) {
+        self.orphans.sweep(now, &self.map, &self.store.vtrees());
+        let Some(deleted) = self.orphans.deleted(&self.map) else { return };
+        self.store.forget_clients(|client| deleted(client.volume));
+        for slot in self.slots.values_mut() {
+            slot.core.forget_clients(|client| deleted(client.volume));
+        }
+        self.sessions.forget_volumes(&deleted);
+    }
+
+    /// Frees some space of deleted volumes, unless changes wait for the journal already.
+    fn purge(&mut self) {
+        if self.store.stats().waiting_changes > 0 || self.store.poison().is_some() {
+            return;
+        }
+        let Some(tree) = self.orphans.next(&self.map) else { return };
+        match self.store.trim_tree(tree, PURGE_BATCH) {
+            Ok(0) => {
+                tracing::info!(device = %self.own.device, volume = %tree, "the space of a deleted volume is free");
+                self.orphans.purged(tree);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(volume = %tree, %error, "space of a deleted volume is not freed yet"),
+        }
     }
 
     /// S20: a write that still waits to be ordered when its token has expired is not ordered any more.

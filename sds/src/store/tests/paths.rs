@@ -196,6 +196,40 @@ fn dropped_groups_and_trimmed_volumes_are_gone_and_their_space_is_free() {
 }
 
 #[test]
+fn a_deleted_tree_is_purged_piece_by_piece_and_its_clients_are_forgotten_for_good() {
+    let (device, meta) = formatted(8);
+    let (mut store, _) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
+    let other = ChunkId { vtree: VtreeId(12), ..chunk(0) };
+    for index in 0..5 {
+        store.apply(write(pg(index as u32 % 2), chunk(index), index + 1, run(0, 1, 1))).unwrap();
+    }
+    let kept = Client { sdc: SdcId(3), volume: VolumeId(12) };
+    let origin = Origin { client: kept, operation: OperationId(1), low_water: OperationId(0) };
+    store.apply(OrderedWrite { origin, ..write(pg(0), other, 6, run(0, 1, 2)) }).unwrap();
+    store.mark_unsynced(pg(1), chunk(7)).unwrap();
+    settle(&mut store);
+    assert_eq!(store.vtrees(), [VtreeId(9), VtreeId(12)]);
+    let mut purged = Vec::new();
+    loop {
+        let count = store.trim_tree(VtreeId(9), 2).unwrap();
+        if count == 0 {
+            break;
+        }
+        purged.push(count);
+    }
+    store.forget_clients(|client| client == CLIENT);
+    settle(&mut store);
+    assert_eq!(purged, [2, 2, 1], "and the one that is being filled stays");
+    close(store).unwrap();
+    let (store, report) = Store::open(device, meta, CONFIG).unwrap();
+    assert_eq!(store.versions(pg(1), None).iter().map(|entry| entry.chunk).collect::<Vec<_>>(), [chunk(7)]);
+    let clients: Vec<_> =
+        report.pgs.iter().flat_map(|pg| &pg.operations.low_waters).map(|(client, _)| *client).collect();
+    assert_eq!(clients, [kept], "also after a restart");
+    assert_eq!(store.stats().units_available, 7);
+}
+
+#[test]
 fn tombstones_are_forgotten_only_when_told() {
     let (_, mut store) = opened(2);
     store.apply(write(pg(0), chunk(0), 1, run(0, 256, 3))).unwrap();
