@@ -5,6 +5,7 @@
 //! the SDSs, and [`daemon`] puts a process together.
 
 pub mod api;
+pub mod backup;
 pub mod command;
 pub mod daemon;
 pub mod liveness;

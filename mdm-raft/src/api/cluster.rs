@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, time::Duration};
 use pflex_proto::{
     ids::{MdmId, SdsId},
     pb::{
-        self, AddNodeRequest, BackupPart, BackupRequest, ChangeMembersReply, ClusterMember, ClusterStatus,
-        ClusterStatusRequest, IdentifyRequest, Identity, Reason as HealthReason, RemoveNodeRequest, ReplaceNodeRequest,
-        SnapshotReply, SnapshotRequest, TransferLeaderReply, TransferLeaderRequest, cluster_server::Cluster,
+        self, AddNodeRequest, BackupRequest, ChangeMembersReply, ClusterMember, ClusterStatus, ClusterStatusRequest,
+        IdentifyRequest, Identity, Reason as HealthReason, RemoveNodeRequest, ReplaceNodeRequest, SnapshotReply,
+        SnapshotRequest, TransferLeaderReply, TransferLeaderRequest, cluster_server::Cluster,
     },
     status::{self, Reason},
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, convert, membership};
+use super::{Api, backup, convert, membership};
 use crate::{
     raft::group::{GroupStatus, MembershipError, Role, Standing},
     state::State,
@@ -132,13 +132,14 @@ impl Cluster for Api {
     }
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<SnapshotReply>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let api = self.clone();
+        to_the_end(async move { api.build_snapshot().await }).await
     }
 
-    type BackupStream = tokio_stream::wrappers::ReceiverStream<Result<BackupPart, Status>>;
+    type BackupStream = backup::Parts;
 
     async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        self.back_up().await.map(Response::new)
     }
 }
 

@@ -7,6 +7,7 @@
 //! request id by this member, and whatever it could not learn is said to be unknown.
 
 mod admin;
+mod backup;
 mod cluster;
 pub(crate) mod context;
 mod convert;

@@ -272,3 +272,37 @@ pub(crate) async fn until_it_answers(api: &Endpoint) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+/// The gap is printed, not judged: a busy machine may take its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_shutdown_of_the_leader_fails_no_request() {
+    let cluster = Arc::new(Cluster::start(3).await);
+    for round in 0..3 {
+        let writers: Vec<Writer> = (0..4).map(|_| Writer::start(&cluster)).collect();
+        let began = Instant::now();
+        while writers.iter().any(|writer| writer.written.load(Ordering::Relaxed) < 20) {
+            assert!(began.elapsed() < Duration::from_secs(30), "no writes");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut usual = Duration::ZERO;
+        for writer in writers {
+            usual = usual.max(writer.stop().await.1);
+        }
+        let writers: Vec<Writer> = (0..4).map(|_| Writer::start(&cluster)).collect();
+        let at = cluster.stop_leader().await;
+        let before: Vec<u64> = writers.iter().map(|writer| writer.written.load(Ordering::Relaxed)).collect();
+        for (writer, before) in writers.iter().zip(before) {
+            while writer.written.load(Ordering::Relaxed) < before + 20 {
+                assert!(!writer.task.is_finished(), "a write failed");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        let mut gap = Duration::ZERO;
+        for writer in writers {
+            gap = gap.max(writer.stop().await.1);
+        }
+        println!("round {round}: the longest write took {} ms, before {} ms", gap.as_millis(), usual.as_millis());
+        cluster.restart(at);
+    }
+    Arc::into_inner(cluster).unwrap().stop().await;
+}

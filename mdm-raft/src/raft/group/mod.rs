@@ -3,6 +3,7 @@
 //! Raft runs on its own small tokio runtime, so that API traffic never delays a heartbeat; the handle may be used from
 //! any runtime.
 
+mod backup;
 mod config;
 mod leader;
 mod membership;
@@ -41,6 +42,7 @@ use super::{
     identity::StoreIdentity,
     log_store::{SyncCount, SyncCounter},
     network::{heard::Heard, standing::Told},
+    snapshot::SnapshotStore,
     state_store::{SharedState, StateStore},
     types::TypeConfig,
 };
@@ -56,6 +58,7 @@ struct Inner {
     listening: std::net::SocketAddr,
     raft: Raft<TypeConfig, StateStore>,
     shared: SharedState,
+    snapshots: Arc<SnapshotStore>,
     leader: watch::Receiver<LeaderView>,
     heard: Heard,
     told: Told,

@@ -103,8 +103,13 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
 
     let stop = CancellationToken::new();
     let heard = Heard::new(Instant::now());
-    let service =
-        PeerService::new(identity, raft.clone(), snapshots, config.links.clone(), (heard.clone(), told.clone()));
+    let service = PeerService::new(
+        identity,
+        raft.clone(),
+        snapshots.clone(),
+        config.links.clone(),
+        (heard.clone(), told.clone()),
+    );
     let serve = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         // A peer that vanished without a word does not keep its connection, nor a flood of requests the memory.
@@ -127,6 +132,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         listening,
         raft,
         shared,
+        snapshots,
         leader,
         heard,
         told,

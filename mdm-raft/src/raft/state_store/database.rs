@@ -2,23 +2,25 @@
 
 use std::{
     collections::HashSet,
+    io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use pflex_proto::ids::{ClusterId, LogTime, Revision};
+use pflex_proto::ids::{ClusterGeneration, ClusterId, LogTime, Revision};
 use rocksdb::{
     ColumnFamilyDescriptor, DB, DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME, IteratorMode, Options, WriteBatch,
     WriteOptions, checkpoint::Checkpoint,
 };
 
 use crate::{
+    backup::{self, BackupWriter, Head},
     pb::pflex::mdm::raft::v1 as pb,
     raft::{
         codec::{self, RecordError},
         durable,
         error::StoreError,
-        types::{LogId, StoredMembership},
+        types::{LogId, StoredMembership, log_id},
     },
     state::{RowChange, State, Table},
 };
@@ -36,7 +38,7 @@ pub(in crate::raft) struct Mark {
     pub(in crate::raft) membership: StoredMembership,
 }
 
-pub(super) struct StateDatabase {
+pub(in crate::raft) struct StateDatabase {
     // An option only so that `drop` can close it before the directory goes.
     db: Option<DB>,
     path: PathBuf,
@@ -90,6 +92,43 @@ impl StateDatabase {
         }
         batch.put(APPLIED, codec::seal(APPLIED, &mark_to_pb(mark, self.cluster)));
         self.db().write(batch).map_err(StoreError::database("write", self.path.clone()))
+    }
+
+    /// Writes a backup of the database as of now; apply goes on meanwhile.
+    pub(in crate::raft) fn back_up(
+        &self,
+        to: impl io::Write,
+        generation: ClusterGeneration,
+        wall_time_ms: u64,
+    ) -> Result<u64, StoreError> {
+        let snapshot = self.db().snapshot();
+        let read = |error| StoreError::database("read", self.path.clone())(error);
+        let sent = |error| StoreError::io("send a backup of", self.path.clone())(error);
+        let mark = snapshot.get(APPLIED).map_err(read)?;
+        let mark = decode_mark(mark, &self.path, self.cluster)?;
+        let last = mark.last_applied.unwrap_or_else(|| log_id(0, 0));
+        let head = Head {
+            cluster: self.cluster.as_bytes().to_vec(),
+            generation: generation.get(),
+            revision: mark.revision.get(),
+            log_time_ms: mark.log_time.get(),
+            term: last.leader_id.term,
+            index: last.index,
+            wall_time_ms,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let mut writer = BackupWriter::new(to, &head).map_err(sent)?;
+        for table in Table::ALL.iter().copied().filter(|table| backup::is_kept(*table)) {
+            for row in snapshot.iterator_cf(self.column(table), IteratorMode::Start) {
+                let (key, value) = row.map_err(read)?;
+                writer.row(table, &key, &value).map_err(sent)?;
+            }
+        }
+        writer.finish().map_err(sent)
+    }
+
+    fn column(&self, table: Table) -> &rocksdb::ColumnFamily {
+        self.db().cf_handle(table.name()).expect("opened with every table")
     }
 
     /// A copy of the database as of now in `to`, which must not exist. Flushes first, so that the copy is files only.
@@ -179,8 +218,11 @@ fn load(db: &DB, path: &Path) -> Result<State, StoreError> {
 }
 
 fn read_mark(db: &DB, path: &Path, cluster: ClusterId) -> Result<Mark, StoreError> {
+    decode_mark(db.get(APPLIED).map_err(StoreError::database("read", path))?, path, cluster)
+}
+
+fn decode_mark(record: Option<Vec<u8>>, path: &Path, cluster: ClusterId) -> Result<Mark, StoreError> {
     let damaged = |what: String| StoreError::Damaged { path: path.into(), what };
-    let record = db.get(APPLIED).map_err(StoreError::database("read", path))?;
     let record = record.ok_or_else(|| damaged("it does not say how far it is".into()))?;
     let applied: pb::Applied = codec::unseal(APPLIED, &record).map_err(|error| damaged(error.to_string()))?;
     if applied.format > FORMAT {

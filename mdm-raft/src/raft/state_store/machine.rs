@@ -137,9 +137,10 @@ impl StateStore {
             return Err(StoreError::Damaged { path, what });
         }
         directory::set_current(&self.dir, &name)?;
-        let old = std::mem::replace(&mut self.database, Arc::new(database));
+        let database = Arc::new(database);
+        let old = std::mem::replace(&mut self.database, database.clone());
         old.mark_replaced();
-        self.shared.replace(state, &mark);
+        self.shared.replace(state, &mark, database);
         self.mark = mark;
         Ok(())
     }

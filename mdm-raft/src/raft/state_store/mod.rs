@@ -20,8 +20,7 @@ use std::{
     sync::Arc,
 };
 
-use database::StateDatabase;
-pub(super) use database::{Mark, read_checkpoint};
+pub(super) use database::{Mark, StateDatabase, read_checkpoint};
 pub use shared::{Committed, SharedState};
 
 use super::{error::StoreError, fatal::FatalHook, identity::StoreIdentity, snapshot::SnapshotStore};
@@ -59,9 +58,10 @@ impl StateStore {
         directory::remove_others(dir, &name)?;
         let snapshots = Arc::new(SnapshotStore::open(dir, identity.cluster)?);
         let (database, mark, state) = StateDatabase::open(&dir.join(name), identity.cluster)?;
-        let shared = SharedState::new(state, &mark);
+        let database = Arc::new(database);
+        let shared = SharedState::new(state, &mark, database.clone());
         let dir = dir.to_path_buf();
-        Ok(Self { dir, identity, database: Arc::new(database), mark, shared, snapshots, fatal })
+        Ok(Self { dir, identity, database, mark, shared, snapshots, fatal })
     }
 
     /// The state for readers.

@@ -8,7 +8,7 @@ use std::{
 use pflex_proto::ids::{LogTime, Revision};
 use tokio::sync::broadcast;
 
-use super::Mark;
+use super::{Mark, StateDatabase};
 use crate::{
     raft::clock::{LogClock, TooFarAhead},
     state::{MapEvent, State},
@@ -42,6 +42,8 @@ struct Shared {
     // Read often and shortly, written once a batch.
     state: RwLock<Versioned>,
     clock: Mutex<LogClock>,
+    /// The rows on disk, for a backup: it must not hold up applying as a read of the state would.
+    database: Mutex<Arc<StateDatabase>>,
     events: broadcast::Sender<Committed>,
 }
 
@@ -51,10 +53,11 @@ struct Versioned {
 }
 
 impl SharedState {
-    pub(super) fn new(state: State, mark: &Mark) -> Self {
+    pub(super) fn new(state: State, mark: &Mark, database: Arc<StateDatabase>) -> Self {
         Self(Arc::new(Shared {
             state: RwLock::new(Versioned { state, revision: mark.revision }),
             clock: Mutex::new(LogClock::new(mark.log_time, Instant::now())),
+            database: Mutex::new(database),
             events: broadcast::channel(EVENT_BATCHES).0,
         }))
     }
@@ -89,10 +92,16 @@ impl SharedState {
         f(state, revision)
     }
 
-    pub(super) fn replace(&self, state: State, mark: &Mark) {
+    /// Everything applied so far, as rows on disk.
+    pub(in crate::raft) fn database(&self) -> Arc<StateDatabase> {
+        self.0.database.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn replace(&self, state: State, mark: &Mark, database: Arc<StateDatabase>) {
         let mut versioned = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         *versioned = Versioned { state, revision: mark.revision };
         drop(versioned);
+        *self.0.database.lock().unwrap_or_else(PoisonError::into_inner) = database;
         self.clock().follow(mark.log_time, Instant::now());
         self.publish(Committed::Replaced { revision: mark.revision });
     }
