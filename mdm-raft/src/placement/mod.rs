@@ -1,15 +1,23 @@
 //! Where the copies of placement groups go: pure and deterministic, so every member computes the same (ARCHITECTURE 5).
 //!
 //! Promises, each a property test: never two copies of a group in one fault domain (I5); copies in proportion to
-//! capacity as far as that allows; primaries spread evenly; the same input gives the same output.
+//! capacity as far as that allows, to within one copy; primaries spread evenly; little more moves than has to when
+//! devices come and go; the same input gives the same output.
+//!
+//! Reading order: `place` (from nothing), `quota` (whose share is what), `rebalance` (from what is there), `balance`
+//! (who is primary).
 
 mod balance;
+mod quota;
+mod rebalance;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
 use pflex_proto::ids::{ByteCount, DeviceId, FaultSetId, PoolId, SdsId};
+
+pub use rebalance::{Move, rebalance};
 
 /// What fails together: the unit no two copies of a group share.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -77,6 +85,12 @@ pub fn place(pool: PoolId, pg_count: u32, copies: usize, candidates: &[Candidate
             chosen.push(best);
         }
         groups.push(chosen.into_iter().map(|candidate| candidate.device).collect());
+    }
+    // Greedy is a copy or two off where fault domains differ much in size; nothing is stored yet, so moves cost nothing.
+    for step in rebalance(&groups, copies, &devices)? {
+        if let Some(copy) = groups[step.group].iter_mut().find(|device| **device == step.from) {
+            *copy = step.to;
+        }
     }
     balance::spread_primaries(&mut groups);
     Some(groups)
