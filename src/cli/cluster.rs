@@ -1,13 +1,17 @@
 //! `pflex cluster`: the MDM quorum.
 
+mod backup;
 mod members;
+mod restore;
+
+use std::{path::PathBuf, time::Duration};
 
 use clap::Subcommand;
 use members::{Addresses, Change};
 use pflex_proto::{
     ids::ClusterId,
     pb::{
-        ClusterMember, ClusterStatus, ClusterStatusRequest, RemoveNodeRequest, TransferLeaderRequest,
+        ClusterMember, ClusterStatus, ClusterStatusRequest, RemoveNodeRequest, SnapshotRequest, TransferLeaderRequest,
         cluster_client::ClusterClient,
     },
 };
@@ -18,6 +22,9 @@ use crate::{
     error::Failure,
     output::{self, Document, Format, Record, Value},
 };
+
+/// What moves the whole state may take long.
+const LONG: Duration = Duration::from_secs(600);
 
 #[derive(clap::Args, Debug)]
 #[command(arg_required_else_help = true)]
@@ -72,6 +79,46 @@ pub(super) enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Have the leader build a snapshot of its state now.
+    #[command(after_help = "Example:\n  pflex cluster snapshot")]
+    Snapshot,
+    /// Write the whole state of the MDMs to a file, while they serve.
+    #[command(
+        after_help = "The file is checked to its end before it gets its name, and never overwrites another. It holds no \
+        secrets;\na cluster restored from it makes new ones. It holds no data of volumes.\n\n\
+        Example:\n  pflex cluster backup /backup/pflex-2026-01-31"
+    )]
+    Backup {
+        /// The new file.
+        file: PathBuf,
+    },
+    /// Begin again from a backup, when the MDMs are lost: makes the store of one MDM.
+    #[command(
+        after_help = "Everything decided after the backup was made is lost. The MDM of the configuration becomes a \
+        cluster\nof its own; others join it with `add-node`, with empty stores. Placement groups are served only after\n\
+        `pflex cluster end-recovery`. Refused while an MDM of the configuration knows of a leader.\n\n\
+        Example:\n  pflex cluster restore /backup/pflex-2026-01-31 --config /etc/pflex/mdm.toml"
+    )]
+    Restore {
+        /// The backup.
+        file: PathBuf,
+        /// The configuration of the MDM that is to begin; its `dir` must hold no store.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Only check the backup to its end.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// After a restore: every SDS has reported, placement groups may be served again.
+    #[command(
+        after_help = "A copy that is not there now leaves its groups, as after any loss: start every SDS first.\n\n\
+        Example:\n  pflex cluster end-recovery"
+    )]
+    EndRecovery {
+        /// Even if SDSs that hold copies have not reported: what only they have is lost.
+        #[arg(long)]
+        force: bool,
+    },
     /// Put a new node in the place of a member, dead or alive, in one step.
     #[command(after_help = "A node that lost its disk comes back this way, under a new id.\n\n\
         Example:\n  pflex cluster replace-node 2 4 10.0.0.4:8001")]
@@ -111,6 +158,20 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             })
             .await
         }
+        Verb::Snapshot => {
+            let session = tool.session()?;
+            let reply = ask!(
+                session.within(session.timeout().max(LONG)),
+                "build a snapshot",
+                Freshness::Linearizable,
+                ClusterClient.snapshot(SnapshotRequest {})
+            )?;
+            let record = Record::new(reply.last_index).column("last_index", "LAST INDEX", reply.last_index);
+            tool.print(&Document::One(record.column("bytes", "BYTES", reply.bytes)))
+        }
+        Verb::Restore { file, config, dry_run } => restore::restore(tool, &file, &config, dry_run).await,
+        Verb::EndRecovery { force } => restore::end_recovery(tool, force).await,
+        Verb::Backup { file } => backup::back_up(tool, &file).await,
         Verb::AddNode { id, addresses, dry_run } => members::run(tool, Change::add(id, &addresses), dry_run).await,
         Verb::RemoveNode { id, force, dry_run } => {
             members::run(tool, Change::Remove(RemoveNodeRequest { id, force }), dry_run).await

@@ -6,8 +6,9 @@ use pflex_proto::{
     ids::{MdmId, SdsId},
     pb::{
         self, AddNodeRequest, BackupRequest, ChangeMembersReply, ClusterMember, ClusterStatus, ClusterStatusRequest,
-        IdentifyRequest, Identity, Reason as HealthReason, RemoveNodeRequest, ReplaceNodeRequest, SnapshotReply,
-        SnapshotRequest, TransferLeaderReply, TransferLeaderRequest, cluster_server::Cluster,
+        EndRecoveryReply, EndRecoveryRequest, IdentifyRequest, Identity, Reason as HealthReason, RemoveNodeRequest,
+        ReplaceNodeRequest, SnapshotReply, SnapshotRequest, TransferLeaderReply, TransferLeaderRequest,
+        cluster_server::Cluster,
     },
     status::{self, Reason},
 };
@@ -15,12 +16,15 @@ use tonic::{Request, Response, Status};
 
 use super::{Api, backup, convert, membership};
 use crate::{
+    command::{Body, proto},
     raft::group::{GroupStatus, MembershipError, Role, Standing},
     state::State,
 };
 
 /// A member without a sign of a majority for longer says so. Above the second that an election takes.
 const MAX_SILENCE: Duration = Duration::from_millis(2_500);
+/// What a client waits for an earlier change of the members.
+pub(super) const BUSY_RETRY_MS: u64 = 100;
 /// One message and one election.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
@@ -136,6 +140,12 @@ impl Cluster for Api {
         to_the_end(async move { api.build_snapshot().await }).await
     }
 
+    async fn end_recovery(&self, request: Request<EndRecoveryRequest>) -> Result<Response<EndRecoveryReply>, Status> {
+        let EndRecoveryRequest { request, force } = request.into_inner();
+        self.propose_once(request, Body::EndRecovery(proto::EndRecovery { force })).await?;
+        Ok(Response::new(EndRecoveryReply {}))
+    }
+
     type BackupStream = backup::Parts;
 
     async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
@@ -158,6 +168,7 @@ pub(super) fn membership_error(error: MembershipError) -> Status {
             let (id, address) = leader.map(|leader| (leader.id, leader.api_address)).unzip();
             status::not_leader(&status::LeaderHint { id, address, term })
         }
+        MembershipError::Busy => status::overloaded(message, BUSY_RETRY_MS),
         MembershipError::Refused { .. } => status::status(Reason::Precondition, message),
         MembershipError::Unknown { .. } => status::status(Reason::UnknownOutcome, message),
     }
@@ -229,6 +240,17 @@ fn verdict(reasons: &[HealthReason]) -> &'static str {
 /// The part of the status that is in the state.
 fn totals(state: &State, used: &BTreeMap<SdsId, u64>) -> ClusterStatus {
     let mut answer = ClusterStatus { components: convert::components(state), ..ClusterStatus::default() };
+    if state.is_recovering() {
+        let why = match state.missing_copies().len() {
+            0 => {
+                "restored from a backup; all copies have reported: `pflex cluster end-recovery` serves them".to_owned()
+            }
+            n => format!(
+                "restored from a backup; {n} SDSs with copies have not reported; no group is served until `pflex cluster end-recovery`"
+            ),
+        };
+        answer.reasons.push(critical("cluster".to_owned(), why));
+    }
     for sds in state.all_sds() {
         let object = format!("sds {}", sds.name);
         match (&sds.registration, sds.alive) {

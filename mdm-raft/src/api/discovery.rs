@@ -24,6 +24,11 @@ impl Discovery for Api {
         if request.introduce {
             return self.introduce(&request).await.map(Response::new);
         }
+        if request.kind() == ComponentKind::Mdm && !self.is_member_name(&request.name) {
+            let what =
+                format!("{}: it is not a member of this cluster; add it with `pflex cluster add-node`", request.name);
+            return Err(status::status(Reason::Precondition, what));
+        }
         // Both enums number the kinds alike; the state refuses what is none.
         let body = Body::RegisterComponent(proto::RegisterComponent {
             kind: request.kind,
@@ -68,6 +73,11 @@ impl Discovery for Api {
 }
 
 impl Api {
+    /// Whether an MDM of that name belongs to the group: one that was removed must not come back into the registry.
+    fn is_member_name(&self, name: &str) -> bool {
+        self.group().status().members.keys().any(|id| format!("mdm{id}") == name)
+    }
+
     /// Tells an SDS or SDC its id and cluster and changes nothing. An SDS has no device open yet; registered without
     /// them it would lose its place in every group, though its copies may be as good as before (S2).
     async fn introduce(&self, request: &RegisterRequest) -> Result<RegisterReply, Status> {

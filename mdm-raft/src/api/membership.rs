@@ -22,7 +22,10 @@ use tokio::{net::TcpStream, sync::MutexGuard};
 use tonic::{Request, Status};
 
 use super::{Api, cluster};
-use crate::raft::{MdmNode, group::GroupStatus};
+use crate::{
+    command::{Body, proto},
+    raft::{MdmNode, group::GroupStatus},
+};
 
 /// A voter more costs each write an answer more; nobody needs to survive the loss of four members.
 const MOST_VOTERS: usize = 7;
@@ -35,7 +38,6 @@ const IDENTIFY: Duration = Duration::from_secs(1);
 /// A member's Raft port that answers at all answers within this.
 const PROBE: Duration = Duration::from_millis(300);
 const HAND_OVER: Duration = Duration::from_secs(1);
-const BUSY_RETRY_MS: u64 = 100;
 
 impl Api {
     /// Makes a node a voter, or takes the next step towards it.
@@ -71,6 +73,7 @@ impl Api {
         }
         if !votes(&group, id) {
             self.group().remove_learners([id].into()).await.map_err(cluster::membership_error)?;
+            self.record(&group, None, Some(id), format!("mdm {id} was removed before it voted")).await?;
             return Ok(done(&self.group().status(), format!("mdm {id} is removed")));
         }
         let mut left = voters(&group);
@@ -85,6 +88,7 @@ impl Api {
             return Err(self.step_down(&group, &left).await);
         }
         self.group().change_voters(left).await.map_err(cluster::membership_error)?;
+        self.record(&group, None, Some(id), format!("mdm {id} was removed")).await?;
         Ok(done(&self.group().status(), format!("mdm {id} is removed")))
     }
 
@@ -125,6 +129,7 @@ impl Api {
         if goal != voters(&group) {
             majority_listens(&group, &goal, &format!("replace mdm {old}")).await?;
             self.group().change_voters(goal).await.map_err(cluster::membership_error)?;
+            self.record(&group, None, Some(old), format!("mdm {id} took the place of mdm {old}")).await?;
         }
         Ok(done(&self.group().status(), format!("mdm {id} has taken the place of mdm {old}")))
     }
@@ -132,7 +137,7 @@ impl Api {
     /// One change at a time, on the leader, and an unfinished one of an earlier leader first.
     async fn begin_change(&self) -> Result<MutexGuard<'_, ()>, Status> {
         self.leading()?;
-        let busy = || status::overloaded("another change of the members is being made", BUSY_RETRY_MS);
+        let busy = || status::overloaded("another change of the members is being made", cluster::BUSY_RETRY_MS);
         let one = self.changing().try_lock().map_err(|_| busy())?;
         self.group().settle().await.map_err(cluster::membership_error)?;
         Ok(one)
@@ -156,7 +161,8 @@ impl Api {
             if let Some((other, _)) = group.members.iter().find(|(_, member)| shares(member, &node)) {
                 return Err(refused(format!("mdm {id}: mdm {other} has its address or its store")));
             }
-            self.claim(group, id, node.store).await?;
+            let what = format!("mdm {id} is being added, at {}", node.api_address);
+            self.record(group, Some((id, node.store)), None, what).await?;
             self.group().add_learner(id, node, None).await.map_err(cluster::membership_error)?;
         }
         let lag = self.group().wait_for_log(id, CAUGHT_UP, ONE_STEP).await;
@@ -238,10 +244,20 @@ impl Api {
         refused(format!("mdm {}: it leads, and no other member can be reached to take over", group.id))
     }
 
-    /// Records that the id belongs to this store for ever, or refuses when it belonged to another.
-    async fn claim(&self, group: &GroupStatus, id: MdmId, store: StoreUuid) -> Result<(), Status> {
-        let _ = (group, id, store);
-        Ok(())
+    /// Has the state remember which ids belong to which stores, and `new` among them; refused when that id belonged to
+    /// another store. Of `removed` only that it was there is remembered.
+    async fn record(
+        &self,
+        group: &GroupStatus,
+        new: Option<(MdmId, StoreUuid)>,
+        removed: Option<MdmId>,
+        what: String,
+    ) -> Result<(), Status> {
+        let stores = group.members.iter().map(|(id, node)| (*id, node.store)).chain(new);
+        let stores = stores.map(|(id, store)| proto::MdmStore { id: id.get(), store: store.as_bytes().to_vec() });
+        let removed = removed.into_iter().map(MdmId::get).collect();
+        let record = proto::RecordMdms { stores: stores.collect(), removed, what };
+        self.propose(None, Body::RecordMdms(record)).await.map(drop)
     }
 }
 

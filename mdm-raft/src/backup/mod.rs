@@ -37,10 +37,7 @@ pub type Head = proto::Head;
 
 /// Whether rows of this table belong into a backup.
 pub(crate) const fn is_kept(table: Table) -> bool {
-    match table {
-        Table::Sessions | Table::SessionOutcomes | Table::Secrets => false,
-        _ => true,
-    }
+    !matches!(table, Table::Sessions | Table::SessionOutcomes | Table::Secrets)
 }
 
 /// The checksum of block `number`.

@@ -116,7 +116,6 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
     type Error = ConfigError;
 
     fn try_from(file: MdmConfigFile) -> Result<Self, ConfigError> {
-        let own = Self::own(&file)?;
         let mut members = BTreeMap::new();
         let mut stores = BTreeSet::new();
         for member in &file.members {
@@ -132,6 +131,7 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
                 return Err(ConfigError::SharedStore(member.store));
             }
         }
+        let own = Self::own(&file)?;
         if file.id == MdmId(0) {
             return Err(ConfigError::BadId(file.id));
         }

@@ -6,7 +6,9 @@
 mod announce;
 mod config;
 mod join;
+mod restore;
 mod run;
 
 pub use config::{ConfigError, JoinFile, MdmConfig, MdmConfigFile, MemberFile};
+pub use restore::{RestoreError, Restored, restore};
 pub use run::{DaemonError, init, run};

@@ -18,6 +18,7 @@ pub mod group;
 mod identity;
 pub mod log_store;
 pub mod network;
+mod restore;
 pub mod snapshot;
 pub mod state_store;
 #[cfg(test)]

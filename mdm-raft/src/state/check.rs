@@ -114,7 +114,7 @@ impl State {
                     "pg {id}: primary {primary} is not an in-sync copy that is alive"
                 ),
                 None => hold!(
-                    !config.in_sync.iter().any(|member| self.is_alive(member)),
+                    self.is_recovering() || !config.in_sync.iter().any(|member| self.is_alive(member)),
                     "pg {id} is unavailable although an in-sync copy is alive"
                 ),
             }

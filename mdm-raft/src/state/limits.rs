@@ -14,6 +14,8 @@ pub const MAX_DEVICES: usize = 16_384;
 pub const MAX_SDCS: usize = 8_192;
 /// Registered MDMs and consoles.
 pub const MAX_NODES: usize = 1_024;
+/// Ids that MDMs ever had: one more with each node that is replaced.
+pub const MAX_MDM_IDS: usize = 4_096;
 /// Volumes.
 pub const MAX_VOLUMES: usize = 524_288;
 /// Mappings of one volume: every watcher gets them all with each change.

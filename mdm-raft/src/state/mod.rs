@@ -16,6 +16,7 @@ pub mod limits;
 pub mod model;
 mod names;
 mod query;
+mod restore;
 pub mod rows;
 pub mod table;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use pflex_proto::ids::{LogTime, Revision};
 
 pub use event::{MapChange, MapEvent, ObjectRef};
 pub use query::{PgState, PoolUsage};
+pub use restore::{RestoreError, RestoredState};
 pub use table::{RowChange, Table};
 pub use tracked::Tracked;
 pub use why::{Cause, Explanation};
@@ -34,7 +36,7 @@ pub use why::{Cause, Explanation};
 use self::{
     model::{
         Cluster, Counters, Device, Domain, Event, EvictionHold, FaultSet, Health, HistoryRow, IoToken, KeptOutcome,
-        Mapping, Node, Pg, Pool, Position, Sdc, Sds, SecretRow, Session, Settings, TokenChain, Volume,
+        Mapping, MdmStores, Node, Pg, Pool, Position, Sdc, Sds, SecretRow, Session, Settings, TokenChain, Volume,
     },
     names::Names,
     rows::{
@@ -191,6 +193,19 @@ impl State {
         match self.config.get(ConfigKey::Settings) {
             Some(ConfigRow::Settings(settings)) => settings.clone(),
             _ => Settings::default(),
+        }
+    }
+
+    /// Whether a restore from backup is not over yet (S19).
+    pub fn is_recovering(&self) -> bool {
+        self.cluster().is_some_and(|cluster| cluster.recovering)
+    }
+
+    /// Which id belongs to which store of an MDM.
+    pub fn mdm_stores(&self) -> MdmStores {
+        match self.config.get(ConfigKey::MdmStores) {
+            Some(ConfigRow::MdmStores(stores)) => stores.clone(),
+            _ => MdmStores::default(),
         }
     }
 

@@ -184,7 +184,7 @@ impl Cluster {
         daemon::run(config, Shutdown::new()).await.unwrap_err()
     }
 
-    fn joining(&self, id: u64, mdm: Vec<Endpoint>) -> Member {
+    pub(crate) fn joining(&self, id: u64, mdm: Vec<Endpoint>) -> Member {
         let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [api, raft] = held.map(|held| Endpoint::new("127.0.0.1", held.local_addr().unwrap().port()));
         let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backup;
 mod cluster;
+mod insight;
 mod liveness;
 mod log_time;
 mod map;

@@ -306,3 +306,40 @@ async fn a_clean_shutdown_of_the_leader_fails_no_request() {
     }
     Arc::into_inner(cluster).unwrap().stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_belongs_to_one_store_for_ever() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.status().await.leader;
+    let gone = leader % 3 + 1;
+    cluster.remove(gone, false).await.unwrap();
+    let kept = cluster.take(gone);
+    // Another store under the id of a member that was removed.
+    let stranger = cluster.join(gone);
+    until_it_answers(&stranger).await;
+    assert_eq!(cluster.add(gone, &stranger).await.unwrap_err().reason(), Some(Reason::AlreadyExists));
+    cluster.take(gone).stop().await;
+    // The store that had it comes back.
+    cluster.add(gone, &kept.api()).await.unwrap();
+    assert_eq!(cluster.voters().await, [1, 2, 3].into());
+    cluster.members.lock().unwrap().push(kept);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_survive_the_loss_of_any_two() {
+    let cluster = Cluster::start(5).await;
+    for pair in [[0, 1], [2, 3], [4, 0]] {
+        for at in pair {
+            let mut member = cluster.members.lock().unwrap().remove(at);
+            member.stop().await;
+            cluster.members.lock().unwrap().insert(at, member);
+        }
+        cluster.create_domain(&format!("without-{}-{}", pair[0], pair[1])).await.unwrap();
+        let status = cluster.status().await;
+        assert_eq!(status.health, "degraded", "{:?}", status.reasons);
+        assert_eq!(status.members.iter().filter(|member| member.state != "up").count(), 2);
+        pair.iter().for_each(|at| cluster.restart(*at));
+    }
+    cluster.stop().await;
+}

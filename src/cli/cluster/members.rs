@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, IsTerminal as _},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use pflex_common::net::Endpoint;
@@ -11,16 +11,13 @@ use pflex_proto::pb::{
     AddNodeRequest, ChangeMembersReply, RemoveNodeRequest, ReplaceNodeRequest, cluster_client::ClusterClient,
 };
 
-use super::{Tool, fetch};
+use super::{LONG, Tool, fetch};
 use crate::{
     client::{Freshness, Session, ask},
     error::{Exit, Failure},
     output::{Document, Record, Value},
     units::format_duration,
 };
-
-/// A new node may have to fetch a large snapshot first.
-const DEFAULT_WAIT: Duration = Duration::from_secs(600);
 
 /// Where a new node is.
 #[derive(clap::Args, Clone, Debug)]
@@ -92,7 +89,7 @@ pub(super) async fn run(tool: &Tool, change: Change, dry_run: bool) -> Result<()
         eprintln!("would {}; nothing was done", change.what());
         return Ok(());
     }
-    let wait = tool.options.timeout.unwrap_or(DEFAULT_WAIT);
+    let wait = tool.options.timeout.unwrap_or(LONG);
     let started = Instant::now();
     let mut said = None;
     loop {

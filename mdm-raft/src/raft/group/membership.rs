@@ -9,7 +9,7 @@ use std::{
 use openraft::{
     ChangeMembers, Instant as _, ServerState,
     async_runtime::watch::WatchReceiver as _,
-    errors::{ClientWriteError, Fatal, RaftError},
+    errors::{ChangeMembershipError, ClientWriteError, Fatal, RaftError},
     vote::RaftLeaderId as _,
 };
 use pflex_proto::ids::MdmId;
@@ -31,6 +31,9 @@ pub enum MembershipError {
         /// The newest term heard of.
         term: u64,
     },
+    /// An earlier change, perhaps of an earlier leader, is not committed yet: ask again in a moment.
+    #[error("an earlier change of the membership is not committed yet")]
+    Busy,
     /// Cannot be, now or at all.
     #[error("the membership was not changed: {reason}")]
     Refused {
@@ -245,6 +248,9 @@ impl Group {
             RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
                 let (leader, term) = self.forward(forward);
                 MembershipError::NotLeader { leader, term }
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))) => {
+                MembershipError::Busy
             }
             RaftError::APIError(ClientWriteError::ChangeMembershipError(refused)) => {
                 MembershipError::Refused { reason: refused.to_string() }

@@ -42,11 +42,12 @@ use super::{
     identity::StoreIdentity,
     log_store::{SyncCount, SyncCounter},
     network::{heard::Heard, standing::Told},
+    restore::{self, Beginning},
     snapshot::SnapshotStore,
     state_store::{SharedState, StateStore},
-    types::TypeConfig,
+    types::{MdmNode, TypeConfig, log_id},
 };
-use crate::state::State;
+use crate::state::{RestoredState, State};
 
 /// One member of the group. Clones share it.
 #[derive(Clone)]
@@ -77,6 +78,28 @@ impl Group {
     /// When there is a store already, or the directory cannot be written.
     pub fn create_store(dir: &Path, identity: StoreIdentity) -> Result<(), StoreError> {
         open::create_store(dir, identity)
+    }
+
+    /// Makes the store of the only member of a group that begins with `state`, restored from a backup (S19). `term` and
+    /// `index` are those of the last entry the backup covers.
+    ///
+    /// # Errors
+    /// When there is a store already, or the directory cannot be written.
+    pub fn restore_store(
+        dir: &Path,
+        identity: StoreIdentity,
+        node: MdmNode,
+        restored: &RestoredState,
+        (term, index): (u64, u64),
+    ) -> Result<(), StoreError> {
+        open::refuse_existing(dir)?;
+        let skip = State::RESTORE_SKIP;
+        let beginning = Beginning {
+            last: log_id(term + skip, (index + skip).max(restored.revision.get())),
+            revision: restored.revision,
+            log_time: restored.log_time,
+        };
+        restore::make_store(dir, identity, node, &restored.state, beginning)
     }
 
     /// Opens the store in `dir`, replays what the state lacks, and takes part in the group.

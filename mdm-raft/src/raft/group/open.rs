@@ -58,6 +58,17 @@ pub enum OpenError {
 }
 
 pub(super) fn create_store(dir: &Path, identity: StoreIdentity) -> Result<(), StoreError> {
+    refuse_existing(dir)?;
+    durable::make_dir(dir).map_err(StoreError::io("create", dir))?;
+    // Until the second write nothing of this store was ever heard of, so a crash in between starts over.
+    identity::write(dir, identity, Phase::Creating)?;
+    LogStore::create(dir, identity)?;
+    StateStore::create(dir, identity)?;
+    identity::write(dir, identity, Phase::Ready)
+}
+
+/// A directory with a store in it is never emptied to make room.
+pub(super) fn refuse_existing(dir: &Path) -> Result<(), StoreError> {
     if let Some((_, Phase::Ready)) = identity::read(dir)? {
         return Err(StoreError::Exists { dir: dir.into() });
     }
@@ -68,12 +79,7 @@ pub(super) fn create_store(dir: &Path, identity: StoreIdentity) -> Result<(), St
         let what = "it holds a store whose STORE file is gone".to_owned();
         return Err(StoreError::Damaged { path: dir.into(), what });
     }
-    durable::make_dir(dir).map_err(StoreError::io("create", dir))?;
-    // Until the second write nothing of this store was ever heard of, so a crash in between starts over.
-    identity::write(dir, identity, Phase::Creating)?;
-    LogStore::create(dir, identity)?;
-    StateStore::create(dir, identity)?;
-    identity::write(dir, identity, Phase::Ready)
+    Ok(())
 }
 
 pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenError> {

@@ -69,6 +69,21 @@ impl LogStore {
         open::create(&dir.join(open::NAME), identity)
     }
 
+    /// As [`create`](Self::create), of a log whose entries up to `purged` are cut and covered by a snapshot.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub(super) fn create_behind(
+        dir: &Path,
+        identity: StoreIdentity,
+        purged: LogId,
+        vote: Vote,
+    ) -> Result<(), StoreError> {
+        let path = dir.join(open::NAME);
+        open::create(&path, identity)?;
+        open::begin_behind(&path, purged, vote)
+    }
+
     /// Opens `raft.db` in `dir`, checks whose it is and every record of it.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use pflex_proto::ids::{ClusterId, MdmId, StoreUuid};
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, IteratorMode, Options, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions,
+};
 
 use super::{Cached, Database, LOG, META};
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
         durable,
         error::StoreError,
         identity::{FORMAT, StoreIdentity},
+        types::{LogId, Vote},
     },
 };
 
@@ -79,6 +82,19 @@ pub(super) fn create(path: &Path, identity: StoreIdentity) -> Result<(), StoreEr
     synced.set_sync(true);
     let meta = db.cf_handle(META).expect("opened with this column family");
     db.put_cf_opt(&meta, HEADER, codec::seal(HEADER, &header), &synced).map_err(StoreError::database("write", path))
+}
+
+/// Writes into an empty log where it begins, synced.
+pub(super) fn begin_behind(path: &Path, purged: LogId, vote: Vote) -> Result<(), StoreError> {
+    let db = database(path, false)?;
+    let meta = db.cf_handle(META).expect("opened with this column family");
+    let mut batch = WriteBatch::default();
+    batch.put_cf(&meta, PURGED, codec::seal(PURGED, &codec::log_id_to_pb(&purged)));
+    batch.put_cf(&meta, COMMITTED, codec::seal(COMMITTED, &codec::log_id_to_pb(&purged)));
+    batch.put_cf(&meta, VOTE, codec::seal(VOTE, &codec::vote_to_pb(&vote)));
+    let mut synced = WriteOptions::default();
+    synced.set_sync(true);
+    db.write_opt(batch, &synced).map_err(StoreError::database("write", path))
 }
 
 /// Compares the database's own header with the directory's: a directory put together from two is refused.

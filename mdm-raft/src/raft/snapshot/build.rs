@@ -39,7 +39,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     }
 }
 
-fn build(
+pub(in crate::raft) fn build(
     store: &SnapshotStore,
     copy: &(dyn Fn(&Path) -> Result<(), StoreError> + Send + Sync),
 ) -> Result<SnapshotHandle, StoreError> {

@@ -24,6 +24,7 @@ use std::{
 };
 
 pub use build::SnapshotBuilder;
+pub(in crate::raft) use build::build as build_now;
 use pflex_proto::ids::ClusterId;
 pub(in crate::raft) use receive::Incoming;
 

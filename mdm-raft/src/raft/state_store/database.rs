@@ -94,6 +94,17 @@ impl StateDatabase {
         self.db().write(batch).map_err(StoreError::database("write", self.path.clone()))
     }
 
+    /// Puts a whole state into an empty database, durably.
+    pub(super) fn fill(&self, state: &State, mark: &Mark) -> Result<(), StoreError> {
+        let rows = state.dump().into_iter().map(|(table, key, value)| RowChange {
+            table,
+            key: key.into_vec(),
+            value: Some(value.into_vec()),
+        });
+        self.write(rows.collect(), mark)?;
+        self.db().flush_wal(true).map_err(StoreError::database("sync", self.path.clone()))
+    }
+
     /// Writes a backup of the database as of now; apply goes on meanwhile.
     pub(in crate::raft) fn back_up(
         &self,
@@ -132,7 +143,7 @@ impl StateDatabase {
     }
 
     /// A copy of the database as of now in `to`, which must not exist. Flushes first, so that the copy is files only.
-    pub(super) fn checkpoint(&self, to: &Path) -> Result<(), StoreError> {
+    pub(in crate::raft) fn checkpoint(&self, to: &Path) -> Result<(), StoreError> {
         let failed = |error| StoreError::database("copy", self.path.clone())(error);
         Checkpoint::new(self.db()).map_err(failed)?.create_checkpoint(to).map_err(failed)
     }

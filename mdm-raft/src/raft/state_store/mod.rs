@@ -24,6 +24,7 @@ pub(super) use database::{Mark, StateDatabase, read_checkpoint};
 pub use shared::{Committed, SharedState};
 
 use super::{error::StoreError, fatal::FatalHook, identity::StoreIdentity, snapshot::SnapshotStore};
+use crate::state::State;
 
 /// The state machine as openraft drives it.
 pub struct StateStore {
@@ -47,6 +48,19 @@ impl StateStore {
         let path = dir.join(directory::FIRST);
         drop(StateDatabase::create(&path, identity.cluster)?);
         directory::set_current(dir, directory::FIRST)
+    }
+
+    /// As [`create`](Self::create), with a state in it; returns its database.
+    pub(super) fn create_with(
+        dir: &Path,
+        identity: StoreIdentity,
+        state: &State,
+        mark: &Mark,
+    ) -> Result<StateDatabase, StoreError> {
+        Self::create(dir, identity)?;
+        let database = StateDatabase::open(&dir.join(directory::FIRST), identity.cluster)?.0;
+        database.fill(state, mark)?;
+        Ok(database)
     }
 
     /// Opens the live state and loads every row.

@@ -126,7 +126,7 @@ async fn a_damaged_entry_in_the_middle_is_refused_with_advice() {
         db.put_cf(log, 5_u64.to_be_bytes(), value).unwrap();
     });
     let error = LogStore::open(dir.path(), identity(1), no_failure()).err().unwrap().to_string();
-    assert!(error.contains("log entry 5") && error.contains("node replace"), "{error}");
+    assert!(error.contains("log entry 5") && error.contains("cluster replace-node"), "{error}");
 }
 
 #[tokio::test]

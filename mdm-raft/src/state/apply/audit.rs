@@ -187,6 +187,12 @@ impl State {
             Body::SdsReturned(returned) => {
                 Deed::new("sds.return", self.sds_label(SdsId(returned.sds_id)), "is heard again")
             }
+            Body::RecordMdms(record) => Deed::new("cluster.members", "cluster", record.what.clone()),
+            Body::EndRecovery(end) => {
+                let how = if end.force { ", without waiting for all SDSs" } else { "" };
+                let what = format!("the recovery after a restore is over{how}");
+                Deed::new("cluster.end-recovery", "cluster", what).severe(Severity::Warning)
+            }
             Body::HoldEvictions(hold) => {
                 let object = format!("mdm {}", hold.node_id);
                 Deed::new("eviction.hold", object, hold.why.clone()).severe(Severity::Warning)
@@ -214,7 +220,7 @@ impl State {
         }
     }
 
-    fn sds_label(&self, id: SdsId) -> String {
+    pub(super) fn sds_label(&self, id: SdsId) -> String {
         self.sds(id).map_or_else(|| format!("sds #{id}"), |sds| format!("sds {}", sds.name))
     }
 

@@ -1,12 +1,15 @@
 //! The first command of a cluster, and the status of its components.
 
-use pflex_proto::ids::{ClusterGeneration, ClusterId, KeyId};
+use std::collections::{BTreeMap, BTreeSet};
+
+use pflex_proto::ids::{ClusterGeneration, ClusterId, DeviceId, KeyId, MdmId, SdsId, StoreUuid};
 
 use super::{Context, Effect, Refusal, done, validate};
 use crate::{
     command::{ErrorCode, proto},
     state::{
         State,
+        limits::MAX_MDM_IDS,
         model::{Cluster, Component, Health, Kind, Secret, SecretRow, Status},
         rows::cluster::ConfigRow,
     },
@@ -30,9 +33,71 @@ impl State {
             return Err(validate::invalid("cluster", "key id 0 is none"));
         }
         let key = KeyId(bootstrap.key_id);
-        self.config.put(ConfigRow::Cluster(Cluster { id, generation: ClusterGeneration(1), newest_key: key }));
+        self.config.put(ConfigRow::Cluster(Cluster {
+            id,
+            generation: ClusterGeneration(1),
+            newest_key: key,
+            recovering: false,
+        }));
         self.secrets.put(SecretRow { key, secret: Secret(secret) });
         done(0_u64)
+    }
+
+    /// Notes which stores the MDMs have. An id that belongs to another store is refused.
+    pub(super) fn record_mdms(&mut self, record: &proto::RecordMdms) -> Effect {
+        let mut stores = self.mdm_stores();
+        for entry in &record.stores {
+            let (id, object) = (MdmId(entry.id), format!("mdm {}", entry.id));
+            let store = StoreUuid::from_slice(&entry.store)
+                .map_err(|why| validate::invalid(object.clone(), format!("its store is no uuid: {why}")))?;
+            match stores.insert(id, store) {
+                Some(before) if before != store => {
+                    let what = "the id belonged to another store; a node that lost its store comes back only under a \
+                                new id: `pflex cluster replace-node`";
+                    return Err(Refusal::new(ErrorCode::AlreadyExists, object, what));
+                }
+                Some(_) | None => {}
+            }
+        }
+        if stores.len() > MAX_MDM_IDS {
+            return Err(validate::limit("mdm", MAX_MDM_IDS, "ids"));
+        }
+        validate::text("mdm", "reason", &record.what)?;
+        self.config.put(ConfigRow::MdmStores(stores));
+        for id in &record.removed {
+            let name = format!("mdm{id}");
+            let registered = self.nodes.values().find(|node| node.component.kind == Kind::Mdm && node.name == name);
+            if let Some(component) = registered.map(|node| node.component) {
+                self.nodes.remove(component);
+                self.forget_component(component);
+            }
+        }
+        done(0_u64)
+    }
+
+    /// Lets groups be served after a restore. Copies that are not there now leave their groups, as after any loss, so
+    /// the operator must have said that all are, or that what they have may be lost.
+    pub(super) fn end_recovery(&mut self, end: &proto::EndRecovery) -> Effect {
+        let Some(cluster) = self.cluster().filter(|cluster| cluster.recovering).cloned() else {
+            return Err(Refusal::new(ErrorCode::Precondition, "cluster", "it is not in recovery"));
+        };
+        let missing = self.missing_copies();
+        if !end.force && !missing.is_empty() {
+            let names = missing.into_iter().map(|sds| self.sds_label(sds)).collect::<Vec<_>>().join(", ");
+            let what =
+                format!("{names} hold copies and have not reported; start them, or give --force to go on without");
+            return Err(Refusal::new(ErrorCode::Precondition, "cluster", what));
+        }
+        self.config.put(ConfigRow::Cluster(Cluster { recovering: false, ..cluster }));
+        let all: BTreeSet<DeviceId> = self.devices.values().map(|device| device.id).collect();
+        self.settle_pgs(&all, &BTreeMap::new());
+        done(0_u64)
+    }
+
+    /// The SDSs with an in-sync copy that is not there now.
+    pub fn missing_copies(&self) -> BTreeSet<SdsId> {
+        let members = self.pgs.values().flat_map(|pg| &pg.config.in_sync);
+        members.filter(|member| !self.is_alive(member)).map(|member| member.sds).collect()
     }
 
     pub(super) fn set_status(&mut self, context: Context, command: &proto::SetComponentStatus) -> Effect {

@@ -143,6 +143,8 @@ impl State {
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
             Body::HoldEvictions(hold) => self.hold_evictions(context, hold),
             Body::IssueTokens(issue) => self.issue_tokens(context, issue),
+            Body::RecordMdms(record) => self.record_mdms(record),
+            Body::EndRecovery(end) => self.end_recovery(end),
             Body::AckTokens(ack) => self.ack_tokens(ack),
         }
     }

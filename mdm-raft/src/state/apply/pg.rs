@@ -28,7 +28,8 @@ impl State {
     /// - a copy whose device `restarted` keeps its place under its new life (S2);
     /// - copies that are not alive leave, as long as one that is remains;
     /// - where none is alive nothing leaves, and there is no primary: unavailable, never a stale copy promoted;
-    /// - a primary that is alive stays; else the live in-sync copy with the fewest primaries takes over.
+    /// - a primary that is alive stays; else the live in-sync copy with the fewest primaries takes over;
+    /// - after a restore (S19) nothing leaves and nobody serves until the operator says that all have reported.
     pub(super) fn settle_pgs(&mut self, touched: &BTreeSet<DeviceId>, restarted: &BTreeMap<DeviceId, Incarnation>) {
         let hit: Vec<PgId> = self
             .pgs
@@ -36,6 +37,7 @@ impl State {
             .filter(|pg| pg.config.in_sync.iter().any(|member| touched.contains(&member.device)))
             .map(|pg| pg.id)
             .collect();
+        let recovering = self.is_recovering();
         let mut primaries = self.primary_counts();
         for id in hit {
             let Some(pg) = self.pgs.get(id) else { continue };
@@ -45,6 +47,10 @@ impl State {
                 if let Some(life) = restarted.get(&member.device) {
                     member.incarnation = *life;
                 }
+            }
+            if recovering {
+                self.open_epoch(id, in_sync, None);
+                continue;
             }
             let alive: Vec<Member> = in_sync.iter().copied().filter(|member| self.is_alive(member)).collect();
             let primary = config
@@ -108,7 +114,7 @@ impl State {
     /// Every copy starts in sync, because all are empty. With too few fault domains the pool stays as it is.
     pub(super) fn place_pool(&mut self, id: PoolId) {
         let Some(pool) = self.pools.get(id) else { return };
-        if pool.used {
+        if pool.used || self.is_recovering() {
             return;
         }
         let candidates: Vec<Candidate> = self

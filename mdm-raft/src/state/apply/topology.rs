@@ -221,7 +221,7 @@ impl State {
     }
 
     /// Health and history of a deleted component go with it.
-    fn forget_component(&mut self, component: Component) {
+    pub(in crate::state) fn forget_component(&mut self, component: Component) {
         self.health.remove(component);
         let history: Vec<_> = self
             .history

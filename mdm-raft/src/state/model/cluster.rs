@@ -1,10 +1,10 @@
 //! The cluster's identity, its counters, its secrets, and who takes part in it.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use pflex_proto::ids::{
-    ClientId, ClusterGeneration, ClusterId, DeviceId, DomainId, FaultSetId, KeyId, LogTime, PoolId, Revision, SdcId,
-    SdsId, TokenId, VolumeId,
+    ClientId, ClusterGeneration, ClusterId, DeviceId, DomainId, FaultSetId, KeyId, LogTime, MdmId, PoolId, Revision,
+    SdcId, SdsId, StoreUuid, TokenId, VolumeId,
 };
 
 use super::Registration;
@@ -18,7 +18,13 @@ pub struct Cluster {
     pub generation: ClusterGeneration,
     /// The secret that signs.
     pub newest_key: KeyId,
+    /// Restored from a backup, and the operator has not said yet that every SDS reported: no group is served (S19).
+    pub recovering: bool,
 }
+
+/// Every id an MDM ever had. It belongs to one store for ever: a directory that was lost and made anew would forget its
+/// votes (S18).
+pub type MdmStores = BTreeMap<MdmId, StoreUuid>;
 
 /// The last id given out of each space; ids are never reused.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

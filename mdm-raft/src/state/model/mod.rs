@@ -10,7 +10,7 @@ mod topology;
 mod volume;
 
 pub use cluster::{
-    Cluster, Component, Counters, EvictionHold, Health, Kind, Node, Position, Secret, SecretRow, Status,
+    Cluster, Component, Counters, EvictionHold, Health, Kind, MdmStores, Node, Position, Secret, SecretRow, Status,
 };
 pub use event::{Event, Severity};
 pub use pg::{Pg, PgConfig};

@@ -1,8 +1,8 @@
 //! Rows of identity, counters, secrets, nodes and health. The singletons share the table `config`, keyed by name.
 
 use pflex_proto::ids::{
-    ClientId, ClusterGeneration, ClusterId, DeviceId, DomainId, FaultSetId, KeyId, LogTime, PoolId, Revision, SdcId,
-    SdsId, TokenId, VolumeId,
+    ClientId, ClusterGeneration, ClusterId, DeviceId, DomainId, FaultSetId, KeyId, LogTime, MdmId, PoolId, Revision,
+    SdcId, SdsId, StoreUuid, TokenId, VolumeId,
 };
 
 use super::{
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::state::{
     model::{
-        Cluster, Component, Counters, EvictionHold, Health, HistoryRow, Kind, Link, Node, Position, Secret, SecretRow,
-        Setting, Settings, Status, TokenChain,
+        Cluster, Component, Counters, EvictionHold, Health, HistoryRow, Kind, Link, MdmStores, Node, Position, Secret,
+        SecretRow, Setting, Settings, Status, TokenChain,
     },
     table::Table,
 };
@@ -34,6 +34,8 @@ pub enum ConfigRow {
     Settings(Settings),
     /// When a leader last held back verdicts.
     EvictionHold(EvictionHold),
+    /// Which id belongs to which store of an MDM.
+    MdmStores(MdmStores),
 }
 
 /// Which row of `config`; the text is the key.
@@ -46,11 +48,19 @@ pub enum ConfigKey {
     TokenChain,
     Settings,
     EvictionHold,
+    MdmStores,
 }
 
 impl ConfigKey {
-    const ALL: [Self; 6] =
-        [Self::Cluster, Self::Counters, Self::Position, Self::TokenChain, Self::Settings, Self::EvictionHold];
+    const ALL: [Self; 7] = [
+        Self::Cluster,
+        Self::Counters,
+        Self::Position,
+        Self::TokenChain,
+        Self::Settings,
+        Self::EvictionHold,
+        Self::MdmStores,
+    ];
 
     const fn text(self) -> &'static str {
         match self {
@@ -60,6 +70,7 @@ impl ConfigKey {
             Self::TokenChain => "token-chain",
             Self::Settings => "settings",
             Self::EvictionHold => "eviction-hold",
+            Self::MdmStores => "mdm-stores",
         }
     }
 }
@@ -76,6 +87,7 @@ impl Row for ConfigRow {
             Self::TokenChain(_) => ConfigKey::TokenChain,
             Self::Settings(_) => ConfigKey::Settings,
             Self::EvictionHold(_) => ConfigKey::EvictionHold,
+            Self::MdmStores(_) => ConfigKey::MdmStores,
         }
     }
 
@@ -89,6 +101,7 @@ impl Row for ConfigRow {
                 id: cluster.id.as_bytes().to_vec(),
                 generation: cluster.generation.get(),
                 newest_key: cluster.newest_key.get(),
+                recovering: cluster.recovering,
             }),
             Self::Counters(c) => seal(&proto::Counters {
                 domain: c.domain.get(),
@@ -111,6 +124,10 @@ impl Row for ConfigRow {
             Self::Settings(settings) => seal(&proto::Settings {
                 chosen: settings.chosen().map(|(key, value)| (key.to_owned(), value)).collect(),
             }),
+            Self::MdmStores(stores) => {
+                let stores = stores.iter().map(|(id, store)| (id.get(), store.as_bytes().to_vec()));
+                seal(&proto::MdmStores { stores: stores.collect() })
+            }
             Self::EvictionHold(hold) => seal(&proto::EvictionHold { by: hold.by, at_log_ms: hold.at.get() }),
         }
     }
@@ -127,6 +144,7 @@ impl Row for ConfigRow {
                     id: ClusterId::from_slice(&row.id).map_err(|why| bad("cluster id", why))?,
                     generation: ClusterGeneration(row.generation),
                     newest_key: KeyId(row.newest_key),
+                    recovering: row.recovering,
                 })
             }
             ConfigKey::Counters => {
@@ -162,6 +180,13 @@ impl Row for ConfigRow {
                     }
                 }
                 Self::Settings(settings)
+            }
+            ConfigKey::MdmStores => {
+                let row: proto::MdmStores = open(value)?;
+                let store = |(id, store): (u64, Vec<u8>)| {
+                    Ok((MdmId(id), StoreUuid::from_slice(&store).map_err(|why| bad("store", why))?))
+                };
+                Self::MdmStores(row.stores.into_iter().map(store).collect::<Result<_, RowError>>()?)
             }
             ConfigKey::EvictionHold => {
                 let row: proto::EvictionHold = open(value)?;
