@@ -44,49 +44,47 @@ pub type Copies = Vec<DeviceId>;
 
 /// Places `copies` copies of each of `pg_count` groups, or says `None` when the fault domains are too few.
 ///
-/// Greedy: each copy goes to the device with the least load for its weight among the fault domains the group does not
-/// use yet; among equals to the one that shares the fewest groups with the copies already chosen (so that a rebuild
-/// reads from many peers), then by hash. Rejected: hashing alone (CRUSH, rendezvous), whose spread over few groups is
-/// uneven by tens of per cent, for statelessness we do not need: the table is authoritative.
+/// Each group begins on the device that is owed the largest part of its share, and goes on where it shares the fewest groups for the other's
+/// share: so the peers of a device, which rebuild it, are all others in proportion. What is then a few copies off its
+/// share is put right by `rebalance`; nothing is stored yet, so that costs nothing. Rejected: hashing alone (CRUSH,
+/// rendezvous), whose spread over few groups is uneven by tens of per cent, for statelessness we do not need: the table
+/// is authoritative. Rejected too: always the device with the least load for its weight; devices of one size then meet in
+/// every group and nobody else helps to rebuild them.
 pub fn place(pool: PoolId, pg_count: u32, copies: usize, candidates: &[Candidate]) -> Option<Vec<Copies>> {
     let mut devices: Vec<Candidate> = candidates.iter().copied().filter(|c| c.capacity.get() > 0).collect();
     devices.sort_by_key(|candidate| candidate.device);
     devices.dedup_by_key(|candidate| candidate.device);
-    if copies == 0 || fault_domains(&devices) < copies {
+    if copies == 0 {
         return None;
     }
+    let quotas = quota::quotas(pg_count, copies, &devices, &BTreeMap::new())?;
 
     // By position in `devices`: the inner loop runs groups x copies x devices times inside one apply.
-    let mut load = vec![0_u32; devices.len()];
-    let mut together: BTreeMap<(DeviceId, DeviceId), u32> = BTreeMap::new();
-    let mut groups = Vec::with_capacity(pg_count as usize);
+    let quotas: Vec<u32> = devices.iter().map(|candidate| count(&quotas, candidate.device)).collect();
+    let mut owed = quotas.clone();
+    let mut together = vec![0_u32; devices.len() * devices.len()];
+    let mut groups: Vec<Copies> = Vec::with_capacity(pg_count as usize);
     for index in 0..pg_count {
-        let mut chosen: Vec<Candidate> = Vec::with_capacity(copies);
+        let mut chosen: Vec<usize> = Vec::with_capacity(copies);
         while chosen.len() < copies {
-            let (at, best) = devices
-                .iter()
-                .enumerate()
-                .filter(|(_, candidate)| chosen.iter().all(|other| other.domain != candidate.domain))
-                .min_by(|(at_a, a), (at_b, b)| {
-                    let shared = |c: &Candidate| -> u32 {
-                        chosen.iter().map(|other| count(&together, pair(c.device, other.device))).sum()
-                    };
-                    relative_load((load[*at_a], a), (load[*at_b], b))
-                        .then_with(|| shared(a).cmp(&shared(b)))
-                        .then_with(|| spread(pool, index, a.device).cmp(&spread(pool, index, b.device)))
-                        .then_with(|| a.device.cmp(&b.device))
-                })
-                .map(|(at, best)| (at, *best))
-                .expect("there are at least as many fault domains as copies");
+            let shared = |at: usize| -> u32 { chosen.iter().map(|other| together[at * devices.len() + other]).sum() };
+            let key = |at: usize| {
+                // Parts of its share in 1/2^20: integers, so that every member computes the same.
+                let part = |n: u32| (u64::from(n) << 20) / u64::from(quotas[at].max(1));
+                let hash = spread(pool, index, devices[at].device);
+                (owed[at] == 0, part(shared(at)), std::cmp::Reverse(part(owed[at])), hash, at)
+            };
+            let free = (0..devices.len()).filter(|at| chosen.iter().all(|c| devices[*c].domain != devices[*at].domain));
+            let best = free.min_by_key(|at| key(*at)).expect("there are at least as many fault domains as copies");
             for other in &chosen {
-                *together.entry(pair(best.device, other.device)).or_default() += 1;
+                together[best * devices.len() + other] += 1;
+                together[other * devices.len() + best] += 1;
             }
-            load[at] += 1;
+            owed[best] = owed[best].saturating_sub(1);
             chosen.push(best);
         }
-        groups.push(chosen.into_iter().map(|candidate| candidate.device).collect());
+        groups.push(chosen.into_iter().map(|at| devices[at].device).collect());
     }
-    // Greedy is a copy or two off where fault domains differ much in size; nothing is stored yet, so moves cost nothing.
     for step in rebalance(&groups, copies, &devices)? {
         if let Some(copy) = groups[step.group].iter_mut().find(|device| **device == step.from) {
             *copy = step.to;
@@ -99,15 +97,6 @@ pub fn place(pool: PoolId, pg_count: u32, copies: usize, candidates: &[Candidate
 /// The number of things that fail independently among `candidates`.
 pub fn fault_domains(candidates: &[Candidate]) -> usize {
     candidates.iter().map(|candidate| candidate.domain).collect::<std::collections::BTreeSet<_>>().len()
-}
-
-/// Which of two devices is owed the next copy less: half a copy more for its weight (Webster's rule; a whole copy more
-/// would favour the large ones). In integers: the state machine must reach
-/// the same answer on every machine, and the products of 32 and 64 bits fit.
-fn relative_load(a: (u32, &Candidate), b: (u32, &Candidate)) -> std::cmp::Ordering {
-    let weigh =
-        |(load, _): (u32, &Candidate), other: &Candidate| (2 * u128::from(load) + 1) * u128::from(other.capacity.get());
-    weigh(a, b.1).cmp(&weigh(b, a.1))
 }
 
 fn count<K: Ord>(counts: &BTreeMap<K, u32>, key: K) -> u32 {

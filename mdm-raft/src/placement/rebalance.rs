@@ -142,18 +142,21 @@ impl<'a> Table<'a> {
         true
     }
 
-    /// A move to a device that has too few: of a backup rather than of a primary, between devices that share little.
+    /// A move to a device that has too few. Groups with the fewest places to go to come first, or they would end in
+    /// chains; then those that part devices which share much, so that no pair shares many groups; then backups.
     fn straight(&self, from: DeviceId) -> Option<Move> {
         let targets: Vec<DeviceId> = self.quotas.keys().copied().filter(|device| self.under(*device)).collect();
         let moves = self.held.get(&from)?.iter().flat_map(|group| {
-            let allowed = targets.iter().filter(|to| self.may_move(*group, from, **to));
-            allowed.map(|to| Move { group: *group, from, to: *to })
+            let allowed: Vec<_> = targets.iter().copied().filter(|to| self.may_move(*group, from, *to)).collect();
+            let choices = allowed.len();
+            allowed.into_iter().map(move |to| (choices, Move { group: *group, from, to }))
         });
-        moves.min_by_key(|step| {
+        let best = moves.min_by_key(|(choices, step)| {
             let others = self.groups[step.group].iter().filter(|device| **device != from);
             let shared: u32 = others.map(|other| count(&self.together, pair(step.to, *other))).sum();
-            (self.groups[step.group].first() == Some(&from), shared, *step)
-        })
+            (*choices, shared, self.groups[step.group].first() == Some(&from), *step)
+        });
+        best.map(|(_, step)| step)
     }
 
     /// The shortest chain: each device in it hands one copy to the next, the last has too few.

@@ -48,6 +48,34 @@ fn peers_of_a_device_share_its_groups() {
 }
 
 #[test]
+fn every_other_server_helps_to_rebuild_one_also_where_sizes_differ() {
+    let sizes = [4, 3, 1, 3, 3, 4, 2];
+    let devices: Vec<Candidate> = equal_devices(7)
+        .into_iter()
+        .zip(sizes)
+        .map(|(candidate, size)| Candidate { capacity: ByteCount(size * GIB), ..candidate })
+        .collect();
+    let groups = place(PoolId(1), 512, 2, &devices).expect("enough devices");
+    for (lost, size) in devices.iter().zip(sizes) {
+        let peers = share(&groups, |group| {
+            let with = group.contains(&lost.device);
+            group.iter().copied().filter(|device| with && *device != lost.device).collect()
+        });
+        let all: u32 = peers.values().sum();
+        for (other, other_size) in devices.iter().zip(sizes).filter(|(other, _)| other.device != lost.device) {
+            let fair = f64::from(all) * other_size as f64 / (20 - size) as f64;
+            let n = f64::from(peers.get(&other.device).copied().unwrap_or(0));
+            assert!(
+                n > fair * 0.5 && n < fair * 2.0,
+                "{} shares {n} groups with {}, fair {fair:.1}",
+                lost.device,
+                other.device
+            );
+        }
+    }
+}
+
+#[test]
 fn too_few_fault_domains_place_nothing() {
     let same = |device| Candidate {
         device: DeviceId(device),
