@@ -62,9 +62,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                 .await;
         }
         Verb::Set { settings } => settings,
-        Verb::Reset { keys } => {
-            keys.into_iter().map(|key| SettingChange { key, value: 0, to_default: true }).collect()
-        }
+        Verb::Reset { keys } => keys.into_iter().map(|key| SettingChange { key, value: 0, to_default: true }).collect(),
     };
     let request = ChangeSettingsRequest { request: None, changes };
     tool.print(&document(&change!(session, "change settings", InsightClient.change_settings(request))?))
