@@ -25,8 +25,8 @@ pub(super) struct TooMany {
 }
 
 impl Brake {
-    /// Whether the SDSs silent `now`, with those lost to silence within the last `timeout`, are over half of those that
-    /// were alive before. `alive` are those the state has as alive.
+    /// Whether the SDSs that are not heard `now`, with those lost to silence within the last `timeout`, are over half of
+    /// those that were alive before. `alive` are those the state has as alive.
     pub(super) fn look(
         &mut self,
         now: Instant,
@@ -43,7 +43,7 @@ impl Brake {
         }
         let of = alive.iter().chain(self.silent.keys()).collect::<BTreeSet<_>>().len();
         let losing = self.silent.len();
-        (!silent.is_empty() && losing * 2 > of).then_some(TooMany { silent: losing, of })
+        (losing * 2 > of).then_some(TooMany { silent: losing, of })
     }
 }
 

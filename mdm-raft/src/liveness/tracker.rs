@@ -13,6 +13,9 @@ use super::{
 };
 use crate::state::model::{Setting, Settings};
 
+/// How often an SDS says that it is there.
+const BEAT: Duration = Duration::from_secs(1);
+
 /// How long who may be silent: the settings of the cluster (`pflex cluster set`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Thresholds {
@@ -182,7 +185,7 @@ impl Tracker {
         let slept = self.last_tick.is_some_and(|last| now.saturating_duration_since(last) > SLEPT);
         self.last_tick = Some(now);
         self.entries.retain(|sds, _| known.iter().any(|row| row.sds == *sds));
-        let (mut verdicts, mut silent) = (Vec::new(), BTreeSet::new());
+        let (mut verdicts, mut silent, mut doubtful) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for row in known {
             let entry = self.entries.entry(row.sds).or_insert_with(|| Entry::new(row.process, now));
             if entry.process != row.process {
@@ -193,13 +196,19 @@ impl Tracker {
                 entry.last_heard = now;
                 entry.devices.values_mut().for_each(|device| device.progress = now);
             }
-            if row.alive && entry.silent(now, thresholds) && !entry.proven_dead(now, thresholds) {
-                silent.insert(row.sds);
+            if row.alive && !entry.proven_dead(now, thresholds) {
+                if entry.silent(now, thresholds) {
+                    silent.insert(row.sds);
+                }
+                if entry.doubtful(now, thresholds) {
+                    doubtful.insert(row.sds);
+                }
             }
             verdicts.extend(entry.verdict(now, row, thresholds));
         }
         let alive = known.iter().filter(|row| row.alive).map(|row| row.sds).collect();
-        let held = self.brake.look(now, thresholds.silence, &silent, &alive).filter(|_| !unbraked);
+        let too_many = self.brake.look(now, thresholds.silence, &doubtful, &alive);
+        let held = too_many.filter(|_| !unbraked && !silent.is_empty());
         if held.is_some() {
             verdicts.retain(|verdict| !matches!(verdict, Verdict::Lost { sds, .. } if silent.contains(sds)));
         }
@@ -252,6 +261,13 @@ impl Entry {
 
     fn silent(&self, now: Instant, thresholds: &Thresholds) -> bool {
         now.saturating_duration_since(self.last_heard) >= thresholds.silence
+    }
+
+    /// Beats missed that nothing but bad luck explains, though it is not lost yet. Of SDSs that fall silent together the
+    /// last has its timeout up to a beat after the first: by then the first would be judged alone.
+    fn doubtful(&self, now: Instant, thresholds: &Thresholds) -> bool {
+        let quiet = now.saturating_duration_since(self.last_heard);
+        quiet >= thresholds.silence.saturating_sub(BEAT).max(thresholds.silence / 2)
     }
 
     /// Its stream broke and its host says that nobody listens there any more (S8).
@@ -448,6 +464,32 @@ mod tests {
         assert!(verdicts(&mut tracker, start + Duration::from_millis(900), &restarted).is_empty());
         assert_eq!(tracker.applied(SdsId(1), process(1)), None);
         assert_eq!(tracker.applied(SdsId(1), process(2)), None, "nothing is confirmed before it is heard");
+    }
+
+    #[test]
+    fn those_that_fell_silent_together_are_held_together_though_their_beats_differ() {
+        let start = Instant::now();
+        let known: Vec<Known> =
+            (1..=3).map(|n| Known { sds: SdsId(n), process: process(1), alive: true, devices: Vec::new() }).collect();
+        let thresholds = Thresholds::of(&Settings::default());
+        let mut tracker = Tracker::default();
+        for ms in (0..=12_000_u64).step_by(50) {
+            let now = start + Duration::from_millis(ms);
+            // Beats 400 ms apart in phase; 2 and 3 stop at the same time.
+            for n in 1..=3_u32 {
+                if (ms + 400 * u64::from(n)).is_multiple_of(1_000) && (n == 1 || ms <= 5_000) {
+                    let heard = Heard { sds: SdsId(n), devices: Vec::new(), ..heard(0, false) };
+                    tracker.beat(now, StreamId(n.into()), &heard);
+                }
+            }
+            let findings = tracker.findings(now, &known, &thresholds, false);
+            assert!(findings.verdicts.is_empty(), "at {ms} ms: {findings:?}");
+            if let Some(held) = findings.held {
+                assert_eq!(held, TooMany { silent: 2, of: 3 });
+                return;
+            }
+        }
+        panic!("two of three are silent and nothing was held");
     }
 
     #[test]
