@@ -9,7 +9,6 @@ use protox::prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    println!("cargo:rerun-if-changed=../proto/proto");
 
     let mut files: Vec<PathBuf> = std::fs::read_dir("proto")?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -20,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A stable order keeps the generated code, and so the build cache, stable.
     files.sort();
 
-    let descriptors = protox::compile(&files, ["proto", "../proto/proto"])?;
+    let descriptors = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("mdm_descriptors.bin"), descriptors.encode_to_vec())?;
 
