@@ -25,14 +25,16 @@ pub(super) async fn make_store(config: &MdmConfig) -> Result<(), DaemonError> {
         return Err(DaemonError::IdTaken { id: config.id, dir: config.dir.display().to_string() });
     }
     let store = StoreUuid(Uuid::new_v4());
+    RaftGroup::create_store(&config.dir, StoreIdentity { cluster: config.cluster, node: config.id, store })?;
     tracing::info!(mdm = %config.id, %store, "made an empty store; waiting to be added to the cluster");
-    Ok(RaftGroup::create_store(&config.dir, StoreIdentity { cluster: config.cluster, node: config.id, store })?)
+    Ok(())
 }
 
-/// Whether the cluster has a member of that id; none when nobody answers.
+/// Whether the cluster has a member of that id; none unless it is the leader that is asked: a member that was removed
+/// still thinks that it is one.
 async fn is_member(peer: &Endpoint, id: u64) -> Option<bool> {
     let mut client = ClusterClient::new(peer.channel());
-    let asked = client.status(ClusterStatusRequest { stale: true });
+    let asked = client.status(ClusterStatusRequest { stale: false });
     let status = tokio::time::timeout(ASK, asked).await.ok()?.ok()?.into_inner();
     Some(status.members.iter().any(|member| member.id == id))
 }

@@ -93,10 +93,10 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
     let listening = listener.local_addr().map_err(|source| OpenError::Listen { address, source })?;
 
     let (log, state) = joined(runtime.handle().spawn_blocking({
-        let (dir, fatal) = (dir.to_path_buf(), config.fatal.clone());
+        let (dir, fatal, links) = (dir.to_path_buf(), config.fatal.clone(), config.links.clone());
         move || -> Result<_, StoreError> {
             let log = LogStore::open(&dir, identity, fatal.clone())?;
-            Ok((log, StateStore::open(&dir, identity, fatal)?))
+            Ok((log, StateStore::open(&dir, identity, fatal)?.with_links(links)))
         }
     }))
     .await??;

@@ -15,6 +15,7 @@
 mod flusher;
 mod open;
 mod reader;
+mod reclaim;
 mod storage;
 
 use std::{
@@ -44,6 +45,7 @@ const META: &str = "meta";
 pub struct LogStore(Arc<Inner>);
 
 struct Inner {
+    reclaimer: reclaim::Reclaimer,
     db: Arc<Database>,
     path: PathBuf,
     flusher: Flusher,
@@ -108,7 +110,14 @@ impl LogStore {
         let cached = open::read_all(&db, &path)?;
         let sync = wrap(Box::new(flusher::RocksSync(db.clone())));
         let flusher = Flusher::start(sync, fatal.clone())?;
-        Ok(Self(Arc::new(Inner { db, path, flusher, fatal, cached: Mutex::new(cached) })))
+        Ok(Self(Arc::new(Inner {
+            reclaimer: reclaim::Reclaimer::default(),
+            db,
+            path,
+            flusher,
+            fatal,
+            cached: Mutex::new(cached),
+        })))
     }
 
     /// How many records were made durable by how many syncs.

@@ -76,6 +76,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 last = Some(entry.log_id);
             }
         }
+        self.0.reclaimer.appended(batch.size_in_bytes());
         self.0.write(batch)?;
         if last.is_some() {
             self.0.cached().last = last;
@@ -109,6 +110,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if cached.last.is_none_or(|last| last.index <= upto.index) {
             cached.last = Some(upto);
         }
+        drop(cached);
+        self.0.reclaimer.cut(&self.0.db, upto.index + 1);
         Ok(())
     }
 }

@@ -1,26 +1,52 @@
-//! The seam for tests and fault injection: a member can be cut off from all others.
+//! The seam for tests and fault injection: a member can be cut off from all others, and fail while it installs a snapshot.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
 };
+
+/// The steps of an install after which it can be made to fail.
+pub const INSTALL_STEPS: u32 = 4;
 
 /// Whether one member's Raft traffic passes, both ways. Clones share it.
 #[derive(Clone, Default, Debug)]
-pub struct Links(Arc<AtomicBool>);
+pub struct Links(Arc<Faults>);
+
+#[derive(Default, Debug)]
+struct Faults {
+    cut: AtomicBool,
+    /// 0: at none.
+    install_fails_at: AtomicU32,
+}
 
 impl Links {
     /// From now on nothing of this member leaves or is taken in.
     pub fn cut(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.cut.store(true, Ordering::Relaxed);
     }
 
     /// Traffic passes again.
     pub fn mend(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.cut.store(false, Ordering::Relaxed);
     }
 
     pub(in crate::raft) fn are_cut(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.cut.load(Ordering::Relaxed)
+    }
+
+    /// From now on an install of a snapshot fails after this step, as if the process ended there; 0: after none.
+    pub fn fail_install_at(&self, step: u32) {
+        self.0.install_fails_at.store(step, Ordering::Relaxed);
+    }
+
+    /// An install has come this far.
+    pub(in crate::raft) fn installed(&self, step: u32) -> io::Result<()> {
+        if self.0.install_fails_at.load(Ordering::Relaxed) == step {
+            return Err(io::Error::other(format!("made to fail after step {step}")));
+        }
+        Ok(())
     }
 }

@@ -127,16 +127,21 @@ impl StateStore {
 
     fn install(&mut self, meta: &SnapshotMeta, handle: &SnapshotHandle) -> Result<(), StoreError> {
         // First the snapshot is kept: a crash from here on finds it at start-up and installs it.
+        let step = |number| self.links.installed(number).map_err(StoreError::io("install into", self.dir.clone()));
         self.snapshots.adopt(handle)?;
+        step(1)?;
         let name = directory::next(&self.database.name());
         let path = self.dir.join(&name);
         stage(handle, &path)?;
+        step(2)?;
         let (database, mark, state) = StateDatabase::open(&path, self.identity.cluster)?;
         if mark.last_applied != meta.last_log_id {
             let what = format!("it is at {:?}, the leader said {:?}", mark.last_applied, meta.last_log_id);
             return Err(StoreError::Damaged { path, what });
         }
+        step(3)?;
         directory::set_current(&self.dir, &name)?;
+        step(4)?;
         let database = Arc::new(database);
         let old = std::mem::replace(&mut self.database, database.clone());
         old.mark_replaced();

@@ -23,7 +23,9 @@ use std::{
 pub(super) use database::{Mark, StateDatabase, read_checkpoint};
 pub use shared::{Committed, SharedState};
 
-use super::{error::StoreError, fatal::FatalHook, identity::StoreIdentity, snapshot::SnapshotStore};
+use super::{
+    error::StoreError, fatal::FatalHook, identity::StoreIdentity, network::links::Links, snapshot::SnapshotStore,
+};
 use crate::state::State;
 
 /// The state machine as openraft drives it.
@@ -35,6 +37,7 @@ pub struct StateStore {
     shared: SharedState,
     snapshots: Arc<SnapshotStore>,
     fatal: FatalHook,
+    links: Links,
 }
 
 impl StateStore {
@@ -75,7 +78,13 @@ impl StateStore {
         let database = Arc::new(database);
         let shared = SharedState::new(state, &mark, database.clone());
         let dir = dir.to_path_buf();
-        Ok(Self { dir, identity, database, mark, shared, snapshots, fatal })
+        Ok(Self { dir, identity, database, mark, shared, snapshots, fatal, links: Links::default() })
+    }
+
+    /// Puts in the seam for fault injection.
+    #[must_use]
+    pub fn with_links(self, links: Links) -> Self {
+        Self { links, ..self }
     }
 
     /// The state for readers.

@@ -1,5 +1,6 @@
 //! The Raft layer on real disks and sockets: openraft's own suite, crashes, failing disks, and whole groups.
 
+mod catch_up;
 mod cluster;
 mod crash;
 mod faults;
