@@ -17,7 +17,7 @@ use std::{
 use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
-use super::Database;
+use super::{Database, mark::Mark};
 use crate::raft::{error::StoreError, fatal::FatalHook, types::TypeConfig};
 
 /// Makes everything written to the write-ahead log so far durable.
@@ -29,11 +29,18 @@ pub trait WalSync: Send {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-pub(super) struct RocksSync(pub(super) Arc<Database>);
+/// The real sync. What it made durable is noted, so that its loss would be noticed.
+pub(super) struct RocksSync {
+    pub(super) db: Arc<Database>,
+    pub(super) mark: Mark,
+}
 
 impl WalSync for RocksSync {
     fn sync(&mut self) -> io::Result<()> {
-        self.0.flush_wal(true).map_err(io::Error::other)
+        // Read before: what is written meanwhile may or may not be covered.
+        let sequence = self.db.latest_sequence_number();
+        self.db.flush_wal(true).map_err(io::Error::other)?;
+        self.mark.advance(sequence)
     }
 }
 

@@ -9,14 +9,17 @@
 //!
 //! Invariants:
 //! - what is on disk is a prefix of what was written: votes, entries, truncations share one write-ahead log;
+//! - a database that lacks something that was synced is refused (`mark`);
 //! - the entries from `purged + 1` to the last have no gap, checked at open and at every read;
 //! - after a failed sync nothing is written or acknowledged.
 
 mod flusher;
+mod mark;
 mod open;
 mod reader;
 mod reclaim;
 mod storage;
+mod wal;
 
 use std::{
     path::{Path, PathBuf},
@@ -108,7 +111,8 @@ impl LogStore {
         let db = Arc::new(open::database(&path, false)?);
         open::check_header(&db, &path, dir, identity)?;
         let cached = open::read_all(&db, &path)?;
-        let sync = wrap(Box::new(flusher::RocksSync(db.clone())));
+        let mark = mark::Mark::open(&path, db.latest_sequence_number())?;
+        let sync = wrap(Box::new(flusher::RocksSync { db: db.clone(), mark }));
         let flusher = Flusher::start(sync, fatal.clone())?;
         Ok(Self(Arc::new(Inner {
             reclaimer: reclaim::Reclaimer::default(),

@@ -7,7 +7,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
-use super::{Cached, Database, LOG, META};
+use super::{Cached, Database, LOG, META, mark::Mark, wal};
 use crate::{
     pb::pflex::mdm::raft::v1 as pb,
     raft::{
@@ -64,6 +64,9 @@ pub(super) fn database(path: &Path, create: bool) -> Result<Database, StoreError
     if !create && !path.join("CURRENT").exists() {
         return Err(StoreError::Damaged { path: path.into(), what: "the database is gone".into() });
     }
+    if !create {
+        wal::check(path)?;
+    }
     let columns = [LOG, META].map(|name| ColumnFamilyDescriptor::new(name, column_options()));
     Database::open_cf_descriptors(&options(create), path, columns).map_err(StoreError::database("open", path))
 }
@@ -72,6 +75,7 @@ pub(super) fn create(path: &Path, identity: StoreIdentity) -> Result<(), StoreEr
     durable::remove_dir(path).map_err(StoreError::io("clear", path))?;
     durable::make_dir(path).map_err(StoreError::io("create", path))?;
     let db = database(path, true)?;
+    Mark::create(path)?;
     let header = pb::StoreHeader {
         format: FORMAT,
         cluster: identity.cluster.as_bytes().to_vec(),

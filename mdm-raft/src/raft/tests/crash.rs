@@ -75,12 +75,21 @@ fn killed_while_appending_it_has_all_it_acknowledged() {
     assert!(acknowledged > 0);
 }
 
-/// Notes how long each write-ahead log was at each sync: what a power cut leaves at least.
+/// What a power cut leaves at least.
+#[derive(Clone, Default)]
+struct Kept {
+    /// How long each write-ahead log was before the last sync.
+    lengths: HashMap<String, u64>,
+    /// The mark as it was then: it tells of the sync before, which those lengths cover.
+    mark: Vec<u8>,
+}
+
+/// Notes it at each sync.
 struct Noting {
     real: Box<dyn WalSync>,
     lies: bool,
     dir: std::path::PathBuf,
-    synced: Arc<Mutex<HashMap<String, u64>>>,
+    synced: Arc<Mutex<Kept>>,
 }
 
 impl WalSync for Noting {
@@ -88,9 +97,11 @@ impl WalSync for Noting {
         if self.lies {
             return Ok(());
         }
-        let lengths = wal_lengths(&self.dir);
+        let (lengths, mark) = (wal_lengths(&self.dir), fs::read(self.dir.join("synced-up-to"))?);
         self.real.sync()?;
-        self.synced.lock().unwrap().extend(lengths);
+        let mut synced = self.synced.lock().unwrap();
+        synced.lengths.extend(lengths);
+        synced.mark = mark;
         Ok(())
     }
 }
@@ -105,16 +116,23 @@ fn wal_lengths(dir: &Path) -> HashMap<String, u64> {
         .collect()
 }
 
+fn now(dir: &Path) -> Kept {
+    Kept { lengths: wal_lengths(dir), mark: fs::read(dir.join("synced-up-to")).unwrap() }
+}
+
 /// Copies the directory as a power cut at this moment may leave it: of each write-ahead log what was synced, and any
 /// part of the rest.
-fn power_cut(from: &Path, to: &Path, synced: &HashMap<String, u64>, rng: &mut impl rand::Rng) {
+fn power_cut(from: &Path, to: &Path, synced: &Kept, rng: &mut impl rand::Rng) {
     fs::create_dir_all(to).unwrap();
     for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let name = file.file_name().into_string().unwrap();
         let mut bytes = fs::read(file.path()).unwrap();
         if name.ends_with(".log") {
-            let kept = synced.get(&name).copied().unwrap_or(0);
+            let kept = synced.lengths.get(&name).copied().unwrap_or(0);
             bytes.truncate(rng.random_range(kept..=bytes.len() as u64) as usize);
+        }
+        if name == "synced-up-to" {
+            bytes.clone_from(&synced.mark);
         }
         if name != "LOCK" {
             fs::write(to.join(name), bytes).unwrap();
@@ -129,7 +147,7 @@ async fn one_power_cut(seed: u64, lies: bool) -> Result<(), String> {
     LogStore::create(dir.path(), identity(1)).unwrap();
     // What the creation synced counts too.
     let database = dir.path().join("raft.db");
-    let synced = Arc::new(Mutex::new(wal_lengths(&database)));
+    let synced = Arc::new(Mutex::new(now(&database)));
     let wrap =
         |real| Box::new(Noting { real, lies, dir: database.clone(), synced: synced.clone() }) as Box<dyn WalSync>;
     let mut store = LogStore::open_with(dir.path(), identity(1), no_failure(), wrap).unwrap();
@@ -200,11 +218,11 @@ async fn damage_in_the_middle_of_the_write_ahead_log_is_refused() {
         }
         // Killed: a clean close may flush the memtable and leave nothing in the write-ahead log.
         let (database, after) = (dir.path().join("raft.db"), tempfile::tempdir().unwrap());
-        let all = wal_lengths(&database);
+        let all = now(&database);
         power_cut(&database, &after.path().join("raft.db"), &all, &mut rng);
         drop(store);
 
-        let (name, length) = all.iter().max_by_key(|(_, length)| **length).unwrap();
+        let (name, length) = all.lengths.iter().max_by_key(|(_, length)| **length).unwrap();
         let path = after.path().join("raft.db").join(name);
         let mut bytes = fs::read(&path).unwrap();
         bytes[rng.random_range(*length / 4..*length / 2) as usize] ^= 1 << rng.random_range(0..8);
