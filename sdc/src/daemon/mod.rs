@@ -111,7 +111,9 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let control = net::listen("SDC control", &config.control).await?;
     let addresses = mdm::Addresses::bound(&config, &nbd, &control, &management);
 
-    let client = MdmClient::new(format!("sdc {}", config.name), config.mdm.clone());
+    // Remembers the members: the configured ones may all have been replaced when this process starts again.
+    let memory = config.data_dir.join("mdms");
+    let client = MdmClient::with_memory(format!("sdc {}", config.name), config.mdm.clone(), memory);
     let (health, health_service) = management::health().await;
     let management_task = tokio::spawn(management::serve_health(control, health_service.clone(), shutdown.clone()));
 

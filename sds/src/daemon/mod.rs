@@ -158,7 +158,9 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
         ..Default::default()
     };
     let mut identity = identity::Identity::open(&config.data_dir)?;
-    let client = MdmClient::new(format!("sds {}", config.name), config.mdm.clone());
+    // Remembers the members: the configured ones may all have been replaced when this process starts again.
+    let memory = config.data_dir.join("mdms");
+    let client = MdmClient::with_memory(format!("sds {}", config.name), config.mdm.clone(), memory);
     let registration = registration::Registration { config: &config, client: &client, process, addresses };
 
     let opened_at = MonotonicTime::now();
