@@ -85,7 +85,16 @@ impl Member {
         config.links = self.links.clone();
         config.snapshot_after = self.snapshot_after;
         config.propose_timeout = Duration::from_secs(3);
-        self.group = Some(RaftGroup::open(self.dir.path(), config).await.unwrap());
+        // A member of before that was killed may still be closing its databases in the background; a process could not.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        self.group = loop {
+            match RaftGroup::open(self.dir.path(), config.clone()).await {
+                Err(error) if format!("{error:?}").contains("InUse") && std::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                opened => break Some(opened.unwrap()),
+            }
+        };
     }
 
     /// Ends it as a crash would, seen from the others.
