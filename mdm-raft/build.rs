@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // A map in order: the same membership always encodes to the same bytes.
         .btree_map(".")
         // Secrets never reach a log (I7); `command` prints these by hand.
-        .skip_debug(["pflex.mdm.log.v1.BootstrapCluster", "pflex.mdm.rows.v1.Secret"])
+        .skip_debug(["pflex.mdm.log.v1.BootstrapCluster", "pflex.mdm.log.v1.RotateSecret", "pflex.mdm.rows.v1.Secret"])
         .include_file(Path::new("mdm_proto.rs"))
         .compile_fds(descriptors)?;
     Ok(())

@@ -126,7 +126,7 @@ fn unrepeated<'a>(what: &str, why: &'a str) -> &'a str {
 /// What each reason of the MDM means to a script, and what a person can do about it.
 fn by_reason(reason: Reason) -> (Exit, Option<&'static str>) {
     match reason {
-        Reason::NotLeader | Reason::NoQuorum => {
+        Reason::NotLeader | Reason::NoQuorum | Reason::Behind | Reason::Removed => {
             (Exit::Unreachable, Some("a majority of the MDMs must run; `pflex cluster status --stale` shows them"))
         }
         Reason::UnknownOutcome => {
@@ -143,6 +143,7 @@ fn by_reason(reason: Reason) -> (Exit, Option<&'static str>) {
         Reason::WrongCluster => (Exit::Conflict, Some("check --mdm, PFLEX_MDM and the current context")),
         Reason::Invalid => (Exit::Usage, None),
         Reason::NotAllowed => (Exit::NotAllowed, None),
+        Reason::DeadlinePassed => (Exit::TimedOut, Some("nothing was changed; give a longer --timeout")),
         Reason::Overloaded => (Exit::Failed, Some("try again in a moment")),
         Reason::Compacted => (Exit::Failed, Some("run it again")),
         Reason::Internal => (Exit::Failed, Some("the MDM's log says more")),
@@ -205,6 +206,9 @@ mod tests {
             (Reason::WrongCluster, 4),
             (Reason::NotAllowed, 5),
             (Reason::Compacted, 1),
+            (Reason::Behind, 6),
+            (Reason::Removed, 6),
+            (Reason::DeadlinePassed, 7),
             (Reason::Internal, 1),
         ];
         for (reason, exit) in expected {

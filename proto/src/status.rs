@@ -4,20 +4,23 @@
 //! |---|---|
 //! | `pflex-reason` | one of [`Reason`], so that clients need not parse messages |
 //! | `pflex-leader-id`, `pflex-leader-address`, `pflex-leader-term` | with `not-leader`: where to go, if known |
-//! | `pflex-retry-after-ms` | with `overloaded`: when to try again |
+//! | `pflex-retry-after-ms` | with `overloaded`: when to try again; clients add jitter |
+//! | `pflex-oldest-revision` | with `compacted`: the oldest revision from which a watcher could go on here |
 //!
-//! FAILED_PRECONDITION with `not-leader` means *not appended*: retry freely. Everything after a request was sent and not
+//! FAILED_PRECONDITION with `not-leader`, RESOURCE_EXHAUSTED with `overloaded` and DEADLINE_EXCEEDED with
+//! `deadline-passed` mean *not appended*: retry freely. Everything after a request was sent and not
 //! answered (deadline, transport, `unknown-outcome`) is *unknown*: retry with the same [`crate::pb::RequestId`] only.
 
 use tonic::{Code, Status, metadata::MetadataValue};
 
-use crate::ids::MdmId;
+use crate::ids::{MdmId, Revision};
 
 const REASON: &str = "pflex-reason";
 const LEADER_ID: &str = "pflex-leader-id";
 const LEADER_ADDRESS: &str = "pflex-leader-address";
 const LEADER_TERM: &str = "pflex-leader-term";
 const RETRY_AFTER_MS: &str = "pflex-retry-after-ms";
+const OLDEST_REVISION: &str = "pflex-oldest-revision";
 
 /// The metadata key by which a client names its cluster.
 pub const CLUSTER_ID: &str = "pflex-cluster-id";
@@ -79,8 +82,14 @@ reasons! {
     WrongCluster = "wrong-cluster" / FailedPrecondition,
     /// The caller may not do this.
     NotAllowed = "not-allowed" / PermissionDenied,
-    /// A watcher fell behind and was cut off; list again.
+    /// The updates after the watcher's revision are not held any more; list again.
     Compacted = "compacted" / OutOfRange,
+    /// This member has not applied yet what the caller has seen; ask another one (S18).
+    Behind = "behind" / Unavailable,
+    /// This member does not belong to the cluster any more; ask another one.
+    Removed = "removed" / Unavailable,
+    /// The caller's own deadline had passed before anything was appended.
+    DeadlinePassed = "deadline-passed" / DeadlineExceeded,
     /// A bug or a broken store; a person must look.
     Internal = "internal" / Internal,
 }
@@ -128,6 +137,13 @@ pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> Status {
     status
 }
 
+/// The answer to a watcher whose revision is no longer held; `oldest` is the oldest that is.
+pub fn compacted(message: impl Into<String>, oldest: Revision) -> Status {
+    let mut status = status(Reason::Compacted, message);
+    status.metadata_mut().insert(OLDEST_REVISION, oldest.get().into());
+    status
+}
+
 /// The reason of a status, if a server of ours made it.
 pub fn reason(status: &Status) -> Option<Reason> {
     Reason::parse(status.metadata().get(REASON)?.to_str().ok()?)
@@ -151,6 +167,11 @@ pub fn retry_after_ms(status: &Status) -> Option<u64> {
     status.metadata().get(RETRY_AFTER_MS)?.to_str().ok()?.parse().ok()
 }
 
+/// From which revision a member that compacted could still go on.
+pub fn oldest_revision(status: &Status) -> Option<Revision> {
+    status.metadata().get(OLDEST_REVISION)?.to_str().ok()?.parse().ok().map(Revision)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,5 +190,6 @@ mod tests {
         assert_eq!(reason(&Status::not_found("x")), None);
         assert_eq!(reason(&status(Reason::InUse, "volume demo is mapped to sdc1")), Some(Reason::InUse));
         assert_eq!(retry_after_ms(&overloaded("1,024 requests wait", 50)), Some(50));
+        assert_eq!(oldest_revision(&compacted("x", Revision(7))), Some(Revision(7)));
     }
 }

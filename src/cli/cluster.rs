@@ -11,14 +11,14 @@ use members::{Addresses, Change};
 use pflex_proto::{
     ids::ClusterId,
     pb::{
-        ClusterMember, ClusterStatus, ClusterStatusRequest, RemoveNodeRequest, SnapshotRequest, TransferLeaderRequest,
-        cluster_client::ClusterClient,
+        ClusterMember, ClusterStatus, ClusterStatusRequest, RemoveNodeRequest, RotateSecretRequest, SecretKeyState,
+        SnapshotRequest, TransferLeaderRequest, cluster_client::ClusterClient,
     },
 };
 
 use super::{Tool, target::Target, view::ViewArgs};
 use crate::{
-    client::{Freshness, Session, ask},
+    client::{Freshness, Session, ask, change},
     error::Failure,
     output::{self, Document, Format, Record, Value},
 };
@@ -119,6 +119,13 @@ pub(super) enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Make a new generation of the secret that signs IO tokens.
+    #[command(
+        after_help = "It signs once every live SDS has it, and the old one goes when its last token has expired, a minute \
+        later;\nIO goes on meanwhile. `pflex cluster status` shows how far that is.\n\n\
+        Example:\n  pflex cluster rotate-secret"
+    )]
+    RotateSecret,
     /// Put a new node in the place of a member, dead or alive, in one step.
     #[command(after_help = "A node that lost its disk comes back this way, under a new id.\n\n\
         Example:\n  pflex cluster replace-node 2 4 10.0.0.4:8001")]
@@ -149,7 +156,9 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                         output::print(&Document::One(summary(&status)), Format::Table)?;
                         output::write_out("\n")?;
                         let members = status.members.iter().map(member).collect();
-                        output::print(&Document::List("members", members), Format::Table)
+                        output::print(&Document::List("members", members), Format::Table)?;
+                        output::write_out("\n")?;
+                        output::print(&Document::List("keys", status.keys.iter().map(key).collect()), Format::Table)
                     }
                     format @ (Format::Json | Format::Yaml | Format::Csv | Format::Name) => {
                         output::print(&Document::One(record(&status)), format)
@@ -178,6 +187,11 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         }
         Verb::ReplaceNode { old, id, addresses, dry_run } => {
             members::run(tool, Change::replace(old, id, &addresses), dry_run).await
+        }
+        Verb::RotateSecret => {
+            let what = "rotate the secret";
+            let reply = change!(session, what, ClusterClient.rotate_secret(RotateSecretRequest { request: None }))?;
+            tool.print(&Document::One(Record::new(reply.key_id).column("key_id", "KEY", reply.key_id)))
         }
         Verb::TransferLeader { to } => {
             let what = "transfer the leadership";
@@ -214,7 +228,18 @@ fn summary(status: &ClusterStatus) -> Record {
 
 /// The keys that CLI scripts depend on.
 pub(super) fn record(status: &ClusterStatus) -> Record {
-    summary(status).hidden("members", Value::List(status.members.iter().map(|row| member(row).value()).collect()))
+    summary(status)
+        .hidden("members", Value::List(status.members.iter().map(|row| member(row).value()).collect()))
+        .hidden("keys", Value::List(status.keys.iter().map(|row| key(row).value()).collect()))
+}
+
+/// A generation of the secret that signs tokens.
+fn key(row: &SecretKeyState) -> Record {
+    Record::new(row.key_id)
+        .column("key_id", "KEY", row.key_id)
+        .column("state", "STATE", &row.state)
+        .column("waiting_for", "WAITING FOR", row.waiting_for.join(","))
+        .hidden("until_log_ms", row.until_log_ms)
 }
 
 fn member(row: &ClusterMember) -> Record {

@@ -76,6 +76,7 @@ fn record(row: &TokenRow, sdcs: &Names, now_log_ms: u64) -> Record {
         .column("sdc", "SDC", sdcs.of(row.sdc_id))
         .column("volume_id", "VOLUME ID", row.volume_id)
         .column("state", "STATE", &row.state)
+        .wide("key_id", "KEY", row.key_id)
         .column("remaining_ms", "REMAINING MS", row.expires_log_ms.saturating_sub(now_log_ms))
         .hidden("issued_log_ms", row.issued_log_ms)
         .hidden("expires_log_ms", row.expires_log_ms)

@@ -6,7 +6,9 @@ use pflex_proto::{
     ids::Revision,
     pb::{ComponentKind, WatchReply, WatchRequest, map_client::MapClient, watch_reply::Event},
     pg::MalformedMessage,
+    status::{self, Reason},
 };
+use rand::RngExt as _;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -17,6 +19,7 @@ use crate::{mdm::MdmClient, shutdown::Shutdown};
 const SILENCE: Duration = Duration::from_secs(3);
 /// Between two members that cannot serve.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The map as it changes; none before the first one arrived.
 pub type Watcher = watch::Receiver<Option<Arc<ClusterMap>>>;
@@ -38,16 +41,52 @@ enum StreamError {
     OtherCluster,
 }
 
+impl StreamError {
+    /// How the next stream begins.
+    fn next(&self) -> Begin {
+        match self {
+            // What came between is gone there; elsewhere it may not be, but a full map is never wrong.
+            Self::Status(status) if status::reason(status) == Some(Reason::Compacted) => Begin::Anew,
+            // Part of an update may be in the map.
+            Self::Malformed(_) => Begin::Anew,
+            Self::Status(_) | Self::Silent | Self::Ended | Self::Behind { .. } | Self::OtherCluster => {
+                Begin::WhereItWas
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let asked = match self {
+            Self::Status(status) => status::retry_after_ms(status).map_or(Duration::ZERO, Duration::from_millis),
+            _ => Duration::ZERO,
+        };
+        // Thousands of watchers that lost one member do not come to the next all at once.
+        asked.max(PAUSE).min(LONGEST_PAUSE).mul_f64(rand::rng().random_range(0.5..1.5))
+    }
+}
+
+/// How a stream begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// With the changes since the map that is known; with a full map if none is.
+    WhereItWas,
+    /// With a full map.
+    Anew,
+}
+
 /// Watches until `shutdown`, from one member after the other (S18: never from one that is behind what was seen).
 pub fn watch(client: MdmClient, kind: ComponentKind, id: u32, shutdown: Shutdown) -> Watcher {
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(async move {
         let follow = async {
+            let mut begin = Begin::WhereItWas;
             loop {
                 let (endpoint, connection) = client.any_member();
-                let Err(error) = follow(MapClient::new(connection), &client, kind, id, &sender).await;
+                let stream = Stream { mdms: &client, who: (kind, id), sender: &sender };
+                let Err(error) = stream.follow(MapClient::new(connection), begin).await;
                 tracing::debug!(%endpoint, %error, "map stream ended; asking the next member");
-                tokio::time::sleep(PAUSE).await;
+                begin = error.next();
+                tokio::time::sleep(error.pause()).await;
             }
         };
         tokio::select! {
@@ -59,23 +98,38 @@ pub fn watch(client: MdmClient, kind: ComponentKind, id: u32, shutdown: Shutdown
     receiver
 }
 
-async fn follow(
-    mut client: MapClient<crate::mdm::Connection>,
-    mdms: &MdmClient,
-    kind: ComponentKind,
-    id: u32,
-    sender: &watch::Sender<Option<Arc<ClusterMap>>>,
-) -> Result<std::convert::Infallible, StreamError> {
-    // A full map holds 131,072 volumes at the limit; tonic's default of 4 MiB would not.
-    client = client.max_decoding_message_size(1 << 30);
-    let from_revision = sender.borrow().as_ref().map_or(0, |map| map.revision.0);
-    let request = WatchRequest { from_revision, kind: kind.into(), id };
-    let opened = tokio::time::timeout(SILENCE, client.watch(request)).await.map_err(|_| StreamError::Silent)?;
-    let mut stream = opened?.into_inner();
-    loop {
-        let next = tokio::time::timeout(SILENCE, stream.message()).await.map_err(|_| StreamError::Silent)?;
-        let WatchReply { event } = next?.ok_or(StreamError::Ended)?;
-        let known = sender.borrow().clone();
+/// One stream from one member.
+struct Stream<'a> {
+    mdms: &'a MdmClient,
+    who: (ComponentKind, u32),
+    sender: &'a watch::Sender<Option<Arc<ClusterMap>>>,
+}
+
+impl Stream<'_> {
+    async fn follow(
+        &self,
+        client: MapClient<crate::mdm::Connection>,
+        begin: Begin,
+    ) -> Result<std::convert::Infallible, StreamError> {
+        // A full map holds 131,072 volumes at the limit; tonic's default of 4 MiB would not.
+        let mut client = client.max_decoding_message_size(1 << 30);
+        let from_revision = match begin {
+            Begin::WhereItWas => self.sender.borrow().as_ref().map_or(0, |map| map.revision.0),
+            Begin::Anew => 0,
+        };
+        let (kind, id) = self.who;
+        let request = WatchRequest { from_revision, kind: kind.into(), id };
+        let opened = tokio::time::timeout(SILENCE, client.watch(request)).await.map_err(|_| StreamError::Silent)?;
+        let mut stream = opened?.into_inner();
+        loop {
+            let next = tokio::time::timeout(SILENCE, stream.message()).await.map_err(|_| StreamError::Silent)?;
+            let WatchReply { event } = next?.ok_or(StreamError::Ended)?;
+            self.take(event).await?;
+        }
+    }
+
+    async fn take(&self, event: Option<Event>) -> Result<(), StreamError> {
+        let known = self.sender.borrow().clone();
         match event {
             Some(Event::Full(full)) => {
                 let map = ClusterMap::from_full(full)?;
@@ -87,19 +141,21 @@ async fn follow(
                         return Err(StreamError::Behind { theirs: map.revision, ours: known.revision });
                     }
                 }
-                sender.send_replace(Some(Arc::new(map)));
+                self.sender.send_replace(Some(Arc::new(map)));
             }
             Some(Event::Update(update)) => {
                 // The stream starts with a full map if this side has none; an update before it is a server's mistake.
                 let mut map = known.as_deref().cloned().ok_or(MalformedMessage::Missing("full"))?;
                 map.apply(update)?;
-                sender.send_replace(Some(Arc::new(map)));
+                self.sender.send_replace(Some(Arc::new(map)));
             }
             Some(Event::Progress(progress)) => {
                 // A server names members that parsed once; one that does not is left out.
-                mdms.learn_members(progress.mdms.iter().filter_map(|mdm| mdm.parse().ok()).collect()).await;
+                let members = progress.mdms.iter().filter_map(|mdm| mdm.parse().ok()).collect();
+                self.mdms.learn_members(progress.mdms_as_of, members).await;
             }
             None => {}
         }
+        Ok(())
     }
 }

@@ -26,6 +26,8 @@ use crate::{durable, net::Endpoint};
 /// First pause after every member was asked in vain; doubles up to [`LONGEST_PAUSE`]. An election takes 0.5 to 1.5 s.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// No server of ours asks for more; a longer pause would look like an outage.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a call may take, and how long one member may take to answer before another is asked.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +48,20 @@ impl Patience {
 /// A channel that names the client's cluster in every call.
 pub type Connection = InterceptedService<Channel, NameCluster>;
 
-/// Adds the metadata by which a server refuses clients of another cluster.
+/// Adds the metadata by which a server refuses clients of another cluster, and tells it how long the answer is waited for:
+/// what nobody waits for any more is not proposed.
 #[derive(Clone, Debug)]
-pub struct NameCluster(Option<ClusterId>);
+pub struct NameCluster {
+    cluster: Option<ClusterId>,
+    timeout: Option<Duration>,
+}
 
 impl Interceptor for NameCluster {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(cluster) = self.0 {
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
+        if let Some(cluster) = self.cluster {
             let value = MetadataValue::try_from(cluster.to_string()).expect("a uuid is ASCII");
             request.metadata_mut().insert(status::CLUSTER_ID, value);
         }
@@ -84,6 +93,8 @@ struct Shared {
 struct State {
     /// Never empty, unless nobody was configured.
     members: Vec<Endpoint>,
+    /// The log entry that made them the members; 0 for configured ones.
+    members_as_of: u64,
     cluster: Option<ClusterId>,
     channels: HashMap<Endpoint, Channel>,
     leader: Option<Endpoint>,
@@ -116,6 +127,8 @@ enum Verdict {
     Final,
     /// Not executed: ask elsewhere.
     NotExecuted,
+    /// Not executed, and the server asks for a pause.
+    Overloaded(Duration),
     /// It may have been executed.
     Ambiguous,
 }
@@ -140,12 +153,20 @@ impl MdmClient {
         Self { shared: Arc::new(Shared { name, configured, memory, state, session }) }
     }
 
-    /// The members are these now, says one of them that is in touch with a quorum.
-    pub async fn learn_members(&self, members: Vec<Endpoint>) {
-        if members.is_empty() || self.state().members == members {
-            return;
+    /// The members are these since log entry `as_of`, says one of them. An earlier list than the one known is that of a
+    /// member that lags or was removed, and changes nothing.
+    pub async fn learn_members(&self, as_of: u64, members: Vec<Endpoint>) {
+        {
+            let mut state = self.state();
+            if members.is_empty() || as_of < state.members_as_of {
+                return;
+            }
+            state.members_as_of = as_of;
+            if state.members == members {
+                return;
+            }
+            state.members.clone_from(&members);
         }
-        self.state().members.clone_from(&members);
         let Some(memory) = self.shared.memory.clone() else { return };
         let written = tokio::task::spawn_blocking(move || {
             let lines: String = members.iter().map(|member| format!("{member}\n")).collect();
@@ -228,18 +249,22 @@ impl MdmClient {
     pub fn any_member(&self) -> (Endpoint, Connection) {
         let mut state = self.state();
         let endpoint = state.next_member();
-        let connection = state.connection(&endpoint);
+        let connection = state.connection(&endpoint, None);
         (endpoint, connection)
     }
 
     /// A connection to the leader as last known, else to some member; [`Self::not_here`] says that it was wrong.
     pub fn leader_guess(&self) -> (Endpoint, Connection) {
+        self.leader_guess_within(None)
+    }
+
+    fn leader_guess_within(&self, timeout: Option<Duration>) -> (Endpoint, Connection) {
         let mut state = self.state();
         let endpoint = match &state.leader {
             Some(leader) => leader.clone(),
             None => state.next_member(),
         };
-        let connection = state.connection(&endpoint);
+        let connection = state.connection(&endpoint, timeout);
         (endpoint, connection)
     }
 
@@ -289,8 +314,9 @@ impl MdmClient {
             if left.is_zero() {
                 break;
             }
-            let (endpoint, connection) = self.leader_guess();
-            let answer = match tokio::time::timeout(patience.attempt.min(left), call(connection)).await {
+            let within = patience.attempt.min(left);
+            let (endpoint, connection) = self.leader_guess_within(Some(within));
+            let answer = match tokio::time::timeout(within, call(connection)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(Status::deadline_exceeded(format!("{endpoint} did not answer"))),
             };
@@ -311,6 +337,15 @@ impl MdmClient {
                 }
                 Verdict::NotExecuted => {}
                 Verdict::Ambiguous => ambiguous = true,
+                Verdict::Overloaded(asked) => {
+                    // The leader stays the leader; one that is none yet, or no longer, is not asked twice.
+                    self.overloaded(&endpoint);
+                    last = Some(Box::new(error));
+                    // Never earlier than asked, and not all at the same time.
+                    let jittered = asked.mul_f64(rand::rng().random_range(1.0..2.0));
+                    tokio::time::sleep(jittered.min(patience.deadline.saturating_sub(started.elapsed()))).await;
+                    continue;
+                }
             }
             let hinted = status::leader_hint(&error).is_some_and(|hint| hint.address.is_some());
             self.not_here(&endpoint, &error);
@@ -327,6 +362,14 @@ impl MdmClient {
         match last {
             Some(last) if ambiguous => Err(MdmError::Unknown { waited, last }),
             last => Err(MdmError::NoLeader { members: self.member_list(), waited, last }),
+        }
+    }
+
+    /// `endpoint` asks for a pause. If it leads it is asked again; one that is not known to lead need not be.
+    fn overloaded(&self, endpoint: &Endpoint) {
+        let mut state = self.state();
+        if state.leader.as_ref() != Some(endpoint) {
+            state.leader = None;
         }
     }
 
@@ -368,15 +411,19 @@ impl State {
         self.members[self.turn % self.members.len()].clone()
     }
 
-    fn connection(&mut self, endpoint: &Endpoint) -> Connection {
+    fn connection(&mut self, endpoint: &Endpoint, timeout: Option<Duration>) -> Connection {
         let channel = self.channels.entry(endpoint.clone()).or_insert_with(|| endpoint.channel()).clone();
-        InterceptedService::new(channel, NameCluster(self.cluster))
+        InterceptedService::new(channel, NameCluster { cluster: self.cluster, timeout })
     }
 }
 
 fn judge(error: &Status) -> Verdict {
     match status::reason(error) {
-        Some(Reason::NotLeader | Reason::Overloaded) => Verdict::NotExecuted,
+        Some(Reason::Overloaded) => {
+            let asked = status::retry_after_ms(error).map_or(FIRST_PAUSE, Duration::from_millis);
+            Verdict::Overloaded(asked.min(LONGEST_RETRY_AFTER))
+        }
+        Some(Reason::NotLeader | Reason::Removed | Reason::DeadlinePassed) => Verdict::NotExecuted,
         Some(Reason::UnknownOutcome | Reason::NoQuorum) => Verdict::Ambiguous,
         Some(_) => Verdict::Final,
         // Made by tonic, not by a server of ours. A refused connect was certainly not executed, all else may have been.
@@ -480,10 +527,12 @@ mod tests {
         let client = || MdmClient::with_memory("test", vec![endpoint(1), endpoint(2)], memory.clone());
         let first = client();
         assert_eq!(first.members(), [endpoint(1), endpoint(2)]);
-        first.learn_members(vec![]).await;
+        first.learn_members(5, vec![]).await;
         assert_eq!(first.members().len(), 2, "nobody is no membership");
-        first.learn_members(vec![endpoint(2), endpoint(3)]).await;
+        first.learn_members(5, vec![endpoint(2), endpoint(3)]).await;
         assert_eq!(first.members(), [endpoint(2), endpoint(3)]);
+        first.learn_members(4, vec![endpoint(1), endpoint(2)]).await;
+        assert_eq!(first.members(), [endpoint(2), endpoint(3)], "of a member that lags");
         // The next process starts with what was learned, and with what was configured behind it.
         assert_eq!(client().members(), [endpoint(2), endpoint(3), endpoint(1)]);
         std::fs::write(&memory, b"\xff nonsense").unwrap();
@@ -493,7 +542,7 @@ mod tests {
     #[tokio::test]
     async fn who_learned_of_members_that_are_all_gone_asks_the_configured_ones_again() {
         let client = client(&[closed_port().await]);
-        client.learn_members(vec![Endpoint::new("127.0.0.1", closed_port().await)]).await;
+        client.learn_members(1, vec![Endpoint::new("127.0.0.1", closed_port().await)]).await;
         let asked = Mutex::new(std::collections::BTreeSet::new());
         let error = client
             .read(Patience::within(Duration::from_millis(300)), |_| {

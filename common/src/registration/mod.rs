@@ -143,7 +143,10 @@ fn judge(cluster: Option<ClusterId>, error: &MdmError) -> Option<RegistrationErr
         | Reason::NoCapacity
         | Reason::Overloaded
         | Reason::Compacted
-        | Reason::Internal => None,
+        | Reason::Internal
+        | Reason::Behind
+        | Reason::Removed
+        | Reason::DeadlinePassed => None,
     }
 }
 

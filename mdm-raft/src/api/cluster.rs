@@ -7,8 +7,8 @@ use pflex_proto::{
     pb::{
         self, AddNodeRequest, BackupRequest, ChangeMembersReply, ClusterMember, ClusterStatus, ClusterStatusRequest,
         EndRecoveryReply, EndRecoveryRequest, IdentifyRequest, Identity, Reason as HealthReason, RemoveNodeRequest,
-        ReplaceNodeRequest, SnapshotReply, SnapshotRequest, TransferLeaderReply, TransferLeaderRequest,
-        cluster_server::Cluster,
+        ReplaceNodeRequest, RotateSecretReply, RotateSecretRequest, SnapshotReply, SnapshotRequest,
+        TransferLeaderReply, TransferLeaderRequest, cluster_server::Cluster,
     },
     status::{self, Reason},
 };
@@ -32,7 +32,12 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 impl Cluster for Api {
     async fn status(&self, request: Request<ClusterStatusRequest>) -> Result<Response<ClusterStatus>, Status> {
         let used = self.reports().used_bytes();
-        let (revision, mut answer) = self.read(request.into_inner().stale, |state| totals(state, &used)).await?;
+        let (revision, mut answer) = self
+            .read(request.into_inner().stale, |state| ClusterStatus {
+                keys: self.key_states(state),
+                ..totals(state, &used)
+            })
+            .await?;
         let group = self.group().status();
         answer.cluster_id = self.cluster().as_bytes().to_vec();
         answer.revision = revision.get();
@@ -144,6 +149,13 @@ impl Cluster for Api {
         let EndRecoveryRequest { request, force } = request.into_inner();
         self.propose_once(request, Body::EndRecovery(proto::EndRecovery { force })).await?;
         Ok(Response::new(EndRecoveryReply {}))
+    }
+
+    async fn rotate_secret(
+        &self,
+        request: Request<RotateSecretRequest>,
+    ) -> Result<Response<RotateSecretReply>, Status> {
+        self.make_secret(request.into_inner()).await.map(Response::new)
     }
 
     type BackupStream = backup::Parts;

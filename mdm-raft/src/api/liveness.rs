@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::{
-    ids::{DeviceId, Incarnation, LogTime, ProcessId, Revision, SdsId},
+    ids::{DeviceId, Incarnation, KeyId, LogTime, ProcessId, Revision, SdsId},
     pb::{
         Beat, BeatReply, ComponentKind, HealthReport, HealthReportReply, liveness_server::Liveness as LivenessService,
     },
@@ -88,9 +88,9 @@ async fn follow(
         let counted = LogTime(beat.log_time_ms);
         let heard = parse(beat)?;
         let revision = api.feed().newest();
-        let (registered, newest_key_id) = api.look(|state| {
+        let (registered, key_ids) = api.look(|state| {
             let registered = state.sds(heard.sds).is_some_and(|sds| sds.runs(heard.process));
-            (registered, state.cluster().map_or(0, |cluster| cluster.newest_key.get()))
+            (registered, state.all_secrets().map(|(key, _)| key.get()).collect::<Vec<_>>())
         });
         if !registered {
             let what = format!("sds {}: this process is not the one that registered last; register first", heard.sds);
@@ -102,7 +102,9 @@ async fn follow(
         if let Err(error) = api.group().catch_up(counted) {
             warn!(sds = %heard.sds, %error, "log time of an SDS is ignored");
         }
-        let reply = BeatReply { log_time_ms: api.log_time().get(), term, revision: revision.get(), newest_key_id };
+        let (log_time_ms, revision) = (api.log_time().get(), revision.get());
+        let newest_key_id = key_ids.last().copied().unwrap_or(0);
+        let reply = BeatReply { log_time_ms, term, revision, newest_key_id, key_ids };
         // A full queue means an SDS that does not read; it beats on, and the next answer is as good.
         if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(Ok(reply)) {
             return Ok(());
@@ -127,6 +129,7 @@ fn parse(beat: Beat) -> Result<Heard, Status> {
         sds: SdsId(beat.sds_id),
         process,
         applied: Revision(beat.applied_revision),
+        newest_key: KeyId(beat.newest_key_id),
         devices: beat.devices.into_iter().map(device).collect(),
     })
 }

@@ -23,11 +23,12 @@ mod tokens;
 
 pub use context::Api;
 pub use map::MapFeed;
+use map::MapService;
 
 use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
-    insight_server::InsightServer, liveness_server::LivenessServer, map_server::MapServer,
-    placement_server::PlacementServer, sessions_server::SessionsServer, tokens_server::TokensServer,
+    insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
+    sessions_server::SessionsServer, tokens_server::TokensServer,
 };
 use tonic::service::{Routes, RoutesBuilder};
 
@@ -53,7 +54,6 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
     serve!(
         SessionsServer,
         DiscoveryServer,
-        MapServer,
         LivenessServer,
         PlacementServer,
         TokensServer,
@@ -61,6 +61,8 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         InsightServer,
         ClusterServer
     );
+    reporter.set_serving::<MapService>().await;
+    routes.add_service(tonic::service::interceptor::InterceptedService::new(MapService(api.clone()), api.guard()));
     routes.add_service(health);
     routes.add_service(reflection);
     Ok(routes.routes())

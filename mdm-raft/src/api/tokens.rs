@@ -4,11 +4,13 @@ use pflex_proto::{
     ids::{ByteOffset, ClusterId, KeyId, SdsId, TokenId},
     pb::{
         AckTokensReply, AckTokensRequest, IssueTokensReply, IssueTokensRequest, IssuedToken, KeysReply, KeysRequest,
-        ListTokensReply, ListTokensRequest, SecretKey, TokenRefusal, TokenRow, TokenUse, tokens_server::Tokens,
+        ListTokensReply, ListTokensRequest, RotateSecretReply, RotateSecretRequest, SecretKey, SecretKeyState,
+        TokenRefusal, TokenRow, TokenUse, tokens_server::Tokens,
     },
     status::{self, Reason},
     token::{self, Rights, Secret, Token},
 };
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tonic::{Request, Response, Status};
 
 use super::{Api, error};
@@ -24,6 +26,7 @@ use crate::{
 const MAX_ROWS: usize = 10_000;
 /// What a list without a limit gives.
 const DEFAULT_ROWS: usize = 1_000;
+const SECRET_BYTES: usize = 32;
 
 #[tonic::async_trait]
 impl Tokens for Api {
@@ -104,6 +107,36 @@ impl Tokens for Api {
     }
 }
 
+impl Api {
+    /// Makes a new generation of the secret. The leader's upkeep does the rest.
+    pub(super) async fn make_secret(&self, request: RotateSecretRequest) -> Result<RotateSecretReply, Status> {
+        self.leading()?;
+        let mut secret = vec![0; SECRET_BYTES];
+        let random = SystemRandom::new().fill(&mut secret);
+        random.map_err(|_| status::status(Reason::Internal, "the system gives no randomness for a secret"))?;
+        let rotate = Body::RotateSecret(proto::RotateSecret { secret });
+        match self.propose_once(request.request, rotate).await? {
+            (_, Answer::Done(made)) => Ok(RotateSecretReply { key_id: u32::try_from(made.id).unwrap_or(0) }),
+            _ => Err(error::odd_answer()),
+        }
+    }
+
+    /// Every generation of the secret and what it is doing, oldest first.
+    pub(super) fn key_states(&self, state: &State) -> Vec<SecretKeyState> {
+        let (signing, next, retiring) =
+            (state.cluster().map(|cluster| cluster.newest_key), state.next_key(), state.retiring_key());
+        let of = |(key, _): (KeyId, &crate::state::model::Secret)| {
+            let (word, waiting_for, until) = match () {
+                () if Some(key) == next => ("next", self.liveness().without_key(state, key), 0),
+                () if Some(key) == signing => ("signing", Vec::new(), 0),
+                () => ("retiring", Vec::new(), retiring.map_or(0, |(_, until)| until.get())),
+            };
+            SecretKeyState { key_id: key.get(), state: word.to_owned(), waiting_for, until_log_ms: until }
+        };
+        state.all_secrets().map(of).collect()
+    }
+}
+
 /// The signed token of a record: a pure function of it and the secret, so a retry signs the same bytes.
 fn sign(state: &State, cluster: ClusterId, record: &IoToken) -> Option<IssuedToken> {
     let secret = Secret::new(record.key, &state.secret(record.key)?.0);
@@ -149,6 +182,7 @@ fn row(token: &IoToken, expired: bool) -> TokenRow {
         sdc_id: token.sdc.get(),
         volume_id: token.volume.get(),
         state: state.to_owned(),
+        key_id: token.key.get(),
         issued_log_ms: token.issued.get(),
         expires_log_ms: token.expires.get(),
         r#use: Some(TokenUse {

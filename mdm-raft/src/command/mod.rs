@@ -72,6 +72,13 @@ impl fmt::Debug for proto::BootstrapCluster {
 }
 
 /// See [`proto::BootstrapCluster`].
+impl fmt::Debug for proto::RotateSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RotateSecret { .. }")
+    }
+}
+
+/// See [`proto::BootstrapCluster`].
 impl fmt::Debug for crate::pb::pflex::mdm::rows::v1::Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret { .. }")

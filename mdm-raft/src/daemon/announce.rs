@@ -89,5 +89,6 @@ async fn member(group: &RaftGroup, client: &MdmClient) {
     while group.standing() != Standing::Member {
         tokio::time::sleep(RETRY).await;
     }
-    client.learn_members(group.voter_apis().iter().filter_map(|api| api.parse().ok()).collect()).await;
+    let members = group.members().borrow().clone();
+    client.learn_members(members.as_of, members.apis.iter().filter_map(|api| api.parse().ok()).collect()).await;
 }

@@ -8,10 +8,11 @@ use std::{
     time::Instant,
 };
 
-use pflex_proto::ids::{ProcessId, Revision, SdsId};
+use pflex_proto::ids::{KeyId, ProcessId, Revision, SdsId};
 use tokio::sync::watch;
 
 use super::tracker::{Findings, Heard, Known, Thresholds, Tracker};
+use crate::state::State;
 
 /// One liveness stream, told apart from an earlier one of the same SDS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +52,13 @@ impl Liveness {
     /// The newest revision that this process of the SDS has said is in force there.
     pub(crate) fn applied(&self, sds: SdsId, process: ProcessId) -> Option<Revision> {
         self.tracker().applied(sds, process)
+    }
+
+    /// The live SDSs that have not said yet that they verify tokens with this generation of the secret.
+    pub(crate) fn without_key(&self, state: &State, key: KeyId) -> Vec<String> {
+        let tracker = self.tracker();
+        let lacks = |sds, process| tracker.newest_key(sds, process).is_none_or(|newest| newest < key);
+        state.live_sds().filter(|(sds, process)| lacks(sds.id, *process)).map(|(sds, _)| sds.name.clone()).collect()
     }
 
     /// Changes with every beat.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pflex_proto::ids::{DeviceId, Incarnation, ProcessId, Revision, SdsId};
+use pflex_proto::ids::{DeviceId, Incarnation, KeyId, ProcessId, Revision, SdsId};
 
 use super::{
     StreamId,
@@ -48,6 +48,8 @@ pub(crate) struct Heard {
     pub(crate) sds: SdsId,
     pub(crate) process: ProcessId,
     pub(crate) applied: Revision,
+    /// It verifies tokens with every generation of the secret up to this one.
+    pub(crate) newest_key: KeyId,
     pub(crate) devices: Vec<HeardDevice>,
 }
 
@@ -104,6 +106,7 @@ struct Entry {
     /// Its control port refused a connection since then.
     refused: bool,
     applied: Revision,
+    newest_key: KeyId,
     devices: BTreeMap<DeviceId, DeviceEntry>,
 }
 
@@ -142,6 +145,7 @@ impl Tracker {
         entry.broken = None;
         entry.refused = false;
         entry.applied = entry.applied.max(heard.applied);
+        entry.newest_key = heard.newest_key;
         entry.devices.retain(|id, _| heard.devices.iter().any(|device| device.device == *id));
         for device in &heard.devices {
             entry.devices.entry(device.device).or_insert_with(|| DeviceEntry::new(device, now)).update(device, now);
@@ -172,6 +176,11 @@ impl Tracker {
     /// What the registered process of an SDS has in force.
     pub(super) fn applied(&self, sds: SdsId, process: ProcessId) -> Option<Revision> {
         self.entries.get(&sds).filter(|entry| entry.process == process && entry.heard).map(|entry| entry.applied)
+    }
+
+    /// Up to which generation of the secret this process has said that it verifies, in this leadership.
+    pub(super) fn newest_key(&self, sds: SdsId, process: ProcessId) -> Option<KeyId> {
+        self.entries.get(&sds).filter(|entry| entry.process == process && entry.heard).map(|entry| entry.newest_key)
     }
 
     /// What follows, given the SDSs that the state has registered. With `unbraked`, silence is believed of any number.
@@ -226,6 +235,7 @@ impl Entry {
             broken: None,
             refused: false,
             applied: Revision(0),
+            newest_key: KeyId(0),
             devices: BTreeMap::new(),
         }
     }
@@ -343,7 +353,7 @@ mod tests {
     fn heard(completed_ios: u64, waiting: bool) -> Heard {
         let device =
             HeardDevice { device: DeviceId(1), incarnation: Incarnation(1), completed_ios, waiting, failed: None };
-        Heard { sds: SdsId(1), process: process(1), applied: Revision(5), devices: vec![device] }
+        Heard { sds: SdsId(1), process: process(1), applied: Revision(5), newest_key: KeyId(1), devices: vec![device] }
     }
 
     /// As by default, and unbraked: these are about one SDS.

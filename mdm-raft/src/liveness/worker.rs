@@ -103,6 +103,7 @@ impl Worker {
             }
             if tick % REPORT_TICKS == 0 {
                 self.propose_all(self.status_changes()).await;
+                self.propose_all(self.rotation().into_iter().collect()).await;
             }
         }
     }
@@ -136,6 +137,20 @@ impl Worker {
         }
         let bootstrap = proto::BootstrapCluster { cluster_id: self.cluster.as_bytes().to_vec(), secret, key_id: 1 };
         self.propose_all(vec![Body::BootstrapCluster(bootstrap)]).await;
+    }
+
+    /// The next step of a rotation of the secret, if one is under way and may go on.
+    fn rotation(&self) -> Option<Body> {
+        let now = self.group.log_time();
+        let step = self.group.read_stale(|state| {
+            if let Some(key) = state.next_key() {
+                let all_have_it = self.liveness.without_key(state, key).is_empty();
+                return all_have_it.then(|| Body::SignWithSecret(proto::SignWithSecret { key_id: key.get() }));
+            }
+            let (old, until) = state.retiring_key()?;
+            (until < now).then(|| Body::DropSecret(proto::DropSecret { key_id: old.get() }))
+        });
+        step.1
     }
 
     /// Side by side: one log sync carries them all.
@@ -276,6 +291,8 @@ fn describe(body: &Body) -> String {
         Body::SdsLost(lost) => format!("sds {} lost {} devices: {}", lost.sds_id, lost.devices.len(), lost.why),
         Body::SdsReturned(returned) => format!("sds {} is heard again", returned.sds_id),
         Body::HoldEvictions(hold) => hold.why.clone(),
+        Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
+        Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
         Body::SetComponentStatus(set) => format!("component {:?} {}: {}", set.kind(), set.id, set.why),
         _ => "upkeep".to_owned(),
     }

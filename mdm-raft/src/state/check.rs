@@ -29,7 +29,27 @@ impl State {
         self.check_pgs()?;
         self.check_volumes()?;
         self.check_sessions()?;
+        self.check_secrets()?;
         self.check_tokens()
+    }
+
+    /// S21: one generation signs; besides it there is one on its way in or one on its way out, never both.
+    fn check_secrets(&self) -> Result<(), String> {
+        let Some(cluster) = self.cluster() else { return Ok(()) };
+        let signing = self.secrets.get(cluster.newest_key);
+        hold!(signing.is_some_and(|row| row.last_expiry.is_none()), "the generation that signs is missing or retired");
+        hold!(self.secrets.len() <= 2, "{} generations of the secret are valid", self.secrets.len());
+        for row in self.secrets.values() {
+            let retiring = row.key < cluster.newest_key;
+            hold!(retiring == row.last_expiry.is_some(), "generation {} of the secret is in a strange state", row.key);
+        }
+        let retiring = self.retiring_key();
+        let orphan = self
+            .tokens
+            .values()
+            .find(|token| retiring.is_some_and(|(key, until)| token.key == key && token.expires > until));
+        hold!(orphan.is_none(), "token {} outlives its secret", orphan.map_or(0, |token| token.id.get()));
+        Ok(())
     }
 
     fn check_names(&self) -> Result<(), String> {

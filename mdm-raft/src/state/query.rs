@@ -3,8 +3,8 @@
 use std::ops::Bound;
 
 use pflex_proto::ids::{
-    ByteCount, DeviceId, DomainId, FaultSetId, KeyId, Member, PgId, PgIndex, PoolId, Revision, SdcId, SdsId, TokenId,
-    VolumeId,
+    ByteCount, DeviceId, DomainId, FaultSetId, KeyId, LogTime, Member, PgId, PgIndex, PoolId, ProcessId, Revision,
+    SdcId, SdsId, TokenId, VolumeId,
 };
 
 use super::{
@@ -234,6 +234,22 @@ impl State {
     /// Every generation of the cluster secret that may still verify.
     pub fn all_secrets(&self) -> impl ExactSizeIterator<Item = (KeyId, &Secret)> {
         self.secrets.values().map(|row| (row.key, &row.secret))
+    }
+
+    /// The generation that verifies and does not sign yet.
+    pub fn next_key(&self) -> Option<KeyId> {
+        let signing = self.cluster()?.newest_key;
+        self.secrets.values().next_back().map(|row| row.key).filter(|newest| *newest > signing)
+    }
+
+    /// The generation that signs no more, and when the last token it signed expires.
+    pub fn retiring_key(&self) -> Option<(KeyId, LogTime)> {
+        self.secrets.values().find_map(|row| Some((row.key, row.last_expiry?)))
+    }
+
+    /// The live SDSs, each with the process that must have a new generation before it signs.
+    pub fn live_sds(&self) -> impl Iterator<Item = (&Sds, ProcessId)> {
+        self.sds.values().filter(|sds| sds.alive).filter_map(|sds| Some((sds, sds.registration.as_ref()?.process)))
     }
 
     /// The record of a token.

@@ -72,7 +72,7 @@ impl State {
         state.take_out_of_service();
         state.forget_clients_and_mdms();
         let key = KeyId(cluster.newest_key.get().checked_add(SKIP_SHORT).ok_or(RestoreError::UsedUp)?);
-        state.secrets.put(SecretRow { key, secret: Secret(secret) });
+        state.secrets.put(SecretRow { key, secret: Secret(secret), last_expiry: None });
         state.config.put(ConfigRow::Cluster(Cluster { generation, newest_key: key, recovering: true, ..cluster }));
         state.config.put(ConfigRow::Position(position));
         state.events.put(Event {

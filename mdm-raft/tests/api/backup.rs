@@ -134,7 +134,7 @@ async fn a_restored_cluster_grows_again() {
     cluster.take(1).stop().await;
     daemon::restore(&MdmConfig::try_from(restored.file.clone()).unwrap(), &path).unwrap();
     restored.start();
-    cluster.client.learn_members(vec![restored.api()]).await;
+    cluster.client.learn_members(1 << 40, vec![restored.api()]).await;
     cluster.members.lock().unwrap().push(restored);
     cluster.create_domain("first").await.unwrap();
     for id in [3, 4] {

@@ -13,3 +13,5 @@ mod metadata;
 mod registration;
 mod revocation;
 mod sds;
+mod secrets;
+mod watch;

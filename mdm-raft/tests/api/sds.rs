@@ -42,6 +42,8 @@ pub(crate) struct Says {
     /// It does not put new revisions into force.
     pub(crate) stuck: bool,
     pub(crate) device_failed: bool,
+    /// It does not fetch new keys.
+    pub(crate) no_keys: bool,
     /// How far it has counted log time.
     pub(crate) log_time_ms: u64,
 }
@@ -143,11 +145,14 @@ async fn beat(beats: Beats) {
             }
         };
         let mut ticks = tokio::time::interval(BEAT);
-        let mut applied = 0;
+        let (mut applied, mut newest_key_id) = (0, 0);
         loop {
             tokio::select! {
                 reply = replies.message() => match reply {
-                    Ok(Some(reply)) => drop(beats.stamped.send_replace((reply.log_time_ms, reply.term))),
+                    Ok(Some(reply)) => {
+                        newest_key_id = reply.newest_key_id;
+                        beats.stamped.send_replace((reply.log_time_ms, reply.term));
+                    }
                     Ok(None) => break,
                     Err(error) => {
                         if status::leader_hint(&error).is_some() {
@@ -176,6 +181,7 @@ async fn beat(beats: Beats) {
                         applied_revision: applied,
                         devices: vec![device],
                         log_time_ms: says.log_time_ms,
+                        newest_key_id: if says.no_keys { 0 } else { newest_key_id },
                         ..Default::default()
                     };
                     if sender.send(beat).await.is_err() {

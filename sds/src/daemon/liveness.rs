@@ -66,10 +66,10 @@ impl Counted {
 
 /// Until the process ends.
 pub(super) async fn run(server: Arc<Server>) {
-    let mut newest_key = None;
+    let mut keys = Vec::new();
     loop {
         let (endpoint, connection) = server.client.leader_guess();
-        let error = match follow(&server, LivenessClient::new(connection), &mut newest_key).await {
+        let error = match follow(&server, LivenessClient::new(connection), &mut keys).await {
             Ok(()) => Status::unavailable("the stream ended"),
             Err(error) => error,
         };
@@ -92,7 +92,7 @@ async fn is_superseded(server: &Server) -> bool {
 async fn follow(
     server: &Arc<Server>,
     mut client: LivenessClient<pflex_common::mdm::Connection>,
-    newest_key: &mut Option<u32>,
+    keys: &mut Vec<u32>,
 ) -> Result<(), Status> {
     let (beats, queue) = mpsc::channel(4);
     let sender = tokio::spawn(beat(Arc::clone(server), beats));
@@ -102,7 +102,7 @@ async fn follow(
     let opened = tokio::time::timeout(SILENCE, client.beats(ReceiverStream::new(queue))).await.map_err(silent)?;
     let mut replies = opened?.into_inner();
     while let Some(reply) = tokio::time::timeout(SILENCE, replies.message()).await.map_err(silent)?? {
-        let BeatReply { log_time_ms, term, newest_key_id, .. } = reply;
+        let BeatReply { log_time_ms, term, newest_key_id, key_ids, .. } = reply;
         let at = MonotonicTime::now();
         // A stamp that waited here while this process was stopped says nothing of now: revocations count on its age.
         if at.since(std::mem::replace(&mut last, at)) > STAMP_DELAY {
@@ -113,8 +113,9 @@ async fn follow(
             // The next one is as good.
             device.offer(Command::Stamp { term, log_time: LogTime(log_time_ms), at });
         }
-        if *newest_key != Some(newest_key_id) && fetch_keys(server).await {
-            *newest_key = Some(newest_key_id);
+        // Also when a thread had no room for them: a new generation signs only once all threads have it (S21).
+        if (*keys != key_ids || server.newest_key() < newest_key_id) && fetch_keys(server).await {
+            *keys = key_ids;
         }
     }
     Ok(())
@@ -131,6 +132,7 @@ async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
             devices: server.devices.iter().map(device_beat).collect(),
             unreachable_sds_ids: Vec::new(),
             log_time_ms: server.log_time.now_ms(MonotonicTime::now()),
+            newest_key_id: server.newest_key(),
         };
         if beats.send(beat).await.is_err() {
             return;
@@ -192,6 +194,12 @@ impl Server {
     /// What every data thread has confirmed.
     fn confirmed(&self) -> pflex_proto::ids::Revision {
         self.devices.iter().map(|device| device.counters.confirmed()).min().unwrap_or_default()
+    }
+
+    /// The newest generation of the secret that every data thread verifies with. Without a thread there is none that
+    /// lacks one.
+    fn newest_key(&self) -> u32 {
+        self.devices.iter().map(|device| device.counters.newest_key.load(Ordering::Acquire)).min().unwrap_or(u32::MAX)
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) pgs_joining: AtomicU32,
     /// Map changes up to here are in force and older admissions have drained (S20).
     pub(crate) confirmed: AtomicU64,
+    /// Tokens are verified with every generation of the secret up to this one; 0: with none yet.
+    pub(crate) newest_key: AtomicU32,
 }
 
 impl DeviceCounters {

@@ -204,7 +204,11 @@ impl Worker {
             Command::Accepted(accepted) => self.on_accepted(accepted),
             Command::Map(map) => self.on_map(map),
             Command::Stamp { term, log_time, at } => self.log_time.observe(term, log_time, at),
-            Command::Secrets(secrets) => self.sessions.set_secrets(secrets),
+            Command::Secrets(secrets) => {
+                let newest = secrets.iter().map(|secret| secret.id().get()).max().unwrap_or(0);
+                self.sessions.set_secrets(secrets);
+                self.counters.newest_key.store(newest, Ordering::Release);
+            }
             Command::ProposalRejected { pg, expected_epoch } => {
                 self.events.push_back((pg, Event::ProposalRejected { expected_epoch }));
             }

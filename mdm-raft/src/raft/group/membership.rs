@@ -181,13 +181,6 @@ impl Group {
         lacks(self)
     }
 
-    /// The client API of every voter: where clients should look for the leader.
-    pub fn voter_apis(&self) -> Vec<String> {
-        let status = self.status();
-        let votes = |id: &MdmId| status.voters.iter().any(|voters| voters.contains(id));
-        status.members.iter().filter(|(id, _)| votes(id)).map(|(_, node)| node.api_address.clone()).collect()
-    }
-
     /// Asks `to` to take over. It did once [`leader`](Self::leader) says so.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use config::GroupConfig;
-pub use leader::{LeaderInfo, LeaderView};
+pub use leader::{LeaderInfo, LeaderView, Members};
 pub use membership::{GroupStatus, MembershipError, Role};
 pub use open::OpenError;
 use pflex_proto::ids::{LogTime, Revision};
@@ -61,6 +61,7 @@ struct Inner {
     shared: SharedState,
     snapshots: Arc<SnapshotStore>,
     leader: watch::Receiver<LeaderView>,
+    members: watch::Receiver<Members>,
     heard: Heard,
     told: Told,
     syncs: SyncCounter,
@@ -123,6 +124,11 @@ impl Group {
     /// Who leads, as this member knows it; changes with every election.
     pub fn leader(&self) -> watch::Receiver<LeaderView> {
         self.0.leader.clone()
+    }
+
+    /// Where clients find the members, as this member knows it; changes with every change of the membership.
+    pub fn members(&self) -> watch::Receiver<Members> {
+        self.0.members.clone()
     }
 
     /// The changes of every command applied from now on; a subscriber that falls far behind is told so and lists again.

@@ -130,7 +130,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
             tracing::error!("the Raft port failed: {error}");
         }
     });
-    let leader = leader::watch(&raft, runtime.handle(), stop.clone(), config.fatal.clone());
+    let (leader, members) = leader::watch(&raft, runtime.handle(), stop.clone(), config.fatal.clone());
     runtime.handle().spawn(standing::follow(raft.clone(), told.clone(), stop.clone()));
     Ok(Group(Arc::new(Inner {
         config,
@@ -140,6 +140,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         shared,
         snapshots,
         leader,
+        members,
         heard,
         told,
         syncs,

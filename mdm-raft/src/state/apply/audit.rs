@@ -193,6 +193,18 @@ impl State {
                 let what = format!("the recovery after a restore is over{how}");
                 Deed::new("cluster.end-recovery", "cluster", what).severe(Severity::Warning)
             }
+            Body::RotateSecret(_) => {
+                let key = self.next_key().unwrap_or_default();
+                let what = format!("generation {key} was made; it signs tokens once every live SDS has it");
+                Deed::new("cluster.rotate-secret", "secret", what)
+            }
+            Body::SignWithSecret(sign) => {
+                Deed::new("cluster.rotate-secret", "secret", format!("generation {} signs tokens", sign.key_id))
+            }
+            Body::DropSecret(drop) => {
+                let what = format!("generation {} was dropped; its last token has expired", drop.key_id);
+                Deed::new("cluster.rotate-secret", "secret", what)
+            }
             Body::HoldEvictions(hold) => {
                 let object = format!("mdm {}", hold.node_id);
                 Deed::new("eviction.hold", object, hold.why.clone()).severe(Severity::Warning)

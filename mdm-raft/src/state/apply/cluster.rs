@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pflex_proto::ids::{ClusterGeneration, ClusterId, DeviceId, KeyId, MdmId, SdsId, StoreUuid};
 
-use super::{Context, Effect, Refusal, done, validate};
+use super::{Context, Effect, Refusal, done, secret::secret, validate};
 use crate::{
     command::{ErrorCode, proto},
     state::{
         State,
         limits::MAX_MDM_IDS,
-        model::{Cluster, Component, Health, Kind, Secret, SecretRow, Status},
+        model::{Cluster, Component, Health, Kind, SecretRow, Status},
         rows::cluster::ConfigRow,
     },
 };
@@ -24,11 +24,7 @@ impl State {
         }
         let id = ClusterId::from_slice(&bootstrap.cluster_id)
             .map_err(|why| validate::invalid("cluster", format!("its id is no uuid: {why}")))?;
-        let secret = bootstrap
-            .secret
-            .as_slice()
-            .try_into()
-            .map_err(|_| validate::invalid("cluster", "its secret must have 32 bytes"))?;
+        let secret = secret(&bootstrap.secret)?;
         if bootstrap.key_id == 0 {
             return Err(validate::invalid("cluster", "key id 0 is none"));
         }
@@ -39,7 +35,7 @@ impl State {
             newest_key: key,
             recovering: false,
         }));
-        self.secrets.put(SecretRow { key, secret: Secret(secret) });
+        self.secrets.put(SecretRow { key, secret, last_expiry: None });
         done(0_u64)
     }
 

@@ -5,6 +5,7 @@ mod cluster;
 mod device;
 mod pg;
 mod register;
+mod secret;
 mod session;
 mod settings;
 mod token;
@@ -146,6 +147,9 @@ impl State {
             Body::RecordMdms(record) => self.record_mdms(record),
             Body::EndRecovery(end) => self.end_recovery(end),
             Body::AckTokens(ack) => self.ack_tokens(ack),
+            Body::RotateSecret(rotate) => self.rotate_secret(rotate),
+            Body::SignWithSecret(sign) => self.sign_with_secret(context, sign),
+            Body::DropSecret(drop) => self.drop_secret(context, drop),
         }
     }
 

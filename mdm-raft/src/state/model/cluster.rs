@@ -77,6 +77,8 @@ pub struct SecretRow {
     pub key: KeyId,
     /// The bytes.
     pub secret: Secret,
+    /// When the last token it signed expires; none while it signs, and before.
+    pub last_expiry: Option<LogTime>,
 }
 
 /// What a component is.

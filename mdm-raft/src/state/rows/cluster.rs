@@ -214,14 +214,18 @@ impl Row for SecretRow {
     }
 
     fn encode(&self) -> Vec<u8> {
-        seal(&proto::Secret { secret: self.secret.0.to_vec() })
+        seal(&proto::Secret {
+            secret: self.secret.0.to_vec(),
+            last_expiry_log_ms: self.last_expiry.map_or(0, LogTime::get),
+        })
     }
 
     fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
         let row: proto::Secret = open(value)?;
         let length = row.secret.len();
         let secret = row.secret.try_into().map_err(|_| bad("secret", format_args!("{length} bytes long")))?;
-        Ok(Self { key: KeyId(one_u32(key)?), secret: Secret(secret) })
+        let last_expiry = Some(LogTime(row.last_expiry_log_ms)).filter(|at| *at > LogTime(0));
+        Ok(Self { key: KeyId(one_u32(key)?), secret: Secret(secret), last_expiry })
     }
 }
 

@@ -5,6 +5,7 @@ mod pgs;
 mod planted;
 mod random;
 mod registration;
+mod secrets;
 mod sessions;
 mod tokens;
 mod volumes;

@@ -1,0 +1,141 @@
+//! One client's stream: takes updates from the ring to the client until either ends.
+
+use std::time::Duration;
+
+use pflex_proto::{
+    ids::Revision,
+    pb::{WatchProgress, watch_reply::Event},
+    status,
+};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tonic::Status;
+
+use super::{
+    RETRY_MS,
+    feed::encode,
+    reply::{IN_FLIGHT, Sender},
+};
+use crate::{api::Api, raft::group::Members};
+
+/// So that a client notices a dead connection, and knows the map is fresh when nothing changes.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A client that takes nothing for so long, though something waits for it, is cut off. Its machine may answer pings.
+const STALLED: Duration = Duration::from_secs(5);
+/// Taken from the ring at once.
+const BATCH: usize = IN_FLIGHT;
+
+/// One client's stream.
+pub(super) struct Watcher {
+    sender: Sender,
+    api: Api,
+    /// The client has everything up to this revision.
+    sent: Revision,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Why a stream ends: with a word for the client, or without because nobody is there to hear it.
+type End = Option<Status>;
+
+impl Watcher {
+    pub(super) const fn new(sender: Sender, api: Api, from: Revision, place: OwnedSemaphorePermit) -> Self {
+        Self { sender, api, sent: from, _place: place }
+    }
+
+    /// Sends until the client or the server ends.
+    pub(super) async fn run(mut self) {
+        if let Err(Some(end)) = self.follow().await {
+            self.sender.end(end);
+        }
+    }
+
+    async fn follow(&mut self) -> Result<(), End> {
+        let shutdown = self.api.shutdown().clone();
+        let mut members = self.api.group().members();
+        let mut turns = self.api.feed().turns();
+        if self.sent == Revision(0) {
+            self.list().await?;
+        }
+        let mut progress = tokio::time::interval(PROGRESS_EVERY);
+        loop {
+            self.catch_up().await?;
+            tokio::select! {
+                turned = turns.changed() => if turned.is_err() { return Ok(()) },
+                () = self.sender.queue.closed() => return Err(None),
+                _ = progress.tick() => {
+                    self.tell_members(&mut members).await?;
+                    self.api.shows_the_present().map_err(Some)?;
+                }
+                // At once: it may be the last that this member hears.
+                changed = members.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.tell_members(&mut members).await?;
+                }
+                () = shutdown.cancelled() => {
+                    // Whoever ends for good says who is left.
+                    drop(self.sender.queue.try_send(self.progress(&members.borrow_and_update().clone())));
+                    let what = "this MDM is shutting down; go on with another one";
+                    return Err(Some(Status::unavailable(what)));
+                }
+            }
+        }
+    }
+
+    async fn list(&mut self) -> Result<(), End> {
+        // Taken by reference from a clone: the permit outlives the borrow of `self` below.
+        let feed = self.api.feed().clone();
+        let _listing = feed.take_listing().await.ok_or(None)?;
+        let full = feed.full(self.api.group()).await;
+        self.sent = full.revision;
+        self.send(full.bytes).await?;
+        // The next one may list when this one is on its way.
+        let queue = self.sender.queue.clone();
+        self.unless_stalled(queue.reserve_many(IN_FLIGHT)).await.map(drop)
+    }
+
+    /// Sends what the ring has after `sent`.
+    async fn catch_up(&mut self) -> Result<(), End> {
+        loop {
+            let updates = self.api.feed().after(self.sent, BATCH).map_err(Some)?;
+            if updates.is_empty() {
+                return Ok(());
+            }
+            for update in updates {
+                self.send(update.bytes).await?;
+                self.sent = update.revision;
+            }
+        }
+    }
+
+    async fn tell_members(&mut self, members: &mut watch::Receiver<Members>) -> Result<(), End> {
+        let now = members.borrow_and_update().clone();
+        self.send(self.progress(&now)).await
+    }
+
+    fn progress(&self, members: &Members) -> bytes::Bytes {
+        encode(Event::Progress(WatchProgress {
+            revision: self.sent.get(),
+            mdms: members.apis.clone(),
+            mdms_as_of: members.as_of,
+        }))
+    }
+
+    async fn send(&self, bytes: bytes::Bytes) -> Result<(), End> {
+        self.unless_stalled(self.sender.queue.send(bytes)).await
+    }
+
+    async fn unless_stalled<T, E>(&self, sending: impl Future<Output = Result<T, E>>) -> Result<T, End> {
+        tokio::select! {
+            () = self.api.shutdown().cancelled() => Err(None),
+            sent = tokio::time::timeout(STALLED, sending) => match sent {
+                Ok(sent) => sent.map_err(|_| None),
+                Err(_) => {
+                    let seconds = STALLED.as_secs();
+                    let what = format!("the watcher took nothing for {seconds} s; it can go on from the revision it has");
+                    Err(Some(status::overloaded(what, RETRY_MS)))
+                }
+            },
+        }
+    }
+}
