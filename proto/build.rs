@@ -7,7 +7,10 @@ use protox::prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=pflex");
-    let descriptors = protox::compile(["pflex/mdm.proto", "pflex/insight.proto", "pflex/control.proto"], ["."])?;
+    let descriptors = protox::compile(
+        ["pflex/mdm.proto", "pflex/insight.proto", "pflex/control.proto", "pflex/topology.proto"],
+        ["."],
+    )?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("pflex.descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()

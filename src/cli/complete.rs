@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
-use pflex_proto::pb::admin_client::AdminClient;
+use pflex_proto::pb::{admin_client::AdminClient, topology_client::TopologyClient};
 
 use super::{Target, names::all};
 use crate::{
@@ -22,6 +22,7 @@ const STALE: Freshness = Freshness::Stale;
 pub(super) enum Of {
     Domains,
     Pools,
+    FaultSets,
     Servers,
     Clients,
     Volumes,
@@ -53,6 +54,10 @@ async fn names(session: &Session, of: Of) -> Result<Vec<String>, Failure> {
         Of::Pools => {
             let rows = ask!(session, what, STALE, AdminClient.list_pools(request))?.pools;
             rows.into_iter().filter_map(|row| row.pool).map(|pool| pool.name).collect()
+        }
+        Of::FaultSets => {
+            let rows = ask!(session, what, STALE, TopologyClient.list_fault_sets(request))?.fault_sets;
+            rows.into_iter().map(|row| row.name).collect()
         }
         Of::Servers => {
             let rows = ask!(session, what, STALE, AdminClient.list_sds(request))?.sds;

@@ -1,7 +1,7 @@
 //! `pflex domain`: protection domains, the walls that no copy of data crosses.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateDomainRequest, DeleteRequest, Domain, ListRequest, admin_client::AdminClient};
+use pflex_proto::pb::{CreateDomainRequest, DeleteRequest, Domain, ListRequest, RenameKind, admin_client::AdminClient};
 
 use super::{
     Tool,
@@ -51,6 +51,13 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
+    /// Give one another name.
+    #[command(after_help = "Example:\n  pflex domain rename row-a row-b")]
+    Rename {
+        #[arg(add = Of::Domains.candidates())]
+        name: String,
+        new_name: String,
+    },
     /// Remove an empty one.
     #[command(after_help = "Example:\n  pflex domain delete row-a --yes")]
     Delete {
@@ -72,6 +79,9 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         }
         Verb::List { view } => object::list::<Domains>(tool, &session, &view).await,
         Verb::Show { name, view } => object::show::<Domains>(tool, &session, &name, &view).await,
+        Verb::Rename { name, new_name } => {
+            object::rename::<Domains>(tool, &session, RenameKind::Domain, &name, &new_name).await
+        }
         Verb::Delete { name, confirm } => object::remove::<Domains>(&session, &name, confirm).await,
     }
 }

@@ -8,11 +8,13 @@ mod completions;
 mod device;
 mod domain;
 mod event;
+mod fault_set;
 mod health;
 mod limits;
 mod names;
 mod object;
 mod pool;
+mod rebalance;
 mod sdc;
 mod sds;
 mod settings;
@@ -97,6 +99,9 @@ enum Command {
     /// Storage pools.
     #[command(after_help = "Example:\n  pflex pool list")]
     Pool(pool::Args),
+    /// Servers that fail together.
+    #[command(after_help = "Example:\n  pflex fault-set list")]
+    FaultSet(fault_set::Args),
     /// Storage servers; with --config, run one.
     Sds(sds::Args),
     /// The servers' disks.
@@ -176,6 +181,7 @@ fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
         Command::Cluster(args) => done(tool(args.target).block_on(async |tool| cluster::run(args.verb, tool).await)),
         Command::Domain(args) => done(tool(args.target).block_on(async |tool| domain::run(args.verb, tool).await)),
         Command::Pool(args) => done(tool(args.target).block_on(async |tool| pool::run(args.verb, tool).await)),
+        Command::FaultSet(args) => done(tool(args.target).block_on(async |tool| fault_set::run(args.verb, tool).await)),
         Command::Device(args) => done(tool(args.target).block_on(async |tool| device::run(args.verb, tool).await)),
         Command::Volume(args) => done(tool(args.target).block_on(async |tool| volume::run(args.verb, tool).await)),
         Command::Token(args) => done(tool(args.target).block_on(async |tool| token::run(args.verb, tool).await)),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use pflex_proto::pb::{ListRequest, admin_client::AdminClient};
+use pflex_proto::pb::{ListRequest, admin_client::AdminClient, topology_client::TopologyClient};
 
 use crate::{
     client::{Freshness, Session, ask},
@@ -26,6 +26,11 @@ impl Names {
     pub(super) async fn pools(session: &Session, freshness: Freshness) -> Result<Self, Failure> {
         let reply = ask!(session, "list pools", freshness, AdminClient.list_pools(all(freshness)))?;
         Ok(Self(reply.pools.into_iter().filter_map(|row| row.pool).map(|pool| (pool.id, pool.name)).collect()))
+    }
+
+    pub(super) async fn fault_sets(session: &Session, freshness: Freshness) -> Result<Self, Failure> {
+        let reply = ask!(session, "list fault sets", freshness, TopologyClient.list_fault_sets(all(freshness)))?;
+        Ok(Self(reply.fault_sets.into_iter().map(|set| (set.id, set.name)).collect()))
     }
 
     pub(super) async fn sdcs(session: &Session, freshness: Freshness) -> Result<Self, Failure> {

@@ -1,7 +1,7 @@
 //! What domains, pools, servers and clients have in common: they are listed, shown and removed by name. A kind says how
 //! its rows are fetched, printed and removed; the verbs are said once, here.
 
-use pflex_proto::pb::{DeleteRequest, ListRequest};
+use pflex_proto::pb::{DeleteRequest, ListRequest, RenameKind, RenameObjectRequest, topology_client::TopologyClient};
 
 use super::{
     Tool,
@@ -9,7 +9,7 @@ use super::{
     view::ViewArgs,
 };
 use crate::{
-    client::{Freshness, Session},
+    client::{Freshness, Session, change},
     confirm::{ConfirmArgs, confirm},
     error::Failure,
     output::{Document, Record},
@@ -53,6 +53,21 @@ pub(super) async fn show<K: Kind>(tool: &Tool, session: &Session, name: &str, vi
 /// The object as a change left it.
 pub(super) async fn print<K: Kind>(tool: &Tool, session: &Session, name: &str) -> Result<(), Failure> {
     tool.print(&page::<K>(session, name, Freshness::Linearizable).await?)
+}
+
+/// `rename`
+pub(super) async fn rename<K: Kind>(
+    tool: &Tool,
+    session: &Session,
+    kind: RenameKind,
+    name: &str,
+    new_name: &str,
+) -> Result<(), Failure> {
+    let what = format!("rename {} {name}", K::NOUN);
+    let (name, new_name) = (name.to_owned(), new_name.to_owned());
+    let request = RenameObjectRequest { request: None, kind: kind.into(), name, new_name: new_name.clone() };
+    change!(session, &what, TopologyClient.rename(request))?;
+    print::<K>(tool, session, &new_name).await
 }
 
 /// `remove` or `delete`: what does not exist is an error before anything is asked.

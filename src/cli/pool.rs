@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 use pflex_proto::pb::{
-    CreatePoolRequest, DeleteRequest, ListRequest, Pool, PoolRow, WritePolicy, admin_client::AdminClient,
+    CreatePoolRequest, DeleteRequest, ListRequest, Pool, PoolRow, RenameKind, WritePolicy, admin_client::AdminClient,
 };
 
 use super::{
@@ -10,6 +10,7 @@ use super::{
     complete::Of,
     names::{Names, freshness},
     object::{self, Kind},
+    rebalance,
     target::Target,
     view::ViewArgs,
 };
@@ -74,6 +75,22 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
+    /// Give one another name.
+    #[command(after_help = "Example:\n  pflex pool rename fast faster")]
+    Rename {
+        #[arg(add = Of::Pools.candidates())]
+        name: String,
+        new_name: String,
+    },
+    /// Show which copies would move so that each device holds its share. Moving them is not carried out yet.
+    #[command(after_help = "Example:\n  pflex pool rebalance default --dry-run")]
+    Rebalance {
+        #[arg(add = Of::Pools.candidates())]
+        name: String,
+        /// Only say what would move.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Remove one without volumes.
     #[command(after_help = "Example:\n  pflex pool delete fast --yes")]
     Delete {
@@ -114,6 +131,10 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         }
         Verb::List { view } => object::list::<Pools>(tool, &session, &view).await,
         Verb::Show { name, view } => object::show::<Pools>(tool, &session, &name, &view).await,
+        Verb::Rename { name, new_name } => {
+            object::rename::<Pools>(tool, &session, RenameKind::Pool, &name, &new_name).await
+        }
+        Verb::Rebalance { name, dry_run } => rebalance::run(tool, &session, &name, dry_run).await,
         Verb::Delete { name, confirm } => object::remove::<Pools>(&session, &name, confirm).await,
     }
 }

@@ -1,7 +1,7 @@
 //! `pflex sdc`: storage clients as objects; with `--config` and no verb, the client itself.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateSdcRequest, DeleteRequest, ListRequest, SdcRow, admin_client::AdminClient};
+use pflex_proto::pb::{CreateSdcRequest, DeleteRequest, ListRequest, RenameKind, SdcRow, admin_client::AdminClient};
 
 use super::{
     Tool,
@@ -54,6 +54,13 @@ pub(super) enum Verb {
         #[arg(long)]
         if_not_exists: bool,
     },
+    /// Give one another name. It answers to the old one too until its process registers under the new one.
+    #[command(after_help = "Example:\n  pflex sdc rename sdc2 web1")]
+    Rename {
+        #[arg(add = Of::Clients.candidates())]
+        name: String,
+        new_name: String,
+    },
     /// Remove a storage client without mapped volumes.
     #[command(after_help = "Example:\n  pflex sdc remove sdc2 --yes")]
     Remove {
@@ -74,6 +81,9 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let request = CreateSdcRequest { request: None, name: name.clone(), if_not_exists };
             change!(session, &what, AdminClient.create_sdc(request))?;
             object::print::<Clients>(tool, &session, &name).await
+        }
+        Verb::Rename { name, new_name } => {
+            object::rename::<Clients>(tool, &session, RenameKind::Sdc, &name, &new_name).await
         }
         Verb::Remove { name, confirm } => object::remove::<Clients>(&session, &name, confirm).await,
     }

@@ -1,7 +1,7 @@
 //! `pflex sds`: storage servers as objects; with `--config` and no verb, the server itself.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateSdsRequest, DeleteRequest, ListRequest, SdsRow, admin_client::AdminClient};
+use pflex_proto::pb::{CreateSdsRequest, DeleteRequest, ListRequest, RenameKind, SdsRow, admin_client::AdminClient};
 
 use super::{
     Tool,
@@ -54,11 +54,18 @@ pub(super) enum Verb {
         #[arg(long, add = Of::Domains.candidates())]
         domain: String,
         /// Servers that fail together have one fault set [default: one of its own].
-        #[arg(long)]
+        #[arg(long, add = Of::FaultSets.candidates())]
         fault_set: Option<String>,
         /// Succeed if it exists already.
         #[arg(long)]
         if_not_exists: bool,
+    },
+    /// Give one another name. It answers to the old one too until its process registers under the new one.
+    #[command(after_help = "Example:\n  pflex sds rename sds4 rack2-sds1")]
+    Rename {
+        #[arg(add = Of::Servers.candidates())]
+        name: String,
+        new_name: String,
     },
     /// Remove a storage server that holds no data that is needed.
     #[command(after_help = "Example:\n  pflex sds remove sds4 --yes")]
@@ -82,6 +89,9 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             change!(session, &what, AdminClient.create_sds(request))?;
             object::print::<Servers>(tool, &session, &name).await
         }
+        Verb::Rename { name, new_name } => {
+            object::rename::<Servers>(tool, &session, RenameKind::Sds, &name, &new_name).await
+        }
         Verb::Remove { name, confirm } => object::remove::<Servers>(&session, &name, confirm).await,
     }
 }
@@ -98,8 +108,9 @@ impl Kind for Servers {
     async fn records(session: &Session, what: &str, request: ListRequest) -> Result<Vec<Record>, Failure> {
         let fresh = freshness(&request);
         let domains = Names::domains(session, fresh).await?;
+        let sets = Names::fault_sets(session, fresh).await?;
         let reply = ask!(session, what, fresh, AdminClient.list_sds(request))?;
-        Ok(reply.sds.iter().map(|row| record(row, &domains)).collect())
+        Ok(reply.sds.iter().map(|row| record(row, &domains, &sets)).collect())
     }
 
     async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
@@ -107,7 +118,7 @@ impl Kind for Servers {
     }
 }
 
-fn record(row: &SdsRow, domains: &Names) -> Record {
+fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
     let sds = row.sds.clone().unwrap_or_default();
     let addresses = sds.addresses.unwrap_or_default();
     Record::new(&sds.name)
@@ -115,7 +126,8 @@ fn record(row: &SdsRow, domains: &Names) -> Record {
         .wide("id", "ID", sds.id)
         .column("status", "STATUS", &row.status)
         .column("domain", "DOMAIN", domains.of(sds.domain_id))
-        .wide("fault_set_id", "FAULT SET", sds.fault_set_id)
+        .wide("fault_set", "FAULT SET", Some(sds.fault_set_id).filter(|id| *id != 0).map(|id| sets.of(id)))
+        .hidden("fault_set_id", sds.fault_set_id)
         .hidden("alive", sds.alive)
         .column("data_address", "DATA", addresses.data)
         .wide("control_address", "CONTROL", addresses.control)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::{
-    ids::{DeviceId, FaultSetId, Revision, SdsId},
+    ids::{DeviceId, FaultSetId, PoolId, Revision, SdsId},
     pb,
 };
 
@@ -68,6 +68,7 @@ pub(crate) fn device(device: &Device) -> pb::Device {
         capacity_bytes: device.capacity.get(),
         path: device.path.clone(),
         alive: device.alive,
+        pool_id: device.pool.map_or(0, PoolId::get),
     }
 }
 

@@ -86,8 +86,12 @@ impl Api {
             let generation = state.cluster()?.generation.get();
             let count = |registration: &Option<Registration>| registration.as_ref().map_or(0, |r| r.count);
             let known = match kind {
-                ComponentKind::Sds => state.sds_by_name(name).map(|sds| (sds.id.get(), count(&sds.registration))),
-                ComponentKind::Sdc => state.sdc_by_name(name).map(|sdc| (sdc.id.get(), count(&sdc.registration))),
+                ComponentKind::Sds => {
+                    state.sds_registering_as(name).map(|sds| (sds.id.get(), count(&sds.registration)))
+                }
+                ComponentKind::Sdc => {
+                    state.sdc_registering_as(name).map(|sdc| (sdc.id.get(), count(&sdc.registration)))
+                }
                 ComponentKind::Mdm | ComponentKind::Mgmt | ComponentKind::Unspecified => None,
             };
             Some((generation, known))

@@ -166,6 +166,7 @@ fn limits_of(state: &State) -> Vec<pb::Limit> {
     let mut limits = vec![
         whole("domains", usage.domains, max::MAX_DOMAINS),
         whole("pools", usage.pools, max::MAX_POOLS),
+        whole("fault sets", usage.fault_sets, max::MAX_FAULT_SETS),
         whole("sds", usage.sds, max::MAX_SDS),
         whole("devices", usage.devices, max::MAX_DEVICES),
         whole("sdc", usage.sdcs, max::MAX_SDCS),

@@ -20,6 +20,7 @@ mod membership;
 mod placement;
 mod sessions;
 mod tokens;
+mod topology;
 
 pub use context::Api;
 pub use map::MapFeed;
@@ -28,7 +29,7 @@ use map::MapService;
 use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
     insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
-    sessions_server::SessionsServer, tokens_server::TokensServer,
+    sessions_server::SessionsServer, tokens_server::TokensServer, topology_server::TopologyServer,
 };
 use tonic::service::{Routes, RoutesBuilder};
 
@@ -58,6 +59,7 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         PlacementServer,
         TokensServer,
         AdminServer,
+        TopologyServer,
         InsightServer,
         ClusterServer
     );

@@ -4,10 +4,11 @@
 //! capacity as far as that allows, to within one copy; primaries spread evenly; little more moves than has to when
 //! devices come and go; the same input gives the same output.
 //!
-//! Reading order: `place` (from nothing), `quota` (whose share is what), `rebalance` (from what is there), `balance`
-//! (who is primary).
+//! Reading order: `place` (from nothing), `quota` (whose share is what), `rebalance` (from what is there), `plan` (that,
+//! with what it is good for), `balance` (who is primary).
 
 mod balance;
+mod plan;
 mod quota;
 mod rebalance;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 
 use pflex_proto::ids::{ByteCount, DeviceId, FaultSetId, PoolId, SdsId};
 
+pub use plan::{Plan, plan};
 pub use rebalance::{Move, rebalance};
 
 /// What fails together: the unit no two copies of a group share.

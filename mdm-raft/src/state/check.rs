@@ -57,6 +57,7 @@ impl State {
         for (table, rows, names) in [
             ("domains", self.domains.len(), self.names.domains.len()),
             ("pools", self.pools.len(), self.names.pools.len()),
+            ("fault sets", self.fault_sets.len(), self.names.fault_sets.len()),
             ("SDSs", self.sds.len(), self.names.sds.len()),
             ("SDCs", self.sdcs.len(), self.names.sdcs.len()),
             ("volumes", self.volumes.len(), self.names.volumes.len()),
@@ -71,13 +72,22 @@ impl State {
         for pool in self.pools.values() {
             hold!(self.domains.contains(pool.domain), "pool {} is in no domain", pool.name);
         }
+        for set in self.fault_sets.values() {
+            hold!(self.domains.contains(set.domain), "fault set {} is in no domain", set.name);
+        }
         for sds in self.sds.values() {
+            let formerly = self.sds_formerly(&sds.name);
+            hold!(formerly.is_none(), "sds {} has the name that another answers to until it restarts", sds.name);
             hold!(self.domains.contains(sds.domain), "sds {} is in no domain", sds.name);
             if let Some(set) = sds.fault_set {
                 let set = self.fault_sets.get(set);
                 hold!(set.is_some_and(|set| set.domain == sds.domain), "sds {} is in a strange fault set", sds.name);
             }
             hold!(!sds.alive || sds.registration.is_some(), "sds {} is alive and was never seen", sds.name);
+        }
+        for sdc in self.sdcs.values() {
+            let formerly = self.sdc_formerly(&sdc.name);
+            hold!(formerly.is_none(), "sdc {} has the name that another answers to until it restarts", sdc.name);
         }
         for device in self.devices.values() {
             let Some(sds) = self.sds.get(device.sds) else {

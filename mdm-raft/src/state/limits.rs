@@ -6,6 +6,8 @@
 pub const MAX_DOMAINS: usize = 1_024;
 /// Pools.
 pub const MAX_POOLS: usize = 4_096;
+/// Fault sets: one for each SDS at most.
+pub const MAX_FAULT_SETS: usize = 2_048;
 /// SDSs.
 pub const MAX_SDS: usize = 2_048;
 /// Devices, eight per SDS.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pflex_proto::ids::{DeviceId, DeviceUuid, DomainId, PoolId, SdcId, SdsId, VolumeId};
+use pflex_proto::ids::{DeviceId, DeviceUuid, DomainId, FaultSetId, PoolId, SdcId, SdsId, VolumeId};
 
 use super::State;
 
@@ -11,6 +11,7 @@ use super::State;
 pub(super) struct Names {
     pub(super) domains: BTreeMap<String, DomainId>,
     pub(super) pools: BTreeMap<String, PoolId>,
+    pub(super) fault_sets: BTreeMap<String, FaultSetId>,
     pub(super) sds: BTreeMap<String, SdsId>,
     pub(super) sdcs: BTreeMap<String, SdcId>,
     pub(super) volumes: BTreeMap<String, VolumeId>,
@@ -23,6 +24,7 @@ impl Names {
         Self {
             domains: state.domains.values().map(|row| (row.name.clone(), row.id)).collect(),
             pools: state.pools.values().map(|row| (row.name.clone(), row.id)).collect(),
+            fault_sets: state.fault_sets.values().map(|row| (row.name.clone(), row.id)).collect(),
             sds: state.sds.values().map(|row| (row.name.clone(), row.id)).collect(),
             sdcs: state.sdcs.values().map(|row| (row.name.clone(), row.id)).collect(),
             volumes: state.volumes.values().map(|row| (row.name.clone(), row.id)).collect(),
@@ -49,7 +51,7 @@ impl State {
                 }
             )*};
         }
-        follow!(domains by name, pools by name, sds by name, sdcs by name, volumes by name);
+        follow!(domains by name, pools by name, fault_sets by name, sds by name, sdcs by name, volumes by name);
         follow!(devices by uuid);
     }
 }

@@ -14,6 +14,7 @@ use super::{
         Component, Device, Domain, Event, FaultSet, Health, IoToken, Mapping, Node, Pg, Pool, Sdc, Sds, Secret, Volume,
     },
 };
+use crate::placement::Candidate;
 
 /// How a placement group is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +57,7 @@ impl PoolUsage {
 pub struct Usage {
     pub domains: usize,
     pub pools: usize,
+    pub fault_sets: usize,
     pub sds: usize,
     pub devices: usize,
     pub sdcs: usize,
@@ -89,6 +91,7 @@ impl State {
     lookups! {
         domain, domain_by_name, all_domains: Domain by DomainId in domains;
         pool, pool_by_name, all_pools: Pool by PoolId in pools;
+        fault_set, fault_set_by_name, all_fault_sets: FaultSet by FaultSetId in fault_sets;
         sds, sds_by_name, all_sds: Sds by SdsId in sds;
         sdc, sdc_by_name, all_sdcs: Sdc by SdcId in sdcs;
         volume, volume_by_name, all_volumes: Volume by VolumeId in volumes;
@@ -99,6 +102,7 @@ impl State {
         Usage {
             domains: self.domains.len(),
             pools: self.pools.len(),
+            fault_sets: self.fault_sets.len(),
             sds: self.sds.len(),
             devices: self.devices.len(),
             sdcs: self.sdcs.len(),
@@ -125,9 +129,28 @@ impl State {
         self.devices.values().filter(move |device| device.sds == sds)
     }
 
-    /// The fault set with this id.
-    pub fn fault_set(&self, id: FaultSetId) -> Option<&FaultSet> {
-        self.fault_sets.get(id)
+    /// The SDSs of a fault set.
+    pub fn sds_in(&self, set: FaultSetId) -> impl Iterator<Item = &Sds> {
+        self.sds.values().filter(move |sds| sds.fault_set == Some(set))
+    }
+
+    /// The SDS whose process says this name when it registers: the one that has it, or the one that had it when its
+    /// process last registered.
+    pub fn sds_registering_as(&self, name: &str) -> Option<&Sds> {
+        self.sds_by_name(name).or_else(|| self.sds_formerly(name))
+    }
+
+    /// As of an SDS.
+    pub fn sdc_registering_as(&self, name: &str) -> Option<&Sdc> {
+        self.sdc_by_name(name).or_else(|| self.sdc_formerly(name))
+    }
+
+    pub(super) fn sds_formerly(&self, name: &str) -> Option<&Sds> {
+        self.sds.values().find(|sds| sds.former_name.as_deref() == Some(name))
+    }
+
+    pub(super) fn sdc_formerly(&self, name: &str) -> Option<&Sdc> {
+        self.sdcs.values().find(|sdc| sdc.former_name.as_deref() == Some(name))
     }
 
     /// Registered MDMs and consoles.
@@ -138,6 +161,16 @@ impl State {
     /// The last status transition of a component.
     pub fn health_of(&self, component: Component) -> Option<&Health> {
         self.health.get(component)
+    }
+
+    /// The devices that may hold copies of a pool's groups: its own that are in service.
+    pub fn candidates(&self, pool: PoolId) -> Vec<Candidate> {
+        let devices = self.devices.values().filter(|device| device.pool == Some(pool) && device.alive);
+        let candidate = |device: &Device| {
+            let domain = self.sds.get(device.sds)?.fault_domain();
+            Some(Candidate { device: device.id, domain, capacity: device.capacity })
+        };
+        devices.filter_map(candidate).collect()
     }
 
     /// A placement group; none while its pool has too few devices.

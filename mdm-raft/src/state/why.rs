@@ -73,6 +73,13 @@ impl State {
                 causes: self.pools.values().filter(|p| p.domain == domain.id).map(|p| self.pool_cause(p)).collect(),
             }));
         }
+        if asks("fault-set") {
+            found.extend(self.fault_set_by_name(name).map(|set| Explanation {
+                object: format!("fault-set {name}"),
+                state: if self.sds_in(set.id).next().is_some() { "in use" } else { "empty" }.to_owned(),
+                causes: self.sds_in(set.id).map(|sds| self.sds_cause(sds)).collect(),
+            }));
+        }
         if noun == Some("device")
             && let Some(device) = name.parse().ok().and_then(|id| self.device(DeviceId(id)))
         {

@@ -14,4 +14,5 @@ mod registration;
 mod revocation;
 mod sds;
 mod secrets;
+mod topology;
 mod watch;

@@ -19,14 +19,14 @@ const DEFAULT_PGS: u32 = 64;
 
 impl Api {
     /// Creates an object and returns its id; an existing one's when the caller allows that.
-    async fn create(&self, request: Option<RequestId>, body: Body) -> Result<u64, Status> {
+    pub(super) async fn create(&self, request: Option<RequestId>, body: Body) -> Result<u64, Status> {
         match self.propose_once(request, body).await? {
             (_, Answer::Created(created)) => Ok(created.id),
             _ => Err(error::odd_answer()),
         }
     }
 
-    async fn delete(
+    pub(super) async fn delete(
         &self,
         request: pb::DeleteRequest,
         kind: proto::Object,

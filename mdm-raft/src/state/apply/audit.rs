@@ -84,7 +84,7 @@ impl State {
         let (degraded, unavailable) = (count(PgState::Degraded), count(PgState::Unavailable));
         let moved =
             changed.iter().filter(|(before, now)| before.is_some_and(|b| b.config.primary != now.config.primary));
-        let mut parts = vec![format!("{} placement groups in a new configuration", changed.len())];
+        let mut parts = vec![format!("{} in a new configuration", counted(changed.len(), "placement group"))];
         for (count, what) in
             [(moved.count(), "with another primary"), (degraded, "degraded"), (unavailable, "unavailable")]
         {
@@ -107,10 +107,16 @@ impl State {
             }
             Body::BootstrapCluster(_) => Deed::new("cluster.bootstrap", "cluster", "got its identity and first secret"),
             Body::RegisterComponent(register) => {
-                let object = format!("{} {}", kind_word(register.kind()), register.name);
+                // By its present name, which its process may not know yet.
+                let name = match register.kind() {
+                    proto::Kind::Sds => self.sds_registering_as(&register.name).map(|sds| sds.name.as_str()),
+                    proto::Kind::Sdc => self.sdc_registering_as(&register.name).map(|sdc| sdc.name.as_str()),
+                    proto::Kind::Mdm | proto::Kind::Mgmt | proto::Kind::Unspecified => None,
+                };
+                let object = format!("{} {}", kind_word(register.kind()), name.unwrap_or(&register.name));
                 let devices = match register.devices.len() {
                     0 => String::new(),
-                    n => format!(" with {n} devices"),
+                    n => format!(" with {}", counted(n, "device")),
                 };
                 let what = format!("started, version {}{devices}", register.version);
                 Deed::new("component.register", object.clone(), what).by(object)
@@ -134,7 +140,20 @@ impl State {
                 let what = format!("created with {} copies", create.copies);
                 Deed::new("pool.create", format!("pool {}", create.name), what)
             }
-            Body::CreateSds(create) => Deed::new("sds.create", format!("sds {}", create.name), "created"),
+            Body::CreateSds(create) => {
+                let set = match create.fault_set.as_str() {
+                    "" => String::new(),
+                    set => format!(" in fault set {set}"),
+                };
+                Deed::new("sds.create", format!("sds {}", create.name), format!("created{set}"))
+            }
+            Body::CreateFaultSet(create) => {
+                Deed::new("fault-set.create", format!("fault-set {}", create.name), "created")
+            }
+            Body::AssignDevice(assign) => {
+                let what = format!("given to pool {}", assign.pool);
+                Deed::new("device.assign", format!("device {}", assign.device_id), what)
+            }
             Body::CreateSdc(create) => Deed::new("sdc.create", format!("sdc {}", create.name), "created"),
             Body::Delete(delete) => {
                 let (kind, word) = match delete.kind() {
@@ -143,6 +162,7 @@ impl State {
                     proto::Object::Sds => ("sds.delete", "sds"),
                     proto::Object::Sdc => ("sdc.delete", "sdc"),
                     proto::Object::Volume => ("volume.delete", "volume"),
+                    proto::Object::FaultSet => ("fault-set.delete", "fault-set"),
                     proto::Object::Device | proto::Object::Unspecified => ("object.delete", "object"),
                 };
                 Deed::new(kind, format!("{word} {}", delete.name), "deleted")
@@ -151,6 +171,7 @@ impl State {
                 let (kind, word) = match rename.kind() {
                     proto::Object::Volume => ("volume.rename", "volume"),
                     proto::Object::Pool => ("pool.rename", "pool"),
+                    proto::Object::FaultSet => ("fault-set.rename", "fault-set"),
                     proto::Object::Domain => ("domain.rename", "domain"),
                     proto::Object::Sds => ("sds.rename", "sds"),
                     proto::Object::Sdc => ("sdc.rename", "sdc"),
@@ -221,14 +242,15 @@ impl State {
             left.extend(before.config.in_sync.iter().map(|m| m.device).filter(|device| !has(now, *device)));
             joined.extend(now.config.in_sync.iter().map(|m| m.device).filter(|device| !has(before, *device)));
         }
-        let list = |devices: BTreeSet<_>| devices.iter().map(ToString::to_string).collect::<Vec<String>>().join(", ");
+        let copies = |devices: BTreeSet<pflex_proto::ids::DeviceId>| {
+            let list = devices.iter().map(ToString::to_string).collect::<Vec<String>>().join(", ");
+            if devices.len() == 1 { format!("copies on device {list}") } else { format!("copies on devices {list}") }
+        };
         match (left.is_empty(), joined.is_empty()) {
             (true, true) => "as a primary changed the placement groups it serves".to_owned(),
-            (false, true) => format!("as a primary dropped copies on devices {}", list(left)),
-            (true, false) => format!("as a primary took in synced copies on devices {}", list(joined)),
-            (false, false) => {
-                format!("as a primary dropped copies on devices {} and took in {}", list(left), list(joined))
-            }
+            (false, true) => format!("as a primary dropped {}", copies(left)),
+            (true, false) => format!("as a primary took in synced {}", copies(joined)),
+            (false, false) => format!("as a primary dropped {} and took in {}", copies(left), copies(joined)),
         }
     }
 
@@ -244,6 +266,11 @@ impl State {
         };
         name.unwrap_or_else(|| format!("#{id}"))
     }
+}
+
+/// `1 device`, `2 devices`.
+fn counted(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
 const fn kind_word(kind: proto::Kind) -> &'static str {

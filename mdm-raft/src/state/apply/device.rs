@@ -61,7 +61,8 @@ impl State {
             capacity: ByteCount(raw.capacity_bytes),
             path: validate::text(&object, "path", &raw.path)?,
             empty: raw.empty,
-            pool: self.pool_for_device(domain, &raw.pool)?,
+            // Only a new device asks for a pool: the name in a file may be that of a pool that was renamed since.
+            pool: if known.is_some() { None } else { self.pool_for_device(domain, &raw.pool)? },
         })
     }
 
@@ -157,12 +158,65 @@ impl State {
         if !self.devices.contains(id) {
             return Err(Refusal::new(ErrorCode::NotFound, object, "there is no device of this id"));
         }
-        if let Some(pg) = self.pgs.values().find(|pg| pg.replicas.contains(&id)) {
-            let what = format!("placement group {} keeps a copy on it", pg.id);
-            return Err(Refusal::new(ErrorCode::InUse, object, what));
+        if !self.leave_pool(id) {
+            return Err(self.holds_copies(id));
         }
         self.devices.remove(id);
         done(id.get())
+    }
+
+    /// Gives a device without copies to a pool. It gets copies there as any new device does.
+    pub(super) fn assign_device(&mut self, assign: &proto::AssignDevice) -> Effect {
+        let id = DeviceId(assign.device_id);
+        let object = format!("device {id}");
+        let Some(device) = self.devices.get(id) else {
+            return Err(Refusal::new(ErrorCode::NotFound, object, "there is no device of this id"));
+        };
+        let (before, domain) = (device.pool, self.sds.get(device.sds).map(|sds| sds.domain));
+        let pool = self.named_pool(&assign.pool)?;
+        if Some(pool.domain) != domain {
+            return Err(invalid(object, format!("pool {} is in another domain than its SDS", pool.name)));
+        }
+        let pool = pool.id;
+        if before == Some(pool) {
+            return done(id.get());
+        }
+        if !self.leave_pool(id) {
+            return Err(self.holds_copies(id));
+        }
+        self.devices.update(id, |device| device.pool = Some(pool));
+        self.place_pool(pool);
+        done(id.get())
+    }
+
+    /// Takes a device out of its pool, unless copies would be lost: then nothing changes and this is `false`. A pool
+    /// that never held anything is placed anew without it, if the others suffice.
+    fn leave_pool(&mut self, id: DeviceId) -> bool {
+        let holds = |state: &Self| state.pgs.values().any(|pg| pg.replicas.contains(&id));
+        let Some(pool) = self.devices.get(id).and_then(|device| device.pool) else { return !holds(self) };
+        self.devices.update(id, |device| device.pool = None);
+        if holds(self) {
+            self.place_pool(pool);
+        }
+        if holds(self) {
+            self.devices.update(id, |device| device.pool = Some(pool));
+            return false;
+        }
+        true
+    }
+
+    /// Why a device cannot go.
+    fn holds_copies(&self, id: DeviceId) -> Refusal {
+        let mut groups = self.pgs.values().filter(|pg| pg.replicas.contains(&id));
+        let first = groups.next().map_or_else(String::new, |pg| pg.id.to_string());
+        let pool = self.devices.get(id).and_then(|device| self.pools.get(device.pool?));
+        let pool = pool.map_or_else(String::new, |pool| pool.name.clone());
+        let what = match groups.count() {
+            0 => format!("placement group {first} of pool {pool} keeps a copy on it"),
+            more => format!("placement group {first} of pool {pool} and {more} more keep copies on it"),
+        };
+        let what = format!("{what}; moving them to other devices is not carried out yet");
+        Refusal::new(ErrorCode::InUse, format!("device {id}"), what)
     }
 }
 

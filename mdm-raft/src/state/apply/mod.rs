@@ -3,8 +3,10 @@
 mod audit;
 mod cluster;
 mod device;
+mod fault_set;
 mod pg;
 mod register;
+mod rename;
 mod secret;
 mod session;
 mod settings;
@@ -135,6 +137,8 @@ impl State {
             Body::Delete(delete) => self.delete(delete),
             Body::Rename(rename) => self.rename(rename),
             Body::RemoveDevice(remove) => self.remove_device(remove),
+            Body::CreateFaultSet(create) => self.create_fault_set(create),
+            Body::AssignDevice(assign) => self.assign_device(assign),
             Body::CreateVolume(create) => self.create_volume(context, create),
             Body::ResizeVolume(resize) => self.resize_volume(resize),
             Body::MapVolume(map) => self.map_volume(map),

@@ -12,7 +12,7 @@ use pflex_proto::ids::{
 use super::{Context, Effect, Refusal, done, validate};
 use crate::{
     command::{Answer, ErrorCode, proto},
-    placement::{self, Candidate},
+    placement,
     state::{
         State,
         limits::MAX_BATCH,
@@ -117,15 +117,7 @@ impl State {
         if pool.used || self.is_recovering() {
             return;
         }
-        let candidates: Vec<Candidate> = self
-            .devices
-            .values()
-            .filter(|device| device.pool == Some(id) && device.alive)
-            .filter_map(|device| {
-                let domain = self.sds.get(device.sds)?.fault_domain();
-                Some(Candidate { device: device.id, domain, capacity: device.capacity })
-            })
-            .collect();
+        let candidates = self.candidates(id);
         let Some(groups) = placement::place(id, pool.pg_count, pool.copies as usize, &candidates) else { return };
         for (index, replicas) in (0..).map(PgIndex).zip(groups) {
             let in_sync: Vec<Member> = replicas.iter().filter_map(|device| self.present_life(*device)).collect();

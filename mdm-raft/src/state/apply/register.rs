@@ -45,7 +45,7 @@ impl State {
         registration: Registration,
         command: &proto::RegisterComponent,
     ) -> Effect {
-        let sds = self.sds_by_name(name).ok_or_else(|| not_found("sds", name))?;
+        let sds = self.sds_registering_as(name).ok_or_else(|| not_found("sds", name))?;
         let (id, domain, previous) = (sds.id, sds.domain, sds.registration.clone());
         if command.devices.len() > MAX_DEVICES_PER_SDS {
             return Err(validate::limit(format!("sds {name}"), MAX_DEVICES_PER_SDS, "devices of one SDS"));
@@ -67,6 +67,10 @@ impl State {
         self.sds.update(id, |sds| {
             sds.registration = Some(registration);
             sds.alive = true;
+            // It knows its new name: the old one is free.
+            if sds.name == name {
+                sds.former_name = None;
+            }
         });
         let device_ids = self.open_devices(id, &opened);
         self.note_status(context, component, Status::Active, "registered".to_owned());
@@ -79,12 +83,17 @@ impl State {
 
     /// The newest process owns the SDC: tokens go to no other one (S9).
     fn register_sdc(&mut self, context: Context, name: &str, registration: Registration) -> Effect {
-        let sdc = self.sdc_by_name(name).ok_or_else(|| not_found("sdc", name))?;
+        let sdc = self.sdc_registering_as(name).ok_or_else(|| not_found("sdc", name))?;
         let (id, previous) = (sdc.id, sdc.registration.clone());
         let component = Component { kind: Kind::Sdc, id: id.get() };
         let registration = self.note_registration(component, previous.as_ref(), registration);
         let registrations = registration.count;
-        self.sdcs.update(id, |sdc| sdc.registration = Some(registration));
+        self.sdcs.update(id, |sdc| {
+            sdc.registration = Some(registration);
+            if sdc.name == name {
+                sdc.former_name = None;
+            }
+        });
         self.note_status(context, component, Status::Active, "registered".to_owned());
         Ok(Answer::Registered(proto::Registered { id: id.get(), device_ids: Vec::new(), registrations }))
     }

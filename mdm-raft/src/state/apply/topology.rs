@@ -1,18 +1,18 @@
-//! Creating, renaming and deleting domains, pools, SDSs and SDCs. Deleting is refused while anything uses the object.
+//! Creating and deleting domains, pools, SDSs and SDCs. Deleting is refused while anything uses the object.
 
-use pflex_proto::ids::{DeviceId, DomainId, FaultSetId, PgId};
+use pflex_proto::ids::{DeviceId, PgId};
 
-use super::{Effect, Refusal, created, done, validate};
+use super::{Effect, Refusal, created, done, rename, validate};
 use crate::{
     command::{ErrorCode, proto},
     state::{
         State,
         limits::{MAX_COPIES, MAX_DOMAINS, MAX_PGS_PER_POOL, MAX_POOLS, MAX_SDCS, MAX_SDS},
-        model::{Component, Domain, FaultSet, Kind, Pool, Sdc, Sds, WritePolicy},
+        model::{Component, Domain, Kind, Pool, Sdc, Sds, WritePolicy},
     },
 };
 
-fn in_use(kind: &str, name: &str, what: impl Into<String>) -> Refusal {
+pub(super) fn in_use(kind: &str, name: &str, what: impl Into<String>) -> Refusal {
     Refusal::new(ErrorCode::InUse, format!("{kind} {name}"), what)
 }
 
@@ -102,34 +102,23 @@ impl State {
                 Err(validate::exists("sds", &name))
             };
         }
+        if let Some(sds) = self.sds_formerly(&name) {
+            return Err(rename::reserved("sds", &name, &sds.name));
+        }
         let domain = self.domain_or_only(&create.domain)?.id;
         if self.sds.len() >= MAX_SDS {
             return Err(validate::limit(format!("sds {name}"), MAX_SDS, "SDSs"));
         }
         let fault_set = match create.fault_set.as_str() {
             "" => None,
-            set => Some(self.fault_set_named(domain, &validate::name("fault-set", set)?)),
+            set => Some(self.fault_set_or_new(domain, set)?),
         };
         let id = self.take_id(|counters| {
             counters.sds = counters.sds.next();
             counters.sds
         });
-        self.sds.put(Sds { id, name, domain, fault_set, registration: None, alive: false });
+        self.sds.put(Sds { id, name, domain, fault_set, registration: None, alive: false, former_name: None });
         created(id.get(), false)
-    }
-
-    /// The fault set of this name, made when it is new.
-    fn fault_set_named(&mut self, domain: DomainId, name: &str) -> FaultSetId {
-        let known = self.fault_sets.values().find(|set| set.domain == domain && set.name == name);
-        if let Some(set) = known {
-            return set.id;
-        }
-        let id = self.take_id(|counters| {
-            counters.fault_set = counters.fault_set.next();
-            counters.fault_set
-        });
-        self.fault_sets.put(FaultSet { id, domain, name: name.to_owned() });
-        id
     }
 
     pub(super) fn create_sdc(&mut self, create: &proto::CreateSdc) -> Effect {
@@ -141,6 +130,9 @@ impl State {
                 Err(validate::exists("sdc", &name))
             };
         }
+        if let Some(sdc) = self.sdc_formerly(&name) {
+            return Err(rename::reserved("sdc", &name, &sdc.name));
+        }
         if self.sdcs.len() >= MAX_SDCS {
             return Err(validate::limit(format!("sdc {name}"), MAX_SDCS, "SDCs"));
         }
@@ -148,7 +140,7 @@ impl State {
             counters.sdc = counters.sdc.next();
             counters.sdc
         });
-        self.sdcs.put(Sdc { id, name, registration: None, approved: true });
+        self.sdcs.put(Sdc { id, name, registration: None, approved: true, former_name: None });
         created(id.get(), false)
     }
 
@@ -160,6 +152,7 @@ impl State {
             Ok(proto::Object::Sds) => self.delete_sds(name),
             Ok(proto::Object::Sdc) => self.delete_sdc(name),
             Ok(proto::Object::Volume) => self.delete_volume(name),
+            Ok(proto::Object::FaultSet) => self.delete_fault_set(name),
             Ok(proto::Object::Device | proto::Object::Unspecified) | Err(_) => {
                 Err(validate::invalid(name, format!("kind {} is not deleted by name", delete.kind)))
             }
@@ -173,6 +166,9 @@ impl State {
         }
         if let Some(sds) = self.sds.values().find(|sds| sds.domain == id) {
             return Err(in_use("domain", name, format!("sds {} is in it", sds.name)));
+        }
+        if let Some(set) = self.fault_sets.values().find(|set| set.domain == id) {
+            return Err(in_use("domain", name, format!("fault set {} is in it; delete it first", set.name)));
         }
         self.domains.remove(id);
         done(id.get())
@@ -197,14 +193,11 @@ impl State {
     }
 
     fn delete_sds(&mut self, name: &str) -> Effect {
-        let (id, fault_set) = self.named_sds(name).map(|sds| (sds.id, sds.fault_set))?;
+        let id = self.named_sds(name)?.id;
         if let Some(device) = self.devices_of(id).next() {
             return Err(in_use("sds", name, format!("it has device {} ({}); remove it first", device.id, device.path)));
         }
         self.sds.remove(id);
-        if let Some(set) = fault_set.filter(|set| !self.sds.values().any(|sds| sds.fault_set == Some(*set))) {
-            self.fault_sets.remove(set);
-        }
         self.forget_component(Component { kind: Kind::Sds, id: id.get() });
         done(id.get())
     }
@@ -230,30 +223,6 @@ impl State {
             .collect();
         for key in history {
             self.history.remove(key);
-        }
-    }
-
-    pub(super) fn rename(&mut self, rename: &proto::Rename) -> Effect {
-        let old = rename.name.as_str();
-        /// Finds, checks that the new name is free (or its own), and renames.
-        macro_rules! rename {
-            ($table:ident, $named:ident, $by_name:ident, $kind:literal) => {{
-                let id = self.$named(old)?.id;
-                let name = validate::name($kind, &rename.new_name)?;
-                if self.$by_name(&name).is_some_and(|other| other.id != id) {
-                    return Err(validate::exists($kind, &name));
-                }
-                self.$table.update(id, |row| row.name = name);
-                done(id.get())
-            }};
-        }
-        match proto::Object::try_from(rename.kind) {
-            Ok(proto::Object::Domain) => rename!(domains, named_domain, domain_by_name, "domain"),
-            Ok(proto::Object::Pool) => rename!(pools, named_pool, pool_by_name, "pool"),
-            Ok(proto::Object::Volume) => rename!(volumes, named_volume, volume_by_name, "volume"),
-            // An SDS or SDC says its name when it registers: renaming it here alone would lock it out.
-            Ok(proto::Object::Sds | proto::Object::Sdc | proto::Object::Device | proto::Object::Unspecified)
-            | Err(_) => Err(validate::invalid(old, format!("kind {} cannot be renamed", rename.kind))),
         }
     }
 }

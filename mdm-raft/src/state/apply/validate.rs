@@ -8,7 +8,7 @@ use crate::{
     state::{
         State,
         limits::{MAX_NAME_BYTES, MAX_TEXT_BYTES},
-        model::{Access, Addresses, Domain, Kind, Pool, Sdc, Sds, TokenMode, Volume, WritePolicy},
+        model::{Access, Addresses, Domain, FaultSet, Kind, Pool, Sdc, Sds, TokenMode, Volume, WritePolicy},
     },
 };
 
@@ -132,6 +132,7 @@ impl State {
     named! {
         named_domain, domain_by_name, "domain": Domain;
         named_pool, pool_by_name, "pool": Pool;
+        named_fault_set, fault_set_by_name, "fault-set": FaultSet;
         named_sds, sds_by_name, "sds": Sds;
         named_sdc, sdc_by_name, "sdc": Sdc;
         named_volume, volume_by_name, "volume": Volume;

@@ -16,14 +16,14 @@ pub struct Domain {
     pub name: String,
 }
 
-/// SDSs that fail together. Comes with the first SDS that names it and goes with the last.
+/// SDSs that fail together. Made by its own command or by the first SDS that names it; stays until it is deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FaultSet {
     /// Its id.
     pub id: FaultSetId,
     /// Where it is.
     pub domain: DomainId,
-    /// Unique in the domain.
+    /// Unique in the cluster.
     pub name: String,
 }
 
@@ -106,6 +106,9 @@ pub struct Sds {
     pub registration: Option<Registration>,
     /// The liveness verdict on that process.
     pub alive: bool,
+    /// What it was called when its process registered last, if it was renamed since: that process knows no other name,
+    /// so nobody else may have it.
+    pub former_name: Option<String>,
 }
 
 impl Sds {
@@ -152,4 +155,6 @@ pub struct Sdc {
     pub registration: Option<Registration>,
     /// May get tokens.
     pub approved: bool,
+    /// As of an SDS.
+    pub former_name: Option<String>,
 }

@@ -141,6 +141,7 @@ impl Row for Sds {
             fault_set: self.fault_set.map_or(0, FaultSetId::get),
             registration: self.registration.as_ref().map(Into::into),
             alive: self.alive,
+            former_name: self.former_name.clone().unwrap_or_default(),
         })
     }
 
@@ -153,6 +154,7 @@ impl Row for Sds {
             fault_set: optional(row.fault_set),
             registration: registration(row.registration)?,
             alive: row.alive,
+            former_name: Some(row.former_name).filter(|name| !name.is_empty()),
         })
     }
 }
@@ -195,6 +197,7 @@ impl Row for Sdc {
             name: self.name.clone(),
             registration: self.registration.as_ref().map(Into::into),
             approved: self.approved,
+            former_name: self.former_name.clone().unwrap_or_default(),
         })
     }
 
@@ -205,6 +208,7 @@ impl Row for Sdc {
             name: row.name,
             registration: registration(row.registration)?,
             approved: row.approved,
+            former_name: Some(row.former_name).filter(|name| !name.is_empty()),
         })
     }
 }

@@ -8,6 +8,7 @@ mod registration;
 mod secrets;
 mod sessions;
 mod tokens;
+mod topology;
 mod volumes;
 mod why;
 mod world;

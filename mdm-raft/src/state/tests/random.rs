@@ -9,6 +9,7 @@ use pflex_proto::ids::{Epoch, PgId};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
+use super::topology::{assign, create_fault_set, rename};
 use super::world::{
     GIB, World, create_pool, create_sdc, create_volume, delete, lost, map, opened, register_sdc, returned, unmap,
 };
@@ -115,12 +116,18 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         15 => map(&name(rng, "v", 6), &name(rng, "c", 3)),
         16 => unmap(&name(rng, "v", 6), &name(rng, "c", 3)),
         17 => delete(proto::Object::Volume, &name(rng, "v", 6)),
-        18 => match rng.random_range(0..6_u32) {
+        18 => match rng.random_range(0..12_u32) {
             0 => delete(proto::Object::Pool, "p"),
             1 => delete(proto::Object::Sds, &name(rng, "s", 5)),
             2 => delete(proto::Object::Sdc, &name(rng, "c", 3)),
             3 => Body::RemoveDevice(proto::RemoveDevice { device_id: rng.random_range(1..=8) }),
             4 => create_pool("p", rng.random_range(1..=3), 8),
+            5 => create_fault_set(&name(rng, "rack", 2)),
+            6 => delete(proto::Object::FaultSet, &name(rng, "rack", 2)),
+            7 => rename(proto::Object::FaultSet, &name(rng, "rack", 2), &name(rng, "rack", 2)),
+            8 => rename(proto::Object::Sds, &name(rng, "s", 6), &name(rng, "s", 6)),
+            9 => rename(proto::Object::Sdc, &name(rng, "c", 3), &name(rng, "c", 3)),
+            10 => assign(rng.random_range(1..=8), "p"),
             _ => Body::Rename(proto::Rename {
                 kind: proto::Object::Volume.into(),
                 name: name(rng, "v", 6),
@@ -140,7 +147,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         }),
         _ => {
             let n = rng.random_range(1..=5_u32);
-            let fault_set = if n == 5 { "rack".into() } else { String::new() };
+            let fault_set = if n >= 4 { name(rng, "rack", 2) } else { String::new() };
             Body::CreateSds(proto::CreateSds { name: format!("s{n}"), fault_set, ..Default::default() })
         }
     }
