@@ -16,7 +16,7 @@ export PFLEX ?= $(abspath $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PR
 ARGS ?=
 PEER ?=
 
-.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench clean
+.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-mdm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,11 @@ acceptance: setup build ## kill things under load and measure the stalls; takes 
 
 bench: setup build ## six block jobs with fio; PEER="fio arguments" runs them beside another target
 	@scripts/bench.sh $(if $(PEER),--peer "$(PEER)") $(ARGS)
+
+bench-mdm: build ## the MDMs beside three etcd members: writes, reads, leader kills, 100,000 volumes, 2,560 components
+	@scripts/setup.sh peers
+	@cargo build --locked --profile $(PROFILE) --package pflex-bench
+	@scripts/bench-mdm.sh $(ARGS)
 
 clean: ## remove what was built here (the machine's RocksDB stays in the user's cache)
 	@echo "clean: removing $(TARGET_DIR)"

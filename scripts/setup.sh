@@ -2,7 +2,8 @@
 # Installs the Debian packages that are missing: with apt where we are root or sudo asks no password; otherwise it
 # names them and stops. Each is looked for by what it brings, not by its name, so a machine that has a tool from
 # elsewhere is left alone and a second run calls no apt at all.
-# usage: setup.sh build|all      build: to compile; all: also what the tests, the demo and the benchmark use
+# usage: setup.sh build|all|peers   build: to compile; all: also what the tests, the demo and the benchmark use; peers: also
+#                                   the systems that `make bench-mdm` measures beside ours
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -24,7 +25,7 @@ tool g++ g++
 tool strip binutils
 tool flock util-linux
 libclang
-if [ "${1:-all}" = all ]; then
+if [ "${1:-all}" != build ]; then
   tool jq jq
   tool fio fio
   tool mke2fs e2fsprogs
@@ -32,6 +33,10 @@ if [ "${1:-all}" = all ]; then
   tool nbdkit nbdkit
   tool qemu-img qemu-utils
   tool python3 python3
+fi
+if [ "${1:-all}" = peers ]; then
+  tool etcd etcd-server
+  tool etcdctl etcd-client
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

@@ -36,6 +36,23 @@ fn closed_port() -> u16 {
 }
 
 #[test]
+fn the_store_of_an_mdm_is_made_once() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let sample = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/mdm.toml")).unwrap();
+    let here = sample.replace("/var/lib/pflex/mdm1", &home.join("mdm1").display().to_string());
+    // Nobody answers there: the members of a new cluster do not run yet.
+    let (config, nowhere) = (home.join("mdm.toml"), format!("127.0.0.1:{}", closed_port()));
+    std::fs::write(&config, here.replace("10.0.0.", "127.0.0.").replace("127.0.0.1:8001", &nowhere)).unwrap();
+    let init = format!("cluster init --config {}", config.display());
+    let made = pflex(home, &format!("{init} -o json"));
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let row: serde_json::Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    assert_eq!(row["id"], 1);
+    refused(home, &init, 4, &["mdm1", "holds"]);
+}
+
+#[test]
 fn usage_errors_are_one_line_with_status_2() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();

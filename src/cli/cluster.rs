@@ -1,6 +1,8 @@
 //! `pflex cluster`: the MDM quorum.
 
 mod backup;
+mod init;
+mod mdm_file;
 mod members;
 mod restore;
 
@@ -42,6 +44,17 @@ pub(super) enum Verb {
     Status {
         #[command(flatten)]
         view: ViewArgs,
+    },
+    /// Make the empty store of one MDM of a new cluster; once on each of them, before its first start.
+    #[command(
+        after_help = "All MDMs of a new cluster have the same configuration but for their `id` and `dir` \
+        (deploy/mdm.toml).\n\n\
+        Example:\n  pflex cluster init --config /etc/pflex/mdm.toml && pflex mdm --config /etc/pflex/mdm.toml"
+    )]
+    Init {
+        /// The configuration of the MDM.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Hand leadership over.
     #[command(after_help = "Example:\n  pflex cluster transfer-leader 2")]
@@ -145,8 +158,15 @@ pub(super) enum Verb {
 }
 
 pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
+    // These know their MDMs from a configuration file: there is no cluster yet.
+    let verb = match verb {
+        Verb::Init { config } => return init::init(tool, &config).await,
+        Verb::Restore { file, config, dry_run } => return restore::restore(tool, &file, &config, dry_run).await,
+        other => other,
+    };
     let session = tool.session()?;
     match verb {
+        Verb::Init { .. } | Verb::Restore { .. } => unreachable!("handled above"),
         Verb::Status { view } => {
             view.repeat(async || {
                 let status = fetch(&session, view.freshness()).await?;
@@ -178,7 +198,6 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let record = Record::new(reply.last_index).column("last_index", "LAST INDEX", reply.last_index);
             tool.print(&Document::One(record.column("bytes", "BYTES", reply.bytes)))
         }
-        Verb::Restore { file, config, dry_run } => restore::restore(tool, &file, &config, dry_run).await,
         Verb::EndRecovery { force } => restore::end_recovery(tool, force).await,
         Verb::Backup { file } => backup::back_up(tool, &file).await,
         Verb::AddNode { id, addresses, dry_run } => members::run(tool, Change::add(id, &addresses), dry_run).await,

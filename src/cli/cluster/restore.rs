@@ -1,51 +1,37 @@
 //! `pflex cluster restore` and `end-recovery`: a cluster whose MDMs are lost begins again from a backup (rule S19).
 
-use std::{fs, path::Path, time::Duration};
+use std::path::Path;
 
-use pflex_common::net::Endpoint;
-use pflex_mdm::daemon::{self, MdmConfig, MdmConfigFile, RestoreError};
-use pflex_proto::pb::{ClusterStatusRequest, EndRecoveryRequest, cluster_client::ClusterClient};
-use toml::Table;
+use pflex_mdm::daemon::{self, RestoreError};
+use pflex_proto::pb::{EndRecoveryRequest, cluster_client::ClusterClient};
 
 use super::{
     Tool,
     backup::{check, record},
+    mdm_file::MdmFile,
 };
 use crate::{
     client::change,
-    error::{Exit, Failure, one_line},
+    error::{Exit, Failure},
     output::{Document, Record},
 };
-
-/// For one MDM of the old cluster to say that it has a leader.
-const ASK: Duration = Duration::from_secs(1);
 
 /// Makes the store of the MDM that `config` configures from `backup`.
 pub(super) async fn restore(tool: &Tool, backup: &Path, config: &Path, dry_run: bool) -> Result<(), Failure> {
     let what = format!("restore {}", backup.display());
-    let file = load(config)?;
-    let old: Vec<Endpoint> = match &file.join {
-        Some(join) => join.mdm.clone(),
-        None => file.members.iter().map(|member| member.api.clone()).collect(),
-    };
-    let refuse = |error: daemon::ConfigError| {
-        Failure::new(Exit::Usage, format!("configuration {}: {error}", config.display())).cause(error)
-    };
-    let resolved = MdmConfig::try_from(file).map_err(refuse)?;
+    let file = MdmFile::load(config)?;
     let checked = check(backup)?;
-    for mdm in &old {
-        if has_leader(mdm).await {
-            let why = format!("{what}: the cluster has a leader, says the MDM at {mdm}; nothing was changed");
-            return Err(Failure::new(Exit::Conflict, why).remedy(
-                "a restore is for a cluster whose MDMs are lost; replace a lost one with `cluster replace-node`",
-            ));
-        }
+    if let Some(mdm) = file.who_has_a_leader().await {
+        let why = format!("{what}: the cluster has a leader, says the MDM at {mdm}; nothing was changed");
+        return Err(Failure::new(Exit::Conflict, why).remedy(
+            "a restore is for a cluster whose MDMs are lost; replace a lost one with `cluster replace-node`",
+        ));
     }
     if dry_run {
         eprintln!("the backup is whole; a restore was not made");
         return tool.print(&Document::One(record(backup, &checked)));
     }
-    let restored = daemon::restore(&resolved, backup).map_err(|error| {
+    let restored = daemon::restore(&file.resolved, backup).map_err(|error| {
         let exit = match &error {
             RestoreError::Open { .. } => Exit::NotFound,
             RestoreError::Backup { .. } | RestoreError::OtherCluster { .. } | RestoreError::Store(_) => Exit::Conflict,
@@ -70,24 +56,4 @@ pub(super) async fn end_recovery(tool: &Tool, force: bool) -> Result<(), Failure
     change!(session, "end the recovery", ClusterClient.end_recovery(request))?;
     eprintln!("the recovery is over; placement groups may be served");
     Ok(())
-}
-
-/// The configuration as the daemon reads it; what is the command line's in it does not matter here.
-fn load(path: &Path) -> Result<MdmConfigFile, Failure> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| Failure::io(format!("read configuration {}", path.display()), error))?;
-    let refuse = |error: toml::de::Error| {
-        let why = format!("configuration {}: {}", path.display(), one_line(error.message()));
-        Failure::new(Exit::Usage, why)
-    };
-    let mut table: Table = text.parse().map_err(refuse)?;
-    table.remove("pid-file");
-    table.try_into().map_err(refuse)
-}
-
-async fn has_leader(mdm: &Endpoint) -> bool {
-    let mut client = ClusterClient::new(mdm.channel());
-    let asked = client.status(ClusterStatusRequest { stale: true });
-    let answer = tokio::time::timeout(ASK, asked).await;
-    answer.is_ok_and(|answer| answer.is_ok_and(|status| status.into_inner().leader != 0))
 }
