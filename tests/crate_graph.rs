@@ -19,6 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("pflex-sdc", &["pflex-proto", "pflex-common"]),
     ("pflex-mgmt", &["pflex-proto", "pflex-common"]),
     ("pflex", &["pflex-proto", "pflex-common", "pflex-mdm", "pflex-sds", "pflex-sdc", "pflex-mgmt"]),
+    ("pflex-bench", &["pflex-proto", "pflex-common"]),
     // It judges the product from outside: a checker that shares code with what it checks shares its bugs.
     ("pflex-jepsen", &[]),
 ];
