@@ -2,7 +2,7 @@
 //! daemon at each start: what an operator changes there stays changed.
 
 use pflex_common::{durable, net::Endpoint};
-use pflex_mdm::daemon::{MdmConfigFile, MemberFile};
+use pflex_mdm::daemon::{Limits, MdmConfigFile, MemberFile};
 use pflex_proto::ids::{MdmId, StoreUuid};
 use toml::{Table, Value};
 
@@ -47,6 +47,7 @@ pub(super) fn mdm(layout: &Layout, marker: &Marker, process: Process) -> MdmConf
         listen_raft: None,
         members: (0..).zip(&marker.stores).map(member).collect(),
         join: None,
+        limits: Limits::default(),
     }
 }
 

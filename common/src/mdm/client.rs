@@ -361,6 +361,8 @@ impl MdmClient {
         let waited = started.elapsed();
         match last {
             Some(last) if ambiguous => Err(MdmError::Unknown { waited, last }),
+            // The leader was there, and had too much to do.
+            Some(last) if status::reason(&last) == Some(Reason::Overloaded) => Err(MdmError::Refused(last)),
             last => Err(MdmError::NoLeader { members: self.member_list(), waited, last }),
         }
     }
@@ -499,6 +501,29 @@ mod tests {
         assert!(matches!(error, MdmError::Unknown { .. }), "{error:?}");
         let error = client.write(patience, |_, _| async { Ok(Response::new(())) }).await;
         assert!(matches!(error, Err(MdmError::NoLeader { .. })), "a new session is asked for: {error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_overloaded_leader_is_asked_again_after_its_pause_and_not_others() {
+        let client = client(&[1, 2]);
+        let leader = Endpoint::new("127.0.0.1", 2);
+        client.state().leader = Some(leader.clone());
+        let asked = Mutex::new(Vec::new());
+        let patience = Patience::within(Duration::from_millis(400));
+        let error = client
+            .read(patience, |_| {
+                asked.lock().unwrap().push((client.leader_guess().0, Instant::now()));
+                async { Err::<Response<()>, _>(status::overloaded("full", 50)) }
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::Overloaded), "the leader's own word at the end: {error:?}");
+        let asked = asked.into_inner().unwrap();
+        assert!(asked.iter().all(|(endpoint, _)| *endpoint == leader), "{asked:?}");
+        assert!((3..=8).contains(&asked.len()), "{} times", asked.len());
+        for pair in asked.windows(2) {
+            assert!(pair[1].1 - pair[0].1 >= Duration::from_millis(50), "earlier than it was asked to");
+        }
     }
 
     #[tokio::test]

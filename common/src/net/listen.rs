@@ -3,9 +3,14 @@
 use std::io;
 
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 
-use super::Endpoint;
+use super::{
+    Endpoint,
+    guard::{ConnectionLimits, Incoming},
+};
+
+/// Connections of a control or management port: people, consoles, probes and the MDM's own.
+const FEW: usize = 512;
 
 /// A port that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +50,14 @@ pub async fn listen(plane: &'static str, endpoint: &Endpoint) -> Result<TcpListe
     })
 }
 
-/// A listener as tonic's server takes it.
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+/// A listener as tonic's server takes it, for a port that few connect to.
+pub fn incoming(listener: TcpListener) -> Incoming {
+    incoming_within(listener, ConnectionLimits::of(FEW))
+}
+
+/// A listener as tonic's server takes it, with its own limits.
+pub fn incoming_within(listener: TcpListener, limits: ConnectionLimits) -> Incoming {
+    Incoming::new(listener, limits)
 }
 
 #[cfg(test)]

@@ -12,15 +12,38 @@ use pflex_proto::{
     pb::{Addresses, RequestId},
     status::{self, LeaderHint, Reason},
 };
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tonic::{Status, service::Interceptor};
 
-use super::{error, map::MapFeed};
+use super::{error, gate, map::MapFeed};
 use crate::{
     command::{Answer, Body, Command, Request},
     liveness::{Liveness, Reports},
-    raft::RaftGroup,
+    raft::{RaftGroup, group::PROPOSALS},
     state::State,
 };
+
+/// How much a member takes at a time. Beyond it requests are refused, with a word on when to come again; Raft has its own
+/// port and threads and does not notice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Limits {
+    /// Connections of clients. Every SDS and SDC has one with each member it asks or watches, and needs a file
+    /// descriptor for it.
+    pub connections: usize,
+    /// Commands on their way through the log: some hundred a sync, and what a client times out on should not be queued
+    /// behind more.
+    pub proposals: usize,
+    /// Reads under way.
+    pub reads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 8_192, proposals: PROPOSALS, reads: 8_192 }
+    }
+}
 
 /// The services of one member. Clones share everything.
 #[derive(Clone)]
@@ -34,6 +57,8 @@ struct Inner {
     reports: Reports,
     shutdown: Shutdown,
     addresses: Addresses,
+    /// Linearizable reads and long lists under way.
+    reads: Semaphore,
     /// Held while the members are changed: never two changes at once.
     changing: tokio::sync::Mutex<()>,
 }
@@ -45,10 +70,12 @@ impl Api {
         group: RaftGroup,
         feed: MapFeed,
         liveness: Liveness,
+        limits: Limits,
         shutdown: Shutdown,
     ) -> Self {
         let (reports, changing) = (Reports::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown, addresses, changing }))
+        let reads = Semaphore::new(limits.reads);
+        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown, addresses, reads, changing }))
     }
 
     pub(crate) fn addresses(&self) -> &Addresses {
@@ -96,6 +123,7 @@ impl Api {
             Some(id) if id.client_id != 0 => Command::once(request_of(id), wall_time_ms(), body),
             Some(_) | None => Command::internal(wall_time_ms(), body),
         };
+        gate::in_time()?;
         let outcome = self.0.group.propose(command).await.map_err(error::from_propose)?;
         let revision = Revision(outcome.revision);
         match outcome.result {
@@ -123,9 +151,11 @@ impl Api {
 
     /// Reads the state: linearizable, or as it is on this member.
     pub(crate) async fn read<T>(&self, stale: bool, f: impl FnOnce(&State) -> T) -> Result<(Revision, T), Status> {
+        let Ok(_place) = self.0.reads.try_acquire() else { return Err(error::busy_reading()) };
         if stale {
             return Ok(self.0.group.read_stale(f));
         }
+        gate::in_time()?;
         self.0.group.read(f).await.map_err(error::from_read)
     }
 

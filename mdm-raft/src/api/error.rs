@@ -56,6 +56,11 @@ fn not_leader(leader: Option<LeaderInfo>, term: u64) -> Status {
     status::not_leader(&LeaderHint { id, address, term })
 }
 
+/// As many reads as this member takes are under way.
+pub(super) fn busy_reading() -> Status {
+    status::overloaded("as many reads as this member takes are under way; retry later", BUSY_RETRY_MS)
+}
+
 /// What the state has no answer to before its first command.
 pub(super) fn not_bootstrapped() -> Status {
     status::overloaded("the cluster is not bootstrapped yet", BOOTSTRAP_RETRY_MS)

@@ -13,6 +13,7 @@ pub(crate) mod context;
 mod convert;
 mod discovery;
 mod error;
+mod gate;
 mod insight;
 mod liveness;
 mod map;
@@ -22,7 +23,7 @@ mod sessions;
 mod tokens;
 mod topology;
 
-pub use context::Api;
+pub use context::{Api, Limits};
 pub use map::MapFeed;
 use map::MapService;
 
@@ -31,10 +32,14 @@ use pflex_proto::pb::{
     insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
     sessions_server::SessionsServer, tokens_server::TokensServer, topology_server::TopologyServer,
 };
-use tonic::service::{Routes, RoutesBuilder};
+use tonic::service::{Routes, RoutesBuilder, interceptor::InterceptedService};
 
-/// Most bytes of one request: a batch of 16,384 PG proposals with four members each is under 2 MiB.
-const REQUEST_BYTES: usize = 4 << 20;
+use gate::Gate;
+
+/// Most bytes of a request to a service that takes no lists: names, numbers and a few addresses.
+const SMALL_BYTES: usize = 64 << 10;
+/// Of one that takes lists: a batch of 16,384 PG proposals with four members each is under 2 MiB.
+const LIST_BYTES: usize = 4 << 20;
 
 /// Every service of the client port, with health and reflection.
 pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
@@ -46,25 +51,25 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
     let mut routes = RoutesBuilder::default();
     /// Adds a service behind the cluster check, and says that it serves.
     macro_rules! serve {
-        ($($server:ident),*) => {$(
+        ($($server:ident: $bytes:ident),*) => {$(
             reporter.set_serving::<$server<Api>>().await;
-            let server = $server::new(api.clone()).max_decoding_message_size(REQUEST_BYTES);
-            routes.add_service(tonic::service::interceptor::InterceptedService::new(server, api.guard()));
+            let server = $server::new(api.clone()).max_decoding_message_size($bytes);
+            routes.add_service(InterceptedService::new(Gate::new(server), api.guard()));
         )*};
     }
     serve!(
-        SessionsServer,
-        DiscoveryServer,
-        LivenessServer,
-        PlacementServer,
-        TokensServer,
-        AdminServer,
-        TopologyServer,
-        InsightServer,
-        ClusterServer
+        SessionsServer: SMALL_BYTES,
+        DiscoveryServer: LIST_BYTES,
+        LivenessServer: LIST_BYTES,
+        PlacementServer: LIST_BYTES,
+        TokensServer: LIST_BYTES,
+        AdminServer: SMALL_BYTES,
+        TopologyServer: SMALL_BYTES,
+        InsightServer: SMALL_BYTES,
+        ClusterServer: SMALL_BYTES
     );
     reporter.set_serving::<MapService>().await;
-    routes.add_service(tonic::service::interceptor::InterceptedService::new(MapService(api.clone()), api.guard()));
+    routes.add_service(InterceptedService::new(Gate::new(MapService(api.clone())), api.guard()));
     routes.add_service(health);
     routes.add_service(reflection);
     Ok(routes.routes())

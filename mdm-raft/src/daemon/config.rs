@@ -16,7 +16,7 @@ use pflex_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::raft::MdmNode;
+use crate::{api::Limits, raft::MdmNode};
 
 /// As it stands in the file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct MdmConfigFile {
     /// Instead of `members`: this member joins a cluster that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<JoinFile>,
+    /// How much it takes at a time.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// How a member that is added later is reached, and whom it joins.
@@ -110,6 +113,7 @@ pub struct MdmConfig {
     /// The first members; none for a member that joins.
     pub(super) first: BTreeMap<MdmId, MdmNode>,
     pub(super) apis: Vec<Endpoint>,
+    pub(super) limits: Limits,
 }
 
 impl TryFrom<MdmConfigFile> for MdmConfig {
@@ -151,6 +155,7 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
             store: own.store,
             first: members,
             apis: own.peers,
+            limits: file.limits,
         })
     }
 }
@@ -207,6 +212,7 @@ mod tests {
             listen_raft: None,
             members: vec![member(1), member(2)],
             join: None,
+            limits: Limits::default(),
         }
     }
 

@@ -9,6 +9,7 @@ mod join;
 mod restore;
 mod run;
 
+pub use crate::api::Limits;
 pub use config::{ConfigError, JoinFile, MdmConfig, MdmConfigFile, MemberFile};
 pub use restore::{RestoreError, Restored, restore};
 pub use run::{DaemonError, init, run};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pflex_common::{
-    net::{Endpoint, ListenError, incoming, listen},
+    net::{ConnectionLimits, Endpoint, ListenError, incoming_within, listen},
     shutdown::Shutdown,
 };
 
@@ -26,6 +26,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Streams of one client connection: a process has a handful.
 const MAX_STREAMS: u32 = 1_024;
+/// A dozen short headers.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// Why a member does not run.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,11 @@ async fn run_member(config: MdmConfig, shutdown: Shutdown) -> Result<(), DaemonE
 }
 
 async fn open(config: &MdmConfig) -> Result<RaftGroup, DaemonError> {
-    let open = || RaftGroup::open(&config.dir, GroupConfig::new(config.cluster, config.id, config.listen_raft));
+    let open = || {
+        let proposals = config.limits.proposals;
+        let group = GroupConfig { proposals, ..GroupConfig::new(config.cluster, config.id, config.listen_raft) };
+        RaftGroup::open(&config.dir, group)
+    };
     let group = match open().await {
         Err(OpenError::Store(StoreError::Missing { .. })) if config.store.is_none() => {
             join::make_store(config).await?;
@@ -125,21 +131,29 @@ async fn serve(config: &MdmConfig, group: &RaftGroup, shutdown: Shutdown) -> Res
     let serving = Shutdown::new();
     let feed = MapFeed::start(group.clone(), serving.clone());
     let liveness = Liveness::default();
-    let api =
-        Api::new((config.cluster, config.addresses.clone()), group.clone(), feed, liveness.clone(), serving.clone());
+    let api = Api::new(
+        (config.cluster, config.addresses.clone()),
+        group.clone(),
+        feed,
+        liveness.clone(),
+        config.limits,
+        serving.clone(),
+    );
     let routes = api::routes(&api).await?;
     let upkeep = liveness::run(config.cluster, group.clone(), liveness, api.reports().clone(), serving.clone());
     tokio::spawn(upkeep);
     tokio::spawn(announce(announcement(config), group.clone(), serving.clone()));
 
+    let connections = ConnectionLimits::of(config.limits.connections);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_STREAMS)
         // A member that was frozen finds what its clients gave up meanwhile; h2 takes more than 20 such for an attack.
         .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener), serving.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming_within(listener, connections), serving.clone().cancelled_owned());
     tracing::info!(mdm = %config.id, api = %config.listen_api, raft = %config.listen_raft, "serving");
     let mut server = tokio::spawn(server);
     tokio::select! {

@@ -24,6 +24,7 @@ pub mod state_store;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod wal;
 
 pub use error::StoreError;
 pub use fatal::{FatalHook, stop_process};

@@ -7,7 +7,7 @@ use pflex_common::{
     net::Endpoint,
     shutdown::Shutdown,
 };
-use pflex_mdm::daemon::{self, DaemonError, JoinFile, MdmConfig, MdmConfigFile, MemberFile};
+use pflex_mdm::daemon::{self, DaemonError, JoinFile, Limits, MdmConfig, MdmConfigFile, MemberFile};
 use pflex_proto::{
     ids::{ClusterId, MdmId, StoreUuid},
     pb::{
@@ -62,6 +62,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts `n` members and waits until the first command is in.
     pub(crate) async fn start(n: u64) -> Self {
+        Self::start_within(n, Limits::default()).await
+    }
+
+    /// As [`start`](Self::start), with members that take less at a time.
+    pub(crate) async fn start_within(n: u64, limits: Limits) -> Self {
         let id = ClusterId(Uuid::new_v4());
         // Held until all are chosen, so that no two are the same.
         let held: Vec<_> = (0..2 * n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -87,6 +92,7 @@ impl Cluster {
                 listen_raft: None,
                 members: files.clone(),
                 join: None,
+                limits,
             };
             daemon::init(&MdmConfig::try_from(file.clone()).unwrap()).unwrap();
             let mut member = Member { file, _dir: dir, running: None };
@@ -196,6 +202,7 @@ impl Cluster {
             listen_raft: None,
             members: vec![],
             join: Some(JoinFile { api, raft, mdm }),
+            limits: Limits::default(),
         };
         Member { file, _dir: dir, running: None }
     }

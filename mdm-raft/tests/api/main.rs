@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod backup;
+mod bad_input;
 mod cluster;
+mod exactly_once;
+mod guard;
 mod insight;
 mod liveness;
 mod log_time;

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use openraft::SnapshotPolicy;
 use pflex_proto::ids::{ClusterId, MdmId};
 
+use super::propose::PROPOSALS;
 use crate::raft::{fatal::FatalHook, network::links::Links};
 
 const HEARTBEAT_MS: u64 = 100;
@@ -32,6 +33,8 @@ pub struct GroupConfig {
     pub listen: SocketAddr,
     /// Entries between two snapshots. Half as many stay in the log for members that lag a little.
     pub snapshot_after: u64,
+    /// Proposals in flight at a time.
+    pub proposals: usize,
     /// How long a proposal is waited for; after that its outcome is unknown.
     pub propose_timeout: Duration,
     /// How long a linearizable read is waited for.
@@ -50,6 +53,7 @@ impl GroupConfig {
             node,
             listen,
             snapshot_after: SNAPSHOT_AFTER_ENTRIES,
+            proposals: PROPOSALS,
             propose_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(2),
             fatal: FatalHook::default(),

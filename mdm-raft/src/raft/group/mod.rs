@@ -31,7 +31,7 @@ pub use leader::{LeaderInfo, LeaderView, Members};
 pub use membership::{GroupStatus, MembershipError, Role};
 pub use open::OpenError;
 use pflex_proto::ids::{LogTime, Revision};
-pub use propose::ProposeError;
+pub use propose::{PROPOSALS, ProposeError};
 pub use read::ReadError;
 pub use standing::Standing;
 

@@ -9,11 +9,11 @@ use std::{
 };
 
 use openraft::Raft;
+use pflex_common::net::{ConnectionLimits, incoming_within};
 use tokio::{net::TcpListener, runtime::Runtime, sync::Semaphore, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Group, GroupConfig, Inner, leader, propose, standing};
+use super::{Group, GroupConfig, Inner, leader, standing};
 use crate::raft::{
     durable,
     error::StoreError,
@@ -31,6 +31,9 @@ const REQUESTS_PER_CONNECTION: usize = 16;
 /// Requests that a peer gave up while this process was frozen, found when it thaws; h2 takes more than 20 such for an
 /// attack and ends the connection. Peers end a connection after seconds of silence, long before they get this far.
 const GIVEN_UP_WHILE_FROZEN: usize = 1_024;
+
+/// Each of six others has a handful: far more than that, so that peers find a place beside whoever else knocks.
+const PEERS: ConnectionLimits = ConnectionLimits::of(1_024);
 
 /// Why a member does not start.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +127,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
         .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_WHILE_FROZEN))
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming_within(listener, PEERS), stop.clone().cancelled_owned());
     let server = runtime.handle().spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!("the Raft port failed: {error}");
@@ -132,6 +135,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
     });
     let (leader, members) = leader::watch(&raft, runtime.handle(), stop.clone(), config.fatal.clone());
     runtime.handle().spawn(standing::follow(raft.clone(), told.clone(), stop.clone()));
+    let proposals = config.proposals;
     Ok(Group(Arc::new(Inner {
         config,
         identity,
@@ -144,7 +148,7 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         heard,
         told,
         syncs,
-        proposals: Semaphore::new(propose::PROPOSALS),
+        proposals: Semaphore::new(proposals),
         server: Mutex::new(Some(server)),
         stop,
         runtime: Mutex::new(runtime.started()),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Proposals in flight: some hundred a sync, and what a client times out on should not be queued behind more.
-pub(super) const PROPOSALS: usize = 4_096;
+pub const PROPOSALS: usize = 4_096;
 
 /// Why a proposal has no outcome. Only `Unknown` may still take effect.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum ProposeError {
         term: u64,
     },
     /// Not appended: too many are in flight.
-    #[error("{PROPOSALS} proposals are in flight; retry later")]
+    #[error("as many proposals as this MDM takes are in flight; retry later")]
     Busy,
     /// Not appended: larger than a message between members may be.
     #[error("the command has {bytes} bytes, more than {COMMAND_BYTES}")]

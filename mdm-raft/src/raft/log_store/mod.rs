@@ -19,7 +19,6 @@ mod open;
 mod reader;
 mod reclaim;
 mod storage;
-mod wal;
 
 use std::{
     path::{Path, PathBuf},

@@ -7,7 +7,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
-use super::{Cached, Database, LOG, META, mark::Mark, wal};
+use super::{Cached, Database, LOG, META, mark::Mark};
 use crate::{
     pb::pflex::mdm::raft::v1 as pb,
     raft::{
@@ -16,6 +16,7 @@ use crate::{
         error::StoreError,
         identity::{FORMAT, StoreIdentity},
         types::{LogId, Vote},
+        wal,
     },
 };
 

@@ -21,6 +21,7 @@ use crate::{
         durable,
         error::StoreError,
         types::{LogId, StoredMembership, log_id},
+        wal,
     },
     state::{RowChange, State, Table},
 };
@@ -204,6 +205,7 @@ fn check_tables(path: &Path) -> Result<(), StoreError> {
     if !path.join("CURRENT").exists() {
         return Err(StoreError::Damaged { path: path.into(), what: "the database is gone".into() });
     }
+    wal::check(path)?;
     let known: HashSet<&str> =
         Table::ALL.iter().map(|table| table.name()).chain([DEFAULT_COLUMN_FAMILY_NAME]).collect();
     let found = DB::list_cf(&options(false), path).map_err(StoreError::database("open", path))?;

@@ -1,4 +1,4 @@
-//! A look at the write-ahead log before RocksDB reads it.
+//! A look at a database's write-ahead log and manifest, which has the same format, before RocksDB reads them.
 //!
 //! RocksDB 11 reads for ever when one bit of a record's type turns it into a type of recycled logs. Ours are never
 //! recycled, so such a record is damage, and a member that says so beats one that hangs. Nothing else is judged here:
@@ -20,12 +20,13 @@ const RECYCLED: std::ops::RangeInclusive<u8> = 5..=8;
 pub(super) fn check(database: &Path) -> Result<(), StoreError> {
     for file in fs::read_dir(database).map_err(StoreError::io("list", database))? {
         let path = file.map_err(StoreError::io("list", database))?.path();
-        if path.extension().is_none_or(|extension| extension != "log") {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if !name.ends_with(".log") && !name.starts_with("MANIFEST-") {
             continue;
         }
         let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
         if let Some(at) = recycled_record(&bytes) {
-            let what = format!("its write-ahead log has a record of an impossible type at byte {at}");
+            let what = format!("{name} has a record of an impossible type at byte {at}");
             return Err(StoreError::Damaged { path, what });
         }
     }
