@@ -75,7 +75,7 @@ pflex_configs() {
 }
 pflex_leader() { "$pflex" cluster status -o json --timeout 5s | jq -er '.leader | select(. > 0)'; }
 pflex_whole() { "$pflex" cluster status -o json --timeout 5s | jq -e '[.members[] | select(.state == "up" and .lag < 100)] | length == 3'; }
-pflex_ready() { pflex_leader && "$pflex" domain create default --if-not-exists && "$pflex" pool create default --if-not-exists; }
+pflex_ready() { pflex_leader && "$pflex" domain create default --if-not-exists && "$pflex" pool create default --domain default --if-not-exists; }
 
 etcd_command() {
   local k=$1 m cluster=''

@@ -182,7 +182,11 @@ impl Component {
             name: name.clone(),
             process_id: process.clone(),
             // Nobody listens: a probe would find the server dead, but probes follow only broken streams.
-            addresses: Some(Addresses { control: "127.0.0.1:1".into(), data: "127.0.0.1:1".into(), ..Default::default() }),
+            addresses: Some(Addresses {
+                control: "127.0.0.1:1".into(),
+                data: "127.0.0.1:1".into(),
+                ..Default::default()
+            }),
             version: env!("CARGO_PKG_VERSION").into(),
             devices: if kind == ComponentKind::Sds { vec![device] } else { Vec::new() },
             ..Default::default()

@@ -27,8 +27,7 @@ pub(crate) async fn run(args: &LoadArgs, at: Vec<Endpoint>) -> anyhow::Result<St
     for n in 0..args.clients {
         opened.push(Client::open(args.system, &at, n).await.with_context(|| format!("client {n}"))?);
     }
-    let acknowledged =
-        Arc::new(Mutex::new(Acknowledged { last: Instant::now(), longest: Duration::ZERO, count: 0 }));
+    let acknowledged = Arc::new(Mutex::new(Acknowledged { last: Instant::now(), longest: Duration::ZERO, count: 0 }));
     let end = Instant::now() + args.duration();
     let mut clients = JoinSet::new();
     for mut client in opened {

@@ -51,7 +51,10 @@ mod tests {
         }
         let summary = latencies.summary(Duration::from_secs(2));
         assert_eq!(summary["per_second"], 100.0);
-        assert_eq!((&summary["p50_us"], &summary["p99_us"], &summary["max_us"]), (&json!(101), &json!(199), &json!(200)));
+        assert_eq!(
+            (&summary["p50_us"], &summary["p99_us"], &summary["max_us"]),
+            (&json!(101), &json!(199), &json!(200))
+        );
     }
 
     #[test]

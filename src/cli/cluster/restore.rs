@@ -23,9 +23,8 @@ pub(super) async fn restore(tool: &Tool, backup: &Path, config: &Path, dry_run: 
     let checked = check(backup)?;
     if let Some(mdm) = file.who_has_a_leader().await {
         let why = format!("{what}: the cluster has a leader, says the MDM at {mdm}; nothing was changed");
-        return Err(Failure::new(Exit::Conflict, why).remedy(
-            "a restore is for a cluster whose MDMs are lost; replace a lost one with `cluster replace-node`",
-        ));
+        return Err(Failure::new(Exit::Conflict, why)
+            .remedy("a restore is for a cluster whose MDMs are lost; replace a lost one with `cluster replace-node`"));
     }
     if dry_run {
         eprintln!("the backup is whole; a restore was not made");
