@@ -3,7 +3,7 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use pflex_common::shutdown::Shutdown;
@@ -23,6 +23,9 @@ use crate::{
     raft::{RaftGroup, group::PROPOSALS},
     state::State,
 };
+
+/// A hand-over is over in this time; an election after a crash takes longer, and then the client had better ask others.
+const HAND_OVER: Duration = Duration::from_millis(300);
 
 /// How much a member takes at a time. Beyond it requests are refused, with a word on when to come again; Raft has its own
 /// port and threads and does not notice.
@@ -124,7 +127,10 @@ impl Api {
             Some(_) | None => Command::internal(wall_time_ms(), body),
         };
         gate::in_time()?;
-        let outcome = self.0.group.propose(command).await.map_err(error::from_propose)?;
+        let outcome = match self.0.group.propose(command).await {
+            Ok(outcome) => outcome,
+            Err(error) => return Err(self.naming_the_leader(error::from_propose(error)).await),
+        };
         let revision = Revision(outcome.revision);
         match outcome.result {
             Some(Answer::Error(refusal)) => Err(error::from_refusal(&refusal)),
@@ -156,7 +162,10 @@ impl Api {
             return Ok(self.0.group.read_stale(f));
         }
         gate::in_time()?;
-        self.0.group.read(f).await.map_err(error::from_read)
+        match self.0.group.read(f).await {
+            Ok(read) => Ok(read),
+            Err(error) => Err(self.naming_the_leader(error::from_read(error)).await),
+        }
     }
 
     /// The state here, right after a command of this member was applied to it.
@@ -174,6 +183,21 @@ impl Api {
         let view = self.0.group.leader().borrow().clone();
         let (id, address) = view.leader.filter(|_| !view.leading).map(|l| (l.id, l.api_address)).unzip();
         status::not_leader(&LeaderHint { id, address, term: view.term })
+    }
+
+    /// A refusal by a member that knows of no leader waits a moment for one: a hand-over takes some ten milliseconds, and a
+    /// client that must look for the leader takes longer pauses than that.
+    async fn naming_the_leader(&self, refusal: Status) -> Status {
+        if status::leader_hint(&refusal).is_none_or(|hint| hint.address.is_some()) {
+            return refusal;
+        }
+        let me = self.0.group.identity().node;
+        let mut leader = self.0.group.leader();
+        let named = leader.wait_for(|view| view.leading || view.leader.as_ref().is_some_and(|leader| leader.id != me));
+        match tokio::time::timeout(HAND_OVER, named).await {
+            Ok(Ok(_)) => self.not_leader(),
+            Ok(Err(_)) | Err(_) => refusal,
+        }
     }
 
     /// What checks that a caller is of this cluster.

@@ -20,7 +20,7 @@ use pflex_proto::{
 };
 use tonic::{Status, Streaming};
 
-use crate::cluster::{Cluster, GIB, PATIENCE};
+use crate::cluster::{Cluster, PATIENCE};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -311,7 +311,7 @@ async fn what_a_change_costs_with_two_thousand_watchers() {
     println!("idle: {per_second} ms of server CPU a second");
     let (before, began) = (cpu_ms("clients", false), Instant::now());
     for n in 0..CHANGES {
-        cluster.create_volume(&format!("v{n}"), GIB).await.unwrap();
+        cluster.create_domain(&format!("d{n}")).await.unwrap();
         tokio::time::timeout(LONG, until(WATCHERS * (n + 2))).await.unwrap();
     }
     let (cpu, elapsed) = (cpu_ms("clients", false) - before, began.elapsed());

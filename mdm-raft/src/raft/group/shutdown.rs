@@ -50,7 +50,9 @@ impl Group {
         let Some(successor) = self.successor() else { return };
         tracing::info!(%successor, "handing leadership over before shutdown");
         if self.transfer_leader(successor).await.is_ok() {
-            drop(tokio::time::timeout(HAND_OVER, leader.wait_for(|view| !view.leading)).await);
+            // Until the successor is known here: this member's clients are then told where to go.
+            let taken = leader.wait_for(|view| !view.leading && view.leader.is_some());
+            drop(tokio::time::timeout(HAND_OVER, taken).await);
         }
     }
 
