@@ -21,8 +21,10 @@ mod settings;
 mod status;
 mod target;
 mod token;
+mod topology;
 mod usage;
 mod view;
+mod vitals;
 mod volume;
 mod why;
 
@@ -119,6 +121,8 @@ enum Command {
     Token(token::Args),
     /// Health of each component.
     Health(health::Args),
+    /// Everything there is, as a tree.
+    Topology(topology::Args),
     /// What happened, who did it, and when.
     #[command(after_help = "Example:\n  pflex event list --since 1h")]
     Event(event::Args),
@@ -189,6 +193,9 @@ fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
         Command::Why(args) => done(tool(args.target.clone()).block_on(async |tool| why::run(args, tool).await)),
         Command::Limits(args) => done(tool(args.target.clone()).block_on(async |tool| limits::run(args, tool).await)),
         Command::Settings(args) => done(tool(args.target).block_on(async |tool| settings::run(args.verb, tool).await)),
+        Command::Topology(args) => {
+            done(tool(args.target.clone()).block_on(async |tool| topology::run(args, tool).await))
+        }
         Command::Health(args) => done(tool(args.target.clone()).block_on(async |tool| health::run(args, tool).await)),
     }
 }
@@ -279,7 +286,7 @@ mod tests {
             }
             let name = command.get_name();
             let flags: &[&str] = match name {
-                "list" | "show" | "status" | "health" | "chunks" => &["watch", "stale"],
+                "list" | "show" | "status" | "health" | "history" | "topology" | "chunks" => &["watch", "stale"],
                 "create" | "add" => &["if_not_exists"],
                 "delete" | "remove" | "resize" | "down" => &["yes", "dry_run"],
                 "map" | "unmap" => &["wait"],

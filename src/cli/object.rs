@@ -31,6 +31,11 @@ pub(super) trait Kind {
     /// The rows asked for, as they are printed. `what` names the action in an error.
     async fn records(session: &Session, what: &str, request: ListRequest) -> Result<Vec<Record>, Failure>;
 
+    /// More of one object than a list shows.
+    async fn more(_: &Session, _: &str, _: Freshness, record: Record) -> Result<Record, Failure> {
+        Ok(record)
+    }
+
     /// Takes one away.
     async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure>;
 }
@@ -87,5 +92,6 @@ pub(super) async fn remove<K: Kind>(session: &Session, name: &str, args: Confirm
 async fn page<K: Kind>(session: &Session, name: &str, freshness: Freshness) -> Result<Document, Failure> {
     let what = format!("show {} {name}", K::NOUN);
     let records = K::records(session, &what, one(freshness, name)).await?;
-    Ok(Document::One(only(records, K::COMMAND, name)?))
+    let record = only(records, K::COMMAND, name)?;
+    Ok(Document::One(K::more(session, name, freshness, record).await?))
 }

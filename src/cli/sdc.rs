@@ -1,7 +1,9 @@
 //! `pflex sdc`: storage clients as objects; with `--config` and no verb, the client itself.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateSdcRequest, DeleteRequest, ListRequest, RenameKind, SdcRow, admin_client::AdminClient};
+use pflex_proto::pb::{
+    ComponentKind, CreateSdcRequest, DeleteRequest, ListRequest, RenameKind, SdcRow, admin_client::AdminClient,
+};
 
 use super::{
     Tool,
@@ -10,9 +12,10 @@ use super::{
     object::{self, Kind},
     target::Target,
     view::ViewArgs,
+    vitals,
 };
 use crate::{
-    client::{Session, ask, change},
+    client::{Freshness, Session, ask, change},
     confirm::ConfirmArgs,
     daemon::SdcArgs,
     error::Failure,
@@ -103,6 +106,11 @@ impl Kind for Clients {
         Ok(reply.sdcs.iter().map(record).collect())
     }
 
+    async fn more(session: &Session, name: &str, fresh: Freshness, record: Record) -> Result<Record, Failure> {
+        let starts = vitals::starts(session, ComponentKind::Sdc, name, fresh).await?;
+        Ok(vitals::with_starts(record, &starts))
+    }
+
     async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
         change!(session, what, AdminClient.delete_sdc(request)).map(drop)
     }
@@ -111,7 +119,7 @@ impl Kind for Clients {
 fn record(row: &SdcRow) -> Record {
     let sdc = row.sdc.clone().unwrap_or_default();
     let addresses = sdc.addresses.unwrap_or_default();
-    Record::new(&sdc.name)
+    let record = Record::new(&sdc.name)
         .column("name", "NAME", &sdc.name)
         .wide("id", "ID", sdc.id)
         .column("status", "STATUS", &row.status)
@@ -119,5 +127,6 @@ fn record(row: &SdcRow) -> Record {
         .column("nbd_address", "NBD", addresses.nbd)
         .wide("control_address", "CONTROL", addresses.control)
         .wide("management_address", "MANAGEMENT", addresses.management)
-        .column("volumes", "VOLUMES", row.volumes)
+        .column("volumes", "VOLUMES", row.volumes);
+    vitals::columns(record, &row.component.clone().unwrap_or_default())
 }

@@ -1,7 +1,9 @@
 //! `pflex sds`: storage servers as objects; with `--config` and no verb, the server itself.
 
 use clap::Subcommand;
-use pflex_proto::pb::{CreateSdsRequest, DeleteRequest, ListRequest, RenameKind, SdsRow, admin_client::AdminClient};
+use pflex_proto::pb::{
+    ComponentKind, CreateSdsRequest, DeleteRequest, ListRequest, RenameKind, SdsRow, admin_client::AdminClient,
+};
 
 use super::{
     Tool,
@@ -10,9 +12,10 @@ use super::{
     object::{self, Kind},
     target::Target,
     view::ViewArgs,
+    vitals,
 };
 use crate::{
-    client::{Session, ask, change},
+    client::{Freshness, Session, ask, change},
     confirm::ConfirmArgs,
     daemon::SdsArgs,
     error::Failure,
@@ -113,6 +116,11 @@ impl Kind for Servers {
         Ok(reply.sds.iter().map(|row| record(row, &domains, &sets)).collect())
     }
 
+    async fn more(session: &Session, name: &str, fresh: Freshness, record: Record) -> Result<Record, Failure> {
+        let starts = vitals::starts(session, ComponentKind::Sds, name, fresh).await?;
+        Ok(vitals::with_starts(record, &starts))
+    }
+
     async fn remove(session: &Session, what: &str, request: DeleteRequest) -> Result<(), Failure> {
         change!(session, what, AdminClient.delete_sds(request)).map(drop)
     }
@@ -121,7 +129,7 @@ impl Kind for Servers {
 fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
     let sds = row.sds.clone().unwrap_or_default();
     let addresses = sds.addresses.unwrap_or_default();
-    Record::new(&sds.name)
+    let record = Record::new(&sds.name)
         .column("name", "NAME", &sds.name)
         .wide("id", "ID", sds.id)
         .column("status", "STATUS", &row.status)
@@ -140,5 +148,6 @@ fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
         )
         .column("pgs_primary", "PRIMARY", row.pgs_primary)
         .column("pgs_in_sync", "IN SYNC", row.pgs_in_sync)
-        .column("pgs_joining", "JOINING", row.pgs_joining)
+        .column("pgs_joining", "JOINING", row.pgs_joining);
+    vitals::columns(record, &row.component.clone().unwrap_or_default())
 }

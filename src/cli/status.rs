@@ -11,7 +11,7 @@ use std::{fmt::Write as _, time::Duration};
 use pflex_common::net::Endpoint;
 use pflex_proto::pb::{ClusterStatus, Component, ComponentKind, Reason, SdcStats, Sds, admin_client::AdminClient};
 
-use super::{Tool, cluster, health, names, target::Target, view::ViewArgs};
+use super::{Tool, cluster, health, names, target::Target, view::ViewArgs, vitals};
 use crate::{
     client::{Freshness, Session, ask},
     error::{Exit, Failure},
@@ -178,7 +178,14 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
         line("io", client_line(client));
     }
     for component in status.components.iter().filter(|component| component.status != "ACTIVE") {
-        line("not well", format!("{} {} is {}", health::kind(component), component.name, component.status));
+        let heard = vitals::heard(component);
+        let heard = if heard.is_empty() { heard } else { format!(", last heard {heard}") };
+        line("not well", format!("{} {} is {}{heard}", health::kind(component), component.name, component.status));
+    }
+    for component in status.components.iter().filter(|component| vitals::is_flapping(component)) {
+        let counts = component.oscillation.unwrap_or_default();
+        let times = format!("{} times in the last hour, {} in the last minute", counts.hour, counts.minute);
+        line("flapping", format!("{} {} was not well {times}", health::kind(component), component.name));
     }
     text
 }

@@ -95,6 +95,8 @@ impl<T: Into<Value>> From<Option<T>> for Value {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Show {
     Always,
+    /// The page of one object, and the wide table.
+    Detail,
     Wide,
     Never,
 }
@@ -132,6 +134,12 @@ impl Record {
         self.field(key, title, value.into(), Show::Wide)
     }
 
+    /// A field of the page of one object, and of the wide table.
+    #[must_use]
+    pub(crate) fn detail(self, key: &'static str, title: &'static str, value: impl Into<Value>) -> Self {
+        self.field(key, title, value.into(), Show::Detail)
+    }
+
     /// A field of the data formats only.
     #[must_use]
     pub(crate) fn hidden(self, key: &'static str, value: impl Into<Value>) -> Self {
@@ -144,9 +152,22 @@ impl Record {
         self
     }
 
-    /// The fields that a table shows.
+    /// The fields that a table of many shows.
     pub(super) fn shown(&self, wide: bool) -> impl Iterator<Item = &Field> {
-        self.fields.iter().filter(move |field| field.show == Show::Always || (wide && field.show == Show::Wide))
+        self.fields.iter().filter(move |field| match field.show {
+            Show::Always => true,
+            Show::Detail | Show::Wide => wide,
+            Show::Never => false,
+        })
+    }
+
+    /// The fields of a page about this one.
+    pub(super) fn page(&self, wide: bool) -> impl Iterator<Item = &Field> {
+        self.fields.iter().filter(move |field| match field.show {
+            Show::Always | Show::Detail => true,
+            Show::Wide => wide,
+            Show::Never => false,
+        })
     }
 
     pub(crate) fn value(&self) -> Value {

@@ -13,7 +13,7 @@ pub(super) fn rows(records: &[Record], wide: bool) -> String {
 /// One line per field.
 pub(super) fn page(record: &Record, wide: bool) -> String {
     let line = |title: &str, cell: String| vec![format!("{}:", title.to_lowercase()), cell];
-    align(record.shown(wide).map(|field| line(field.title, field.value.cell())).collect(), "  ")
+    align(record.page(wide).map(|field| line(field.title, field.value.cell())).collect(), "  ")
 }
 
 /// Widths are in characters: names are ASCII, so wide glyphs do not come up.

@@ -31,11 +31,11 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 #[tonic::async_trait]
 impl Cluster for Api {
     async fn status(&self, request: Request<ClusterStatusRequest>) -> Result<Response<ClusterStatus>, Status> {
-        let used = self.reports().used_bytes();
+        let (used, heard) = (self.reports().used_bytes(), self.heard());
         let (revision, mut answer) = self
             .read(request.into_inner().stale, |state| ClusterStatus {
                 keys: self.key_states(state),
-                ..totals(state, &used)
+                ..totals(state, &used, &heard)
             })
             .await?;
         let group = self.group().status();
@@ -250,8 +250,8 @@ fn verdict(reasons: &[HealthReason]) -> &'static str {
 }
 
 /// The part of the status that is in the state.
-fn totals(state: &State, used: &BTreeMap<SdsId, u64>) -> ClusterStatus {
-    let mut answer = ClusterStatus { components: convert::components(state), ..ClusterStatus::default() };
+fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>) -> ClusterStatus {
+    let mut answer = ClusterStatus { components: convert::components(state, heard), ..ClusterStatus::default() };
     if state.is_recovering() {
         let why = match state.missing_copies().len() {
             0 => {
@@ -271,6 +271,14 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>) -> ClusterStatus {
                 let component =
                     crate::state::model::Component { kind: crate::state::model::Kind::Sds, id: sds.id.get() };
                 let why = state.health_of(component).map_or_else(|| "it is lost".to_owned(), |h| h.why.clone());
+                let kept_out = state.sds_kept_out(sds.id, heard.now).map(|until| {
+                    let times = state.oscillation_of(component, heard.now)[1];
+                    let wait = until.get().saturating_sub(heard.now.get()).div_ceil(1_000);
+                    format!(
+                        "; it flaps: lost {times} times within an hour, and is taken back in {wait} s at the earliest"
+                    )
+                });
+                let why = format!("{why}{}", kept_out.unwrap_or_default());
                 answer.reasons.push(warning(object, why));
             }
             (Some(_), true) => {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tonic::{Status, service::Interceptor};
 
-use super::{error, gate, map::MapFeed};
+use super::{convert::Heard, error, gate, map::MapFeed};
 use crate::{
     command::{Answer, Body, Command, Request},
     liveness::{Liveness, Reports},
@@ -108,6 +108,12 @@ impl Api {
     /// The health reports this member has had as leader.
     pub fn reports(&self) -> &Reports {
         &self.0.reports
+    }
+
+    /// What this member has heard of components, if it leads.
+    pub(crate) fn heard(&self) -> Heard<'_> {
+        let leading = self.0.group.leader().borrow().leading;
+        Heard { reports: &self.0.reports, liveness: &self.0.liveness, now: self.log_time(), leading }
     }
 
     pub(crate) fn shutdown(&self) -> &Shutdown {

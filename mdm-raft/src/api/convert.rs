@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::{
-    ids::{DeviceId, FaultSetId, PoolId, Revision, SdsId},
+    ids::{DeviceId, FaultSetId, LogTime, PoolId, Revision, SdsId},
     pb,
 };
 
 use crate::{
     command::proto,
+    liveness::{Liveness, Reports},
     state::{
         MapChange, MapEvent, ObjectRef, State,
         model::{
-            Access, Addresses, Component, Device, Domain, Kind, Mapping, Pg, Pool, Registration, Sdc, Sds, Status,
-            TokenMode, Volume, WritePolicy,
+            Access, Addresses, Component, Device, Domain, Kind, Mapping, NodeMetadata, Pg, Pool, Registration, Sdc,
+            Sds, Status, TokenMode, Volume, WritePolicy,
         },
     },
 };
@@ -219,9 +220,57 @@ pub(crate) fn used_of(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>) -
     u64::try_from(raw / u128::from(pool.copies)).unwrap_or(u64::MAX)
 }
 
+/// What the leader alone knows of components.
+pub(crate) struct Heard<'a> {
+    pub(crate) reports: &'a Reports,
+    pub(crate) liveness: &'a Liveness,
+    /// Log time now.
+    pub(crate) now: LogTime,
+    /// Whether this member leads: what another one heard once is old.
+    pub(crate) leading: bool,
+}
+
+impl Heard<'_> {
+    fn ms_ago(&self, component: Component) -> Option<u64> {
+        let beat = if component.kind == Kind::Sds { self.liveness.silence(component.id.into()) } else { None };
+        let silence = beat.into_iter().chain(self.reports.silence(component)).min().filter(|_| self.leading)?;
+        u64::try_from(silence.as_millis()).ok()
+    }
+}
+
 /// Everything in the discovery registry.
-pub(crate) fn components(state: &State) -> Vec<pb::Component> {
-    let row = |component: Component, name: &str, registration: Option<&Registration>| pb::Component {
+pub(crate) fn components(state: &State, heard: &Heard<'_>) -> Vec<pb::Component> {
+    let sds = state.all_sds().map(|sds| sds_component(state, heard, sds));
+    let sdcs = state.all_sdcs().map(|sdc| sdc_component(state, heard, sdc));
+    let nodes =
+        state.all_nodes().map(|node| component_row(state, heard, node.component, &node.name, Some(&node.registration)));
+    nodes.chain(sds).chain(sdcs).collect()
+}
+
+pub(crate) fn sds_component(state: &State, heard: &Heard<'_>, sds: &Sds) -> pb::Component {
+    let component = Component { kind: Kind::Sds, id: SdsId::get(sds.id) };
+    let kept_out = state.sds_kept_out(sds.id, heard.now).filter(|_| !sds.alive);
+    pb::Component {
+        kept_out_until_log_ms: kept_out.map_or(0, LogTime::get),
+        ..component_row(state, heard, component, &sds.name, sds.registration.as_ref())
+    }
+}
+
+pub(crate) fn sdc_component(state: &State, heard: &Heard<'_>, sdc: &Sdc) -> pb::Component {
+    let component = Component { kind: Kind::Sdc, id: sdc.id.get() };
+    component_row(state, heard, component, &sdc.name, sdc.registration.as_ref())
+}
+
+fn component_row(
+    state: &State,
+    heard: &Heard<'_>,
+    component: Component,
+    name: &str,
+    registration: Option<&Registration>,
+) -> pb::Component {
+    let health = state.health_of(component);
+    let [minute, hour, day] = state.oscillation_of(component, heard.now);
+    pb::Component {
         kind: kind(component.kind).into(),
         id: component.id,
         name: name.to_owned(),
@@ -230,17 +279,36 @@ pub(crate) fn components(state: &State) -> Vec<pb::Component> {
         status: status_of(state, component, registration.is_some()),
         registered_at_ms: registration.map_or(0, |r| r.at_wall_ms),
         registrations: registration.map_or(0, |r| r.count),
-    };
-    let sds = state.all_sds().map(|sds| {
-        let component = Component { kind: Kind::Sds, id: SdsId::get(sds.id) };
-        row(component, &sds.name, sds.registration.as_ref())
-    });
-    let sdcs = state.all_sdcs().map(|sdc| {
-        let component = Component { kind: Kind::Sdc, id: sdc.id.get() };
-        row(component, &sdc.name, sdc.registration.as_ref())
-    });
-    let nodes = state.all_nodes().map(|node| row(node.component, &node.name, Some(&node.registration)));
-    nodes.chain(sds).chain(sdcs).collect()
+        why: health.map(|health| health.why.clone()).unwrap_or_default(),
+        since_log_ms: health.map_or(0, |health| health.since.get()),
+        heard_ms_ago: heard.ms_ago(component),
+        oscillation: Some(pb::Oscillation { minute, hour, day }),
+        host: state.machine_of(component).map(machine),
+        kept_out_until_log_ms: 0,
+    }
+}
+
+fn machine(metadata: &NodeMetadata) -> pb::HostInfo {
+    let NodeMetadata { component: _, host_name, os, kernel, architecture, booted_at_ms, cores, memory_bytes } =
+        metadata.clone();
+    pb::HostInfo { host_name, os, kernel, architecture, booted_at_ms, cores, memory_bytes }
+}
+
+/// The command's machine from a request's.
+pub(crate) fn command_host(host: pb::HostInfo) -> proto::Host {
+    let pb::HostInfo { host_name: name, os, kernel, architecture, booted_at_ms, cores, memory_bytes } = host;
+    proto::Host { name, os, kernel, architecture, booted_at_ms, cores, memory_bytes }
+}
+
+pub(crate) fn registration(registration: &Registration) -> pb::RegistrationRow {
+    pb::RegistrationRow {
+        count: registration.count,
+        at_ms: registration.at_wall_ms,
+        version: registration.version.clone(),
+        host_name: registration.host_name.clone(),
+        addresses: Some(addresses(&registration.addresses)),
+        process_id: registration.process.as_bytes().to_vec(),
+    }
 }
 
 pub(crate) const fn kind(kind: Kind) -> pb::ComponentKind {

@@ -36,6 +36,7 @@ impl Discovery for Api {
             process_id: request.process_id,
             addresses: request.addresses.map(convert::command_addresses),
             version: request.version,
+            host: request.host.map(convert::command_host),
             devices: request
                 .devices
                 .into_iter()
@@ -63,7 +64,9 @@ impl Discovery for Api {
     }
 
     async fn topology(&self, request: Request<TopologyRequest>) -> Result<Response<TopologyReply>, Status> {
-        let (revision, components) = self.read(request.into_inner().stale, convert::components).await?;
+        let heard = self.heard();
+        let (revision, components) =
+            self.read(request.into_inner().stale, |state| convert::components(state, &heard)).await?;
         Ok(Response::new(TopologyReply {
             cluster_id: self.cluster().as_bytes().to_vec(),
             revision: revision.get(),

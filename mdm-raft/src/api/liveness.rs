@@ -58,6 +58,13 @@ impl LivenessService for Api {
             let what = format!("{}: it is not registered here; register first", report.name);
             status::status(Reason::NotFound, what)
         })?;
+        // A process that another one has replaced must not make that one look alive.
+        let process = ProcessId::from_slice(&report.process_id)
+            .map_err(|why| status::status(Reason::Invalid, format!("{}: its process id: {why}", report.name)))?;
+        if self.look(|state| state.process_of(component)).is_some_and(|registered| registered != process) {
+            let what = format!("{}: another process of it has registered since", report.name);
+            return Err(status::status(Reason::StaleEpoch, what));
+        }
         let metrics = report.metrics.into_iter().take(MAX_METRICS);
         let metrics: BTreeMap<String, f64> =
             metrics.filter(|m| m.name.len() <= MAX_METRIC_NAME).map(|metric| (metric.name, metric.value)).collect();

@@ -22,8 +22,10 @@ mod placement;
 mod sessions;
 mod tokens;
 mod topology;
+mod vitals;
 
 pub use context::{Api, Limits};
+pub(crate) use convert::used_of;
 pub use map::MapFeed;
 use map::MapService;
 
@@ -31,6 +33,7 @@ use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
     insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
     sessions_server::SessionsServer, tokens_server::TokensServer, topology_server::TopologyServer,
+    vitals_server::VitalsServer,
 };
 use tonic::service::{Routes, RoutesBuilder, interceptor::InterceptedService};
 
@@ -65,6 +68,7 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         TokensServer: LIST_BYTES,
         AdminServer: SMALL_BYTES,
         TopologyServer: SMALL_BYTES,
+        VitalsServer: SMALL_BYTES,
         InsightServer: SMALL_BYTES,
         ClusterServer: SMALL_BYTES
     );

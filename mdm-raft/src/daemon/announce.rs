@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pflex_common::{
+    host,
     mdm::{MdmClient, Patience},
     net::Endpoint,
     shutdown::Shutdown,
@@ -43,6 +44,7 @@ pub(super) async fn announce(announcement: Announcement, group: RaftGroup, shutd
         process_id: process_id.clone(),
         addresses: Some(announcement.addresses),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: Some(host::info()),
         cluster_id: announcement.cluster.as_bytes().to_vec(),
         ..RegisterRequest::default()
     };
@@ -69,7 +71,7 @@ pub(super) async fn announce(announcement: Announcement, group: RaftGroup, shutd
         loop {
             member(&group, &client).await;
             let sent = client.read(patience, |connection| {
-                let report = report.clone();
+                let report = HealthReport { metrics: host::process_metrics(), ..report.clone() };
                 async move { LivenessClient::new(connection).report(report).await }
             });
             if let Err(error) = sent.await {

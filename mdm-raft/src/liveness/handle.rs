@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use pflex_proto::ids::{KeyId, ProcessId, Revision, SdsId};
@@ -59,6 +59,11 @@ impl Liveness {
         let tracker = self.tracker();
         let lacks = |sds, process| tracker.newest_key(sds, process).is_none_or(|newest| newest < key);
         state.live_sds().filter(|(sds, process)| lacks(sds.id, *process)).map(|(sds, _)| sds.name.clone()).collect()
+    }
+
+    /// How long nobody has heard an SDS; none of one that was not heard in this leadership.
+    pub(crate) fn silence(&self, sds: SdsId) -> Option<Duration> {
+        self.tracker().silence(Instant::now(), sds)
     }
 
     /// Changes with every beat.

@@ -71,6 +71,10 @@ pub(super) struct Known {
     pub(super) alive: bool,
     /// Device, present life, in service.
     pub(super) devices: Vec<(DeviceId, Incarnation, bool)>,
+    /// It keeps failing, and is not taken back yet (S23).
+    pub(super) kept_out: bool,
+    /// Its devices that do.
+    pub(super) devices_kept_out: Vec<DeviceId>,
 }
 
 /// A conclusion about one process of an SDS.
@@ -173,6 +177,12 @@ impl Tracker {
         }
     }
 
+    /// How long nobody has heard it, if anybody has in this leadership.
+    pub(super) fn silence(&self, now: Instant, sds: SdsId) -> Option<Duration> {
+        let entry = self.entries.get(&sds).filter(|entry| entry.heard)?;
+        Some(now.saturating_duration_since(entry.last_heard))
+    }
+
     /// What the registered process of an SDS has in force.
     pub(super) fn applied(&self, sds: SdsId, process: ProcessId) -> Option<Revision> {
         self.entries.get(&sds).filter(|entry| entry.process == process && entry.heard).map(|entry| entry.applied)
@@ -251,8 +261,12 @@ impl Entry {
             return None;
         }
         let sick = |device: &(DeviceId, Incarnation, bool)| self.sick(now, device.0, device.1, thresholds);
+        let welcome = |device: &DeviceId| !row.devices_kept_out.contains(device);
         if !row.alive {
-            let well = row.devices.iter().filter(|d| self.has_open(d.0, d.1) && sick(d).is_none());
+            if row.kept_out {
+                return None;
+            }
+            let well = row.devices.iter().filter(|d| welcome(&d.0) && self.has_open(d.0, d.1) && sick(d).is_none());
             return Some(Verdict::Returned { sds, process, devices: well.map(|d| (d.0, d.1)).collect() });
         }
         let lost: Vec<_> = row.devices.iter().filter(|d| d.2).filter_map(|d| Some((d.0, d.1, sick(d)?))).collect();
@@ -263,7 +277,7 @@ impl Entry {
         let well: Vec<_> = row
             .devices
             .iter()
-            .filter(|d| !d.2 && self.has_open(d.0, d.1) && sick(d).is_none())
+            .filter(|d| !d.2 && welcome(&d.0) && self.has_open(d.0, d.1) && sick(d).is_none())
             .map(|d| (d.0, d.1))
             .collect();
         (!well.is_empty()).then_some(Verdict::Returned { sds, process, devices: well })
@@ -347,7 +361,14 @@ mod tests {
     }
 
     fn known(alive: bool) -> Vec<Known> {
-        vec![Known { sds: SdsId(1), process: process(1), alive, devices: vec![(DeviceId(1), Incarnation(1), alive)] }]
+        vec![Known {
+            sds: SdsId(1),
+            process: process(1),
+            alive,
+            devices: vec![(DeviceId(1), Incarnation(1), alive)],
+            kept_out: false,
+            devices_kept_out: Vec::new(),
+        }]
     }
 
     fn heard(completed_ios: u64, waiting: bool) -> Heard {
@@ -479,8 +500,16 @@ mod tests {
     #[test]
     fn those_that_fell_silent_together_are_held_together_though_their_beats_differ() {
         let start = Instant::now();
-        let known: Vec<Known> =
-            (1..=3).map(|n| Known { sds: SdsId(n), process: process(1), alive: true, devices: Vec::new() }).collect();
+        let known: Vec<Known> = (1..=3)
+            .map(|n| Known {
+                sds: SdsId(n),
+                process: process(1),
+                alive: true,
+                devices: Vec::new(),
+                kept_out: false,
+                devices_kept_out: Vec::new(),
+            })
+            .collect();
         let thresholds = Thresholds::of(&Settings::default());
         let mut tracker = Tracker::default();
         for ms in (0..=12_000_u64).step_by(50) {
@@ -506,8 +535,16 @@ mod tests {
     fn silence_of_most_is_held_and_a_proof_of_death_is_not() {
         let start = Instant::now();
         let late = start + Duration::from_millis(3_000);
-        let known: Vec<Known> =
-            (1..=3).map(|n| Known { sds: SdsId(n), process: process(1), alive: true, devices: Vec::new() }).collect();
+        let known: Vec<Known> = (1..=3)
+            .map(|n| Known {
+                sds: SdsId(n),
+                process: process(1),
+                alive: true,
+                devices: Vec::new(),
+                kept_out: false,
+                devices_kept_out: Vec::new(),
+            })
+            .collect();
         let thresholds = Thresholds::of(&Settings::default());
         let mut tracker = Tracker::default();
         for n in 1..=3 {

@@ -9,23 +9,21 @@ use std::{
 };
 
 use pflex_common::shutdown::Shutdown;
-use pflex_proto::ids::{ClusterId, DeviceId, Incarnation, ProcessId, SdsId};
+use pflex_proto::ids::{ClusterId, DeviceId, Incarnation, LogTime, ProcessId, SdsId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{net::TcpStream, time::MissedTickBehavior};
 
 use super::{
     Liveness, Reports,
     brake::TooMany,
+    health,
     tracker::{Known, Thresholds, Verdict},
 };
 use crate::{
     api::context::wall_time_ms,
     command::{Body, Command, proto},
     raft::RaftGroup,
-    state::{
-        State,
-        model::{Component, EvictionHold, Kind, Setting, Status},
-    },
+    state::{State, model::EvictionHold},
 };
 
 /// Well below `REFUSED`, so that a proof of death is acted on at once.
@@ -87,8 +85,9 @@ impl Worker {
                 continue;
             }
             self.probe();
+            let now = self.group.log_time();
             let (_, (known, settings, hold)) =
-                self.group.read_stale(|state| (registered_sds(state), state.settings(), state.eviction_hold()));
+                self.group.read_stale(|state| (registered_sds(state, now), state.settings(), state.eviction_hold()));
             let findings = self.liveness.findings(
                 &known,
                 &Thresholds::of(&settings),
@@ -102,7 +101,9 @@ impl Worker {
                 self.doubt(&held).await;
             }
             if tick % REPORT_TICKS == 0 {
-                self.propose_all(self.status_changes()).await;
+                let health =
+                    [health::transitions(&self.group, &self.reports), health::sample(&self.group, &self.reports)];
+                self.propose_all(health.into_iter().flatten().collect()).await;
                 self.propose_all(self.rotation().into_iter().collect()).await;
             }
         }
@@ -157,8 +158,10 @@ impl Worker {
     async fn propose_all(&self, bodies: Vec<Body>) {
         let proposals = bodies.into_iter().map(|body| async {
             let said = describe(&body);
+            let quiet = matches!(body, Body::RecordSample(_));
             match self.group.propose(Command::internal(wall_time_ms(), body)).await {
                 Ok(outcome) => match outcome.error() {
+                    None if quiet => tracing::debug!("{said}"),
                     None => tracing::info!("{said}"),
                     // The state moved on: a newer process registered, say. The next tick judges anew.
                     Some(error) => tracing::info!("{said}: not done: {error}"),
@@ -189,25 +192,6 @@ impl Worker {
             });
         }
     }
-
-    /// Components whose reports say something else than the last logged status. SDSs are judged by their beats.
-    fn status_changes(&self) -> Vec<Body> {
-        let (_, registered) = self.group.read_stale(|state| {
-            let sdcs = state.all_sdcs().filter(|sdc| sdc.registration.is_some());
-            let sdcs = sdcs.map(|sdc| Component { kind: Kind::Sdc, id: sdc.id.get() });
-            let sds = state.all_sds().map(|sds| Component { kind: Kind::Sds, id: sds.id.get() });
-            sdcs.chain(state.all_nodes().map(|node| node.component)).chain(sds).collect::<Vec<_>>()
-        });
-        let (_, settings) = self.group.read_stale(State::settings);
-        let after = |setting| Duration::from_millis(settings.get(setting));
-        let statuses = self.reports.look(&registered, after(Setting::HealthStale), after(Setting::HealthDown));
-        let (_, changed) = self.group.read_stale(|state| {
-            let logged = |component| state.health_of(component).map(|health| health.status);
-            let by_report = statuses.into_iter().filter(|(component, _)| component.kind != Kind::Sds);
-            by_report.filter(|(component, status)| logged(*component) != Some(*status)).collect::<Vec<_>>()
-        });
-        changed.into_iter().map(status_body).collect()
-    }
 }
 
 fn lock(probing: &Mutex<BTreeSet<SdsId>>) -> std::sync::MutexGuard<'_, BTreeSet<SdsId>> {
@@ -221,7 +205,7 @@ async fn refuses(address: &str) -> bool {
 }
 
 /// The SDSs that ever registered.
-fn registered_sds(state: &State) -> Vec<Known> {
+fn registered_sds(state: &State, now: LogTime) -> Vec<Known> {
     let registered = state.all_sds().filter_map(|sds| Some((sds, sds.registration.as_ref()?.process)));
     registered
         .map(|(sds, process)| Known {
@@ -229,6 +213,12 @@ fn registered_sds(state: &State) -> Vec<Known> {
             process,
             alive: sds.alive,
             devices: state.devices_of(sds.id).map(|d| (d.id, d.incarnation, d.alive)).collect(),
+            kept_out: !sds.alive && state.sds_kept_out(sds.id, now).is_some(),
+            devices_kept_out: state
+                .devices_of(sds.id)
+                .filter(|device| !device.alive && state.device_kept_out(device.id, now).is_some())
+                .map(|device| device.id)
+                .collect(),
         })
         .collect()
 }
@@ -263,26 +253,6 @@ fn lives(devices: Vec<(DeviceId, Incarnation)>) -> Vec<proto::DeviceLife> {
     devices.into_iter().map(life).collect()
 }
 
-fn status_body((component, status): (Component, Status)) -> Body {
-    let kind = match component.kind {
-        Kind::Mdm => proto::Kind::Mdm,
-        Kind::Sds => proto::Kind::Sds,
-        Kind::Sdc => proto::Kind::Sdc,
-        Kind::Mgmt => proto::Kind::Mgmt,
-    };
-    let (status, why) = match status {
-        Status::Active => (proto::Status::Active, "reports again"),
-        Status::Stale => (proto::Status::Stale, "its health reports are late"),
-        Status::Down => (proto::Status::Down, "its health reports stopped"),
-    };
-    Body::SetComponentStatus(proto::SetComponentStatus {
-        kind: kind.into(),
-        id: component.id,
-        status: status.into(),
-        why: why.to_owned(),
-    })
-}
-
 /// One line for the log; never the body itself, which may hold a secret (I7).
 fn describe(body: &Body) -> String {
     match body {
@@ -293,7 +263,7 @@ fn describe(body: &Body) -> String {
         Body::HoldEvictions(hold) => hold.why.clone(),
         Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
-        Body::SetComponentStatus(set) => format!("component {:?} {}: {}", set.kind(), set.id, set.why),
+        Body::SetStatuses(set) => format!("status of {} components", set.entries.len()),
         _ => "upkeep".to_owned(),
     }
 }

@@ -7,7 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use pflex_proto::ids::{ClientId, DeviceId};
 
 use super::{State, names::Names};
-use crate::{placement::FaultDomain, state::limits::MAX_OUTCOMES_PER_SESSION};
+use crate::{
+    placement::FaultDomain,
+    state::{
+        limits::{MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_REGISTRATIONS_KEPT},
+        model::{Component, Kind, MAX_LOSSES_KEPT},
+    },
+};
 
 /// Fails with a sentence unless the condition holds.
 macro_rules! hold {
@@ -28,6 +34,7 @@ impl State {
         self.check_topology()?;
         self.check_pgs()?;
         self.check_volumes()?;
+        self.check_components()?;
         self.check_sessions()?;
         self.check_secrets()?;
         self.check_tokens()
@@ -171,6 +178,34 @@ impl State {
         Ok(())
     }
 
+    /// What is kept of components is of those there are, and bounded (I10).
+    fn check_components(&self) -> Result<(), String> {
+        let known = |component: Component| match component.kind {
+            Kind::Sds => self.sds.contains(component.id.into()),
+            Kind::Sdc => self.sdcs.contains(component.id.into()),
+            Kind::Mdm | Kind::Mgmt => self.nodes.contains(component),
+        };
+        for health in self.health.values() {
+            let (component, losses) = (health.component, health.losses.times());
+            hold!(known(component), "health of {} {} is kept, which is gone", component.kind, component.id);
+            hold!(losses.len() <= MAX_LOSSES_KEPT, "{} {} has {} losses", component.kind, component.id, losses.len());
+            hold!(losses.is_sorted(), "losses of {} {} are out of order", component.kind, component.id);
+        }
+        for metadata in self.metadata.values() {
+            let component = metadata.component;
+            hold!(known(component), "the machine of {} {} is kept, which is gone", component.kind, component.id);
+        }
+        let mut kept: BTreeMap<Component, usize> = BTreeMap::new();
+        for row in self.history.values() {
+            hold!(known(row.component), "history of {} {} is kept", row.component.kind, row.component.id);
+            *kept.entry(row.component).or_default() += 1;
+        }
+        hold!(kept.values().all(|count| *count <= MAX_REGISTRATIONS_KEPT), "too much history is kept: {kept:?}");
+        hold!(self.heartbeats.len() <= MAX_HEARTBEAT_SAMPLES, "{} samples of heartbeats", self.heartbeats.len());
+        hold!(self.metrics.len() <= MAX_METRIC_SAMPLES, "{} samples of metrics", self.metrics.len());
+        Ok(())
+    }
+
     fn check_sessions(&self) -> Result<(), String> {
         let mut kept: BTreeMap<ClientId, u32> = BTreeMap::new();
         for outcome in self.outcomes.values() {
@@ -236,7 +271,10 @@ impl State {
             || self.sdcs.changes().next().is_some()
             || self.nodes.changes().next().is_some()
             || self.history.changes().next().is_some()
+            || self.metadata.changes().next().is_some()
             || self.health.changes().next().is_some()
+            || self.heartbeats.changes().next().is_some()
+            || self.metrics.changes().next().is_some()
             || self.pgs.changes().next().is_some()
             || self.volumes.changes().next().is_some()
             || self.mappings.changes().next().is_some()

@@ -57,5 +57,11 @@ pub const TOKEN_RETENTION_MS: u64 = 600_000;
 pub const MAX_TOKENS: usize = 262_144;
 /// Events kept: days of a busy cluster, some twenty megabytes.
 pub const MAX_EVENTS: usize = 65_536;
+/// Samples of heartbeats kept: an hour of one a minute, each with all components.
+pub const MAX_HEARTBEAT_SAMPLES: usize = 60;
+/// Samples of sums over the cluster kept: a day of one a minute.
+pub const MAX_METRIC_SAMPLES: usize = 1_440;
+/// Metrics of one sample.
+pub const MAX_METRICS_PER_SAMPLE: usize = 128;
 /// Registrations remembered per component.
 pub const MAX_REGISTRATIONS_KEPT: usize = 16;

@@ -35,8 +35,9 @@ pub use why::{Cause, Explanation};
 
 use self::{
     model::{
-        Cluster, Counters, Device, Domain, Event, EvictionHold, FaultSet, Health, HistoryRow, IoToken, KeptOutcome,
-        Mapping, MdmStores, Node, Pg, Pool, Position, Sdc, Sds, SecretRow, Session, Settings, TokenChain, Volume,
+        Cluster, ClusterMetrics, Counters, Device, Domain, Event, EvictionHold, FaultSet, Health, HeartbeatLog,
+        HistoryRow, IoToken, KeptOutcome, Mapping, MdmStores, Node, NodeMetadata, Pg, Pool, Position, Sdc, Sds,
+        SecretRow, Session, Settings, TokenChain, Volume,
     },
     names::Names,
     rows::{
@@ -88,7 +89,10 @@ pub struct State {
     sdcs: Tracked<Sdc>,
     nodes: Tracked<Node>,
     history: Tracked<HistoryRow>,
+    metadata: Tracked<NodeMetadata>,
     health: Tracked<Health>,
+    heartbeats: Tracked<HeartbeatLog>,
+    metrics: Tracked<ClusterMetrics>,
     pgs: Tracked<Pg>,
     volumes: Tracked<Volume>,
     mappings: Tracked<Mapping>,
@@ -102,7 +106,7 @@ pub struct State {
 macro_rules! each_table {
     ($state:expr, $table:ident => $code:expr) => {{
         each_table!(@ $state, $table => $code; config secrets sessions outcomes domains pools fault_sets sds devices
-            sdcs nodes history health pgs volumes mappings tokens events);
+            sdcs nodes history metadata health heartbeats metrics pgs volumes mappings tokens events);
     }};
     (@ $state:expr, $table:ident => $code:expr; $($field:ident)*) => {
         $({ let $table = &mut $state.$field; $code; })*
@@ -138,6 +142,9 @@ impl State {
             Table::SdcClients => self.sdcs.load(key, value),
             Table::ClusterNodes => self.nodes.load(key, value),
             Table::RegistrationHistory => self.history.load(key, value),
+            Table::NodeMetadata => self.metadata.load(key, value),
+            Table::HeartbeatLog => self.heartbeats.load(key, value),
+            Table::ClusterMetrics => self.metrics.load(key, value),
             Table::ComponentHealth => self.health.load(key, value),
             Table::Replicas => self.pgs.load(key, value),
             Table::Volumes => self.volumes.load(key, value),

@@ -11,7 +11,8 @@ use super::{
     State,
     limits::OVERCOMMIT_RATIO,
     model::{
-        Component, Device, Domain, Event, FaultSet, Health, IoToken, Mapping, Node, Pg, Pool, Sdc, Sds, Secret, Volume,
+        ClusterMetrics, Component, Device, Domain, Event, FaultSet, Health, HeartbeatLog, IoToken, Kind, Mapping, Node,
+        NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Volume,
     },
 };
 use crate::placement::Candidate;
@@ -156,6 +157,57 @@ impl State {
     /// Registered MDMs and consoles.
     pub fn all_nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
         self.nodes.values()
+    }
+
+    /// The machine of a component, as it said at its last registration.
+    pub fn machine_of(&self, component: Component) -> Option<&NodeMetadata> {
+        self.metadata.get(component)
+    }
+
+    /// The process of a component that registered last.
+    pub fn process_of(&self, component: Component) -> Option<ProcessId> {
+        let registration = match component.kind {
+            Kind::Sds => self.sds(component.id.into())?.registration.as_ref(),
+            Kind::Sdc => self.sdc(component.id.into())?.registration.as_ref(),
+            Kind::Mdm | Kind::Mgmt => self.nodes.get(component).map(|node| &node.registration),
+        };
+        registration.map(|registration| registration.process)
+    }
+
+    /// The component of this kind and name.
+    pub fn component_named(&self, kind: Kind, name: &str) -> Option<Component> {
+        let id = match kind {
+            Kind::Sds => self.sds_by_name(name)?.id.get(),
+            Kind::Sdc => self.sdc_by_name(name)?.id.get(),
+            Kind::Mdm | Kind::Mgmt => {
+                return self
+                    .all_nodes()
+                    .map(|n| (n.component, &n.name))
+                    .find(|(c, n)| c.kind == kind && *n == name)
+                    .map(|(component, _)| component);
+            }
+        };
+        Some(Component { kind, id })
+    }
+
+    /// The last starts of a component, oldest first.
+    pub fn registrations_of(&self, component: Component) -> impl Iterator<Item = &Registration> {
+        self.history.range((component, 0)..=(component, u64::MAX)).map(|row| &row.registration)
+    }
+
+    /// The kept samples of sums, newest first.
+    pub fn metrics_newest_first(&self) -> impl Iterator<Item = &ClusterMetrics> {
+        self.metrics.values().rev()
+    }
+
+    /// How components reported, by the sample of the same command.
+    pub fn heartbeats_at(&self, revision: Revision) -> Option<&HeartbeatLog> {
+        self.heartbeats.get(revision)
+    }
+
+    /// How often a component stopped being ACTIVE in the minute, hour and day before `now`.
+    pub fn oscillation_of(&self, component: Component, now: LogTime) -> [u32; 3] {
+        self.health_of(component).map(|health| health.losses.counts(now)).unwrap_or_default()
     }
 
     /// The last status transition of a component.

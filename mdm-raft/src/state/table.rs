@@ -47,6 +47,12 @@ tables! {
     ClusterNodes = "cluster_nodes",
     /// The last registrations of every component.
     RegistrationHistory = "registration_history",
+    /// The machines of components.
+    NodeMetadata = "node_metadata",
+    /// Samples of how components reported.
+    HeartbeatLog = "heartbeat_log",
+    /// Samples of sums over the cluster.
+    ClusterMetrics = "cluster_metrics",
     /// ACTIVE, STALE or DOWN, per component.
     ComponentHealth = "component_health",
     /// Placement groups.

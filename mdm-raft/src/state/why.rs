@@ -212,6 +212,7 @@ impl State {
             (Some(_), false) => "lost",
         };
         let mut causes = vec![self.sds_cause(sds)];
+        causes.extend(self.flapping(Component { kind: Kind::Sds, id: sds.id.get() }));
         causes.extend(self.devices_of(sds.id).map(|device| self.device_cause(device)));
         causes.extend(self.last_deed(&format!("sds {}", sds.name)));
         Explanation { object: format!("sds {}", sds.name), state: state.to_owned(), causes }
@@ -235,6 +236,12 @@ impl State {
 
     fn why_device(&self, device: &Device) -> Explanation {
         let mut causes = vec![self.device_cause(device)];
+        if let Some(until) = self.device_kept_out(device.id, self.log_time()).filter(|_| !device.alive) {
+            let losses = device.losses.counts(self.log_time())[1];
+            causes.push(says(format!(
+                "it was lost {losses} times within an hour and is kept out until log time {until} (S23)"
+            )));
+        }
         let (mut in_sync, mut joining) = (0, 0);
         for pg in self.pgs.values().filter(|pg| pg.replicas.contains(&device.id)) {
             match pg.config.member(device.id) {
@@ -305,7 +312,8 @@ impl State {
         let object = format!("{} {name}", component.kind);
         let health = self.health_of(component);
         let mut causes: Vec<Cause> =
-            health.map(|health| says(format!("it is {}: {}", health.status, health.why))).into_iter().collect();
+            health.map(|h| by(format!("it is {}: {}", h.status, h.why), h.revision)).into_iter().collect();
+        causes.extend(self.flapping(component));
         causes.extend(self.last_deed(&object));
         let state = health.map_or_else(|| "unknown".to_owned(), |health| health.status.to_string());
         Explanation { object, state, causes }
@@ -326,18 +334,30 @@ impl State {
 
     /// How often an SDS was lost in the last minute, hour and day of log time: one that flaps shows.
     pub fn losses_of(&self, sds: SdsId) -> [u32; 3] {
-        let Some(sds) = self.sds(sds) else { return [0; 3] };
-        let object = format!("sds {}", sds.name);
-        let now = self.log_time().get();
-        let mut counts = [0; 3];
-        let lost = self.events.values().rev().filter(|event| event.kind == "sds.lost" && event.object == object);
-        for event in lost {
-            let age = now.saturating_sub(event.at.get());
-            for (count, window) in counts.iter_mut().zip([60_000, 3_600_000, 86_400_000]) {
-                *count += u32::from(age <= window);
-            }
+        self.oscillation_of(Component { kind: Kind::Sds, id: sds.get() }, self.log_time())
+    }
+
+    /// That a component was not well more than once lately, and that it is kept out for it.
+    fn flapping(&self, component: Component) -> Vec<Cause> {
+        let now = self.log_time();
+        let [minute, hour, day] = self.oscillation_of(component, now);
+        let mut causes = Vec::new();
+        if day > 1 {
+            let what = format!(
+                "it stopped being ACTIVE {minute} times in the last minute, {hour} in the last hour, {day} in the last day"
+            );
+            causes.push(says(what));
         }
-        counts
+        let sds = self.sds(component.id.into()).filter(|sds| component.kind == Kind::Sds && !sds.alive);
+        if let Some(until) = sds.and_then(|sds| self.sds_kept_out(sds.id, now)) {
+            let wait = until.get().saturating_sub(now.get()).div_ceil(1_000);
+            let what = format!(
+                "lost so often it is kept out until log time {until}, {wait} s from now, though it may be heard (S23); \
+                 setting readmission.most_ms bounds that"
+            );
+            causes.push(says(what));
+        }
+        causes
     }
 }
 

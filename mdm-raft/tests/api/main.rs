@@ -7,6 +7,7 @@ mod bad_input;
 mod cluster;
 mod exactly_once;
 mod guard;
+mod health;
 mod insight;
 mod liveness;
 mod log_time;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pflex_common::host;
 use pflex_common::mdm::{MdmClient, MdmError, Patience};
 use pflex_common::net::Endpoint;
 use pflex_common::registration::{self, RegistrationError, Takeover, reachable_at};
@@ -82,6 +83,7 @@ pub(super) async fn register(
         devices: Vec::new(),
         cluster_id: Vec::new(),
         introduce: false,
+        host: Some(host::info()),
     };
     let registered = registration::register(client, state.cluster(), request).await;
     let registration::Registered { cluster, reply } =
@@ -197,10 +199,11 @@ fn metrics(volumes: &MappedVolumes) -> Vec<Metric> {
         errors += statistics.errors.load(Ordering::Relaxed);
     }
     let metric = |name: &str, value: u64| Metric { name: name.to_owned(), value: value as f64 };
-    vec![
+    let own = vec![
         metric("pflex.sdc.reads", reads),
         metric("pflex.sdc.writes", writes),
         metric("pflex.sdc.retries", retries),
         metric("pflex.sdc.errors", errors),
-    ]
+    ];
+    own.into_iter().chain(host::process_metrics()).collect()
 }

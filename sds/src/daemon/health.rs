@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use pflex_common::{clock::MonotonicTime, mdm::Patience, net};
+use pflex_common::{clock::MonotonicTime, host, mdm::Patience, net};
 use pflex_proto::pb::{
     self, ComponentKind, DeviceStats, HealthReport, Metric, SdsStats, SdsStatsRequest,
     liveness_client::LivenessClient,
@@ -47,14 +47,15 @@ fn metrics(server: &Server) -> Vec<Metric> {
     let sum =
         |of: fn(&DeviceStats) -> u64| server.devices.iter().map(stats).map(|stats| of(&stats)).sum::<u64>() as f64;
     let metric = |name: &str, value| Metric { name: name.into(), value };
-    vec![
+    let own = vec![
         metric("pflex.sds.capacity", sum(|stats| stats.capacity_bytes)),
         metric("pflex.sds.used", sum(|stats| stats.used_bytes)),
         metric("pflex.sds.reads", sum(|stats| stats.reads)),
         metric("pflex.sds.read.bytes", sum(|stats| stats.read_bytes)),
         metric("pflex.sds.writes", sum(|stats| stats.writes)),
         metric("pflex.sds.written.bytes", sum(|stats| stats.written_bytes)),
-    ]
+    ];
+    own.into_iter().chain(host::process_metrics()).collect()
 }
 
 fn stats(device: &DeviceHandle) -> DeviceStats {

@@ -1,6 +1,7 @@
 //! What an SDS says when it registers: first who it is, then which devices it has opened.
 
 use pflex_common::{
+    host,
     mdm::MdmClient,
     registration::{self, Registered, RegistrationError},
 };
@@ -67,6 +68,7 @@ impl Registration<'_> {
             addresses: Some(self.addresses.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             introduce: devices.is_none(),
+            host: Some(host::info()),
             devices: devices.unwrap_or_default(),
             cluster_id: Vec::new(),
         };

@@ -50,18 +50,18 @@ impl Api {
     }
 
     pub(super) async fn sds_rows(&self, request: ListRequest) -> Result<pb::ListSdsReply, Status> {
-        let name = request.name;
+        let (name, heard) = (request.name, self.heard());
         let (_, rows) = self
             .read(request.stale, |state| {
                 named("sds", &name, state.sds_by_name(&name), state.all_sds())
-                    .map(|rows| rows.into_iter().map(|sds| sds_row(state, sds)).collect())
+                    .map(|rows| rows.into_iter().map(|sds| sds_row(state, &heard, sds)).collect())
             })
             .await?;
         Ok(pb::ListSdsReply { sds: rows? })
     }
 
     pub(super) async fn sdcs(&self, request: ListRequest) -> Result<pb::ListSdcsReply, Status> {
-        let name = request.name;
+        let (name, heard) = (request.name, self.heard());
         let (_, rows) = self
             .read(request.stale, |state| {
                 let rows = named("sdc", &name, state.sdc_by_name(&name), state.all_sdcs())?;
@@ -72,6 +72,7 @@ impl Api {
                         Component { kind: Kind::Sdc, id: sdc.id.get() },
                         sdc.registration.is_some(),
                     ),
+                    component: Some(convert::sdc_component(state, &heard, sdc)),
                     volumes: state.all_mappings().filter(|mapping| mapping.sdc == sdc.id).count() as u32,
                 };
                 Ok::<_, Status>(rows.into_iter().map(row).collect())
@@ -118,12 +119,13 @@ fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>) -> pb::Pool
     }
 }
 
-fn sds_row(state: &State, sds: &Sds) -> pb::SdsRow {
+fn sds_row(state: &State, heard: &convert::Heard<'_>, sds: &Sds) -> pb::SdsRow {
     let component = Component { kind: Kind::Sds, id: sds.id.get() };
     let mut row = pb::SdsRow {
         sds: Some(convert::sds(sds)),
         devices: state.devices_of(sds.id).map(convert::device).collect(),
         status: convert::status_of(state, component, sds.registration.is_some()),
+        component: Some(convert::sds_component(state, heard, sds)),
         ..pb::SdsRow::default()
     };
     let here = |device: DeviceId| state.device(device).is_some_and(|device| device.sds == sds.id);

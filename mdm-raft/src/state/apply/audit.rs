@@ -1,20 +1,24 @@
 //! The event that each command leaves when it changed something: who did what to which object.
 //!
-//! Tokens and sessions leave none: tokens have their own chained record, and sessions are no news.
+//! Tokens, samples and sessions leave none: tokens have their own chained record, samples are one, and sessions are no
+//! news.
 
 use std::collections::BTreeSet;
 
-use pflex_proto::ids::{ClientId, SdcId, SdsId};
+use pflex_proto::ids::{ClientId, LogTime, SdcId, SdsId};
 
-use super::Context;
+use super::{Context, validate};
 use crate::{
     command::{Body, Command, proto},
     state::{
         PgState, State,
         limits::MAX_EVENTS,
-        model::{Event, Severity},
+        model::{Component, Event, Severity},
     },
 };
+
+/// Transitions told one by one in an event.
+const LISTED: usize = 8;
 
 /// Who acts in commands that no session carries.
 const LEADER: &str = "the leader";
@@ -102,7 +106,11 @@ impl State {
             (iops, bandwidth) => format!(", at most {iops} operations and {bandwidth} bytes a second (0: any)"),
         };
         Some(match body {
-            Body::OpenClientSession(_) | Body::CloseClientSession(_) | Body::IssueTokens(_) | Body::AckTokens(_) => {
+            Body::OpenClientSession(_)
+            | Body::CloseClientSession(_)
+            | Body::IssueTokens(_)
+            | Body::AckTokens(_)
+            | Body::RecordSample(_) => {
                 return None;
             }
             Body::BootstrapCluster(_) => Deed::new("cluster.bootstrap", "cluster", "got its identity and first secret"),
@@ -118,7 +126,15 @@ impl State {
                     0 => String::new(),
                     n => format!(" with {}", counted(n, "device")),
                 };
-                let what = format!("started, version {}{devices}", register.version);
+                let on = match register.host.as_ref().map_or("", |host| host.name.as_str()) {
+                    "" => String::new(),
+                    host => format!(" on {host}"),
+                };
+                let kept_out = match self.sds_by_name(name.unwrap_or_default()) {
+                    Some(sds) if register.kind() == proto::Kind::Sds && !sds.alive => self.kept_out_words(sds.id),
+                    Some(_) | None => String::new(),
+                };
+                let what = format!("started{on}, version {}{devices}{kept_out}", register.version);
                 Deed::new("component.register", object.clone(), what).by(object)
             }
             Body::SetComponentStatus(set) => {
@@ -127,6 +143,7 @@ impl State {
                 let status = set.status().as_str_name().trim_start_matches("STATUS_");
                 Deed::new("component.status", object, format!("is {status}: {}", set.why)).severe(severity)
             }
+            Body::SetStatuses(set) => self.transitions(set),
             Body::ChangeSettings(change) => {
                 let entries = change.entries.iter().map(|entry| match entry.to_default {
                     true => format!("{} to its default", entry.key),
@@ -203,7 +220,10 @@ impl State {
             }
             Body::SdsLost(lost) => {
                 let kind = if lost.whole { "sds.lost" } else { "device.lost" };
-                Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), lost.why.clone()).severe(Severity::Warning)
+                let kept_out =
+                    if lost.whole { self.kept_out_words(SdsId(lost.sds_id)) } else { self.devices_kept_out(lost) };
+                let what = format!("{}{kept_out}", lost.why);
+                Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(Severity::Warning)
             }
             Body::SdsReturned(returned) => {
                 Deed::new("sds.return", self.sds_label(SdsId(returned.sds_id)), "is heard again")
@@ -231,6 +251,55 @@ impl State {
                 Deed::new("eviction.hold", object, hold.why.clone()).severe(Severity::Warning)
             }
         })
+    }
+
+    /// Components whose status changed in one look, as one deed.
+    fn transitions(&self, set: &proto::SetStatuses) -> Deed {
+        let label = |entry: &proto::SetComponentStatus| {
+            format!("{} {}", kind_word(entry.kind()), self.component_name(entry.kind(), entry.id))
+        };
+        let says = |entry: &proto::SetComponentStatus| {
+            format!("is {}: {}", entry.status().as_str_name().trim_start_matches("STATUS_"), entry.why)
+        };
+        // Only what this command has changed.
+        let changed: Vec<_> = set
+            .entries
+            .iter()
+            .filter(|entry| {
+                let component = validate::kind(entry.kind).map(|kind| Component { kind, id: entry.id });
+                self.health.changes().any(|(key, ..)| component.as_ref().is_ok_and(|component| *component == key))
+            })
+            .collect();
+        let well = changed.iter().all(|entry| entry.status() == proto::Status::Active);
+        let severity = if well { Severity::Info } else { Severity::Warning };
+        let (object, what) = match changed.as_slice() {
+            [only] => (label(only), says(only)),
+            many => {
+                let said = many.iter().take(LISTED).map(|entry| format!("{} {}", label(entry), says(entry)));
+                let said = said.collect::<Vec<_>>().join("; ");
+                let more = many.len().saturating_sub(LISTED);
+                let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+                ("cluster".to_owned(), format!("{said}{more}"))
+            }
+        };
+        Deed::new("component.status", object, what).severe(severity)
+    }
+
+    /// How long an SDS that keeps failing is kept out, as the end of a sentence.
+    fn kept_out_words(&self, id: SdsId) -> String {
+        let now = self.log_time();
+        let losses = self.losses_of(id)[1];
+        self.sds_kept_out(id, now).map_or_else(String::new, |until| kept_out_words(losses, now, until))
+    }
+
+    fn devices_kept_out(&self, lost: &proto::SdsLost) -> String {
+        let now = self.log_time();
+        let device = |life: &proto::DeviceLife| {
+            let id = pflex_proto::ids::DeviceId(life.device_id);
+            let until = self.device_kept_out(id, now)?;
+            Some(kept_out_words(self.device(id)?.losses.counts(now)[1], now, until))
+        };
+        lost.devices.iter().find_map(device).unwrap_or_default()
     }
 
     /// Which copies left and joined the in-sync sets that primaries proposed.
@@ -266,6 +335,11 @@ impl State {
         };
         name.unwrap_or_else(|| format!("#{id}"))
     }
+}
+
+fn kept_out_words(losses: u32, now: LogTime, until: LogTime) -> String {
+    let wait = until.get().saturating_sub(now.get()).div_ceil(1_000);
+    format!("; lost {losses} times within an hour, so it is taken back in {wait} s at the earliest")
 }
 
 /// `1 device`, `2 devices`.

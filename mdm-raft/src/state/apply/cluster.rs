@@ -1,16 +1,16 @@
-//! The first command of a cluster, and the status of its components.
+//! The first command of a cluster, its members, and the end of a recovery.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use pflex_proto::ids::{ClusterGeneration, ClusterId, DeviceId, KeyId, MdmId, SdsId, StoreUuid};
 
-use super::{Context, Effect, Refusal, done, secret::secret, validate};
+use super::{Effect, Refusal, done, secret::secret, validate};
 use crate::{
     command::{ErrorCode, proto},
     state::{
         State,
         limits::MAX_MDM_IDS,
-        model::{Cluster, Component, Health, Kind, SecretRow, Status},
+        model::{Cluster, Kind, SecretRow},
         rows::cluster::ConfigRow,
     },
 };
@@ -94,36 +94,5 @@ impl State {
     pub fn missing_copies(&self) -> BTreeSet<SdsId> {
         let members = self.pgs.values().flat_map(|pg| &pg.config.in_sync);
         members.filter(|member| !self.is_alive(member)).map(|member| member.sds).collect()
-    }
-
-    pub(super) fn set_status(&mut self, context: Context, command: &proto::SetComponentStatus) -> Effect {
-        let component = Component { kind: validate::kind(command.kind)?, id: command.id };
-        let object = format!("{} {}", component.kind, component.id);
-        let status = match proto::Status::try_from(command.status) {
-            Ok(proto::Status::Active) => Status::Active,
-            Ok(proto::Status::Stale) => Status::Stale,
-            Ok(proto::Status::Down) => Status::Down,
-            Ok(proto::Status::Unspecified) | Err(_) => {
-                return Err(validate::invalid(object, format!("{} is no status", command.status)));
-            }
-        };
-        let known = match component.kind {
-            Kind::Sds => self.sds.contains(component.id.into()),
-            Kind::Sdc => self.sdcs.contains(component.id.into()),
-            Kind::Mdm | Kind::Mgmt => self.nodes.contains(component),
-        };
-        if !known {
-            return Err(Refusal::new(ErrorCode::NotFound, object, "it is not registered"));
-        }
-        let why = validate::text(&object, "reason", &command.why)?;
-        self.note_status(context, component, status, why);
-        done(component.id)
-    }
-
-    /// Records a transition; the same status again is none.
-    pub(super) fn note_status(&mut self, context: Context, component: Component, status: Status, why: String) {
-        if self.health.get(component).is_none_or(|health| health.status != status) {
-            self.health.put(Health { component, status, since: context.log_time, why });
-        }
     }
 }

@@ -5,12 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use pflex_proto::ids::{ByteCount, DeviceId, DeviceUuid, DomainId, Incarnation, PoolId, SdsId};
 
 use super::{
-    Effect, Refusal, done,
+    Context, Effect, Refusal, done,
     validate::{self, invalid},
 };
 use crate::{
     command::{ErrorCode, proto},
-    state::{State, limits::MAX_DEVICES, model::Device},
+    state::{
+        State,
+        limits::MAX_DEVICES,
+        model::{Device, Losses},
+    },
 };
 
 /// A device of a registration, checked against what is known of it.
@@ -25,6 +29,13 @@ pub(super) struct OpenedDevice {
     empty: bool,
     /// For a device never seen before.
     pool: Option<PoolId>,
+}
+
+impl OpenedDevice {
+    /// Whether the cluster has seen it before.
+    pub(super) const fn is_known(&self) -> bool {
+        self.known.is_some()
+    }
 }
 
 impl State {
@@ -88,7 +99,19 @@ impl State {
     }
 
     /// Takes the open devices of an SDS into service and every other one of it out, in one step for all groups.
-    pub(super) fn open_devices(&mut self, sds: SdsId, opened: &[OpenedDevice]) -> Vec<DeviceId> {
+    /// With `admit` false, and each device that fails too often, they are known and stay out of service (S23).
+    pub(super) fn open_devices(
+        &mut self,
+        context: Context,
+        sds: SdsId,
+        admit: bool,
+        opened: &[OpenedDevice],
+    ) -> Vec<DeviceId> {
+        // By the state before: whose copy is the last there is must not depend on the order below.
+        let in_service = |id| self.devices.get(id).is_some_and(|device| device.alive);
+        let kept_out = |id| !admit || (!in_service(id) && self.device_kept_out(id, context.log_time).is_some());
+        let kept_out: BTreeSet<DeviceId> =
+            opened.iter().filter_map(|device| device.known).filter(|id| kept_out(*id)).collect();
         let mut touched: BTreeSet<DeviceId> = self.devices_of(sds).map(|device| device.id).collect();
         for device in &touched {
             self.devices.update(*device, |device| device.alive = false);
@@ -114,12 +137,12 @@ impl State {
                         known.incarnation = device.incarnation;
                         known.capacity = device.capacity;
                         known.path.clone_from(&device.path);
-                        known.alive = true;
+                        known.alive = !kept_out.contains(&id);
                     });
                     id
                 }
                 None => {
-                    let id = self.add_device(sds, device);
+                    let id = self.add_device(sds, admit, device);
                     grown.extend(device.pool);
                     id
                 }
@@ -134,7 +157,7 @@ impl State {
         ids
     }
 
-    fn add_device(&mut self, sds: SdsId, device: &OpenedDevice) -> DeviceId {
+    fn add_device(&mut self, sds: SdsId, alive: bool, device: &OpenedDevice) -> DeviceId {
         let id = self.take_id(|counters| {
             counters.device = counters.device.next();
             counters.device
@@ -147,7 +170,8 @@ impl State {
             incarnation: device.incarnation,
             capacity: device.capacity,
             path: device.path.clone(),
-            alive: true,
+            alive,
+            losses: Losses::default(),
         });
         id
     }

@@ -4,6 +4,7 @@ mod audit;
 mod cluster;
 mod device;
 mod fault_set;
+mod health;
 mod pg;
 mod register;
 mod rename;
@@ -129,6 +130,8 @@ impl State {
             Body::CloseClientSession(_) => self.close_session(command),
             Body::RegisterComponent(register) => self.register(context, register),
             Body::SetComponentStatus(status) => self.set_status(context, status),
+            Body::SetStatuses(set) => self.set_statuses(context, set),
+            Body::RecordSample(sample) => self.record_sample(context, sample),
             Body::ChangeSettings(change) => self.change_settings(change),
             Body::CreateDomain(create) => self.create_domain(create),
             Body::CreatePool(create) => self.create_pool(create),

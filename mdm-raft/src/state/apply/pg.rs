@@ -242,17 +242,27 @@ impl State {
             self.note_status(context, Component { kind: Kind::Sds, id: id.get() }, Status::Down, why);
         }
         for device in &devices {
+            let was_alive = self.devices.get(*device).is_some_and(|device| device.alive);
             self.devices.update(*device, |device| device.alive = false);
+            if was_alive && !lost.whole {
+                self.note_device_loss(context, *device);
+            }
         }
         self.settle_pgs(&devices, &BTreeMap::new());
         done(id.get())
     }
 
-    /// The same process is heard again: what it has open may serve and join.
+    /// The same process is heard again: what it has open may serve and join, unless it fails too often (S23).
     pub(super) fn sds_returned(&mut self, context: Context, returned: &proto::SdsReturned) -> Effect {
         let id = SdsId(returned.sds_id);
         self.registered_process(id, &returned.process_id)?;
-        let devices = self.present_lives(id, &returned.devices);
+        let alive = self.sds.get(id).is_some_and(|sds| sds.alive);
+        if let Some(until) = self.sds_kept_out(id, context.log_time).filter(|_| !alive) {
+            let what = format!("it was lost too often lately, and is taken back at log time {until}");
+            return Err(Refusal::new(ErrorCode::Precondition, self.sds_label(id), what));
+        }
+        let mut devices = self.present_lives(id, &returned.devices);
+        devices.retain(|device| self.device_kept_out(*device, context.log_time).is_none());
         self.sds.update(id, |sds| sds.alive = true);
         self.note_status(
             context,

@@ -10,7 +10,7 @@ use crate::{
     state::{
         State,
         limits::{MAX_DEVICES_PER_SDS, MAX_NODES, MAX_REGISTRATIONS_KEPT},
-        model::{Component, HistoryRow, Kind, Node, Registration, Status},
+        model::{Component, HistoryRow, Kind, Node, NodeMetadata, Registration, Status},
     },
 };
 
@@ -24,18 +24,40 @@ impl State {
         if kind != Kind::Sds && !command.devices.is_empty() {
             return Err(validate::invalid(object, "only an SDS has devices"));
         }
+        let host = command.host.clone().unwrap_or_default();
         let registration = Registration {
             process: validate::process(&object, &command.process_id)?,
             addresses: validate::addresses(&object, command.addresses.as_ref())?,
             version: validate::text(&object, "version", &command.version)?,
             at_wall_ms: context.wall_time_ms,
             count: 1,
+            host_name: validate::text(&object, "host name", &host.name)?,
         };
+        let machine = [&host.os, &host.kernel, &host.architecture];
+        machine.into_iter().try_for_each(|text| validate::text(&object, "host", text).map(drop))?;
         match kind {
             Kind::Sds => self.register_sds(context, &name, registration, command),
             Kind::Sdc => self.register_sdc(context, &name, registration),
             Kind::Mdm | Kind::Mgmt => self.register_node(context, kind, name, registration),
         }
+        .inspect(|answer| {
+            if let Answer::Registered(registered) = answer {
+                self.note_machine(Component { kind, id: registered.id }, host);
+            }
+        })
+    }
+
+    fn note_machine(&mut self, component: Component, host: proto::Host) {
+        self.metadata.put(NodeMetadata {
+            component,
+            host_name: host.name,
+            os: host.os,
+            kernel: host.kernel,
+            architecture: host.architecture,
+            booted_at_ms: host.booted_at_ms,
+            cores: host.cores,
+            memory_bytes: host.memory_bytes,
+        });
     }
 
     fn register_sds(
@@ -46,7 +68,7 @@ impl State {
         command: &proto::RegisterComponent,
     ) -> Effect {
         let sds = self.sds_registering_as(name).ok_or_else(|| not_found("sds", name))?;
-        let (id, domain, previous) = (sds.id, sds.domain, sds.registration.clone());
+        let (id, domain, previous, sds_alive) = (sds.id, sds.domain, sds.registration.clone(), sds.alive);
         if command.devices.len() > MAX_DEVICES_PER_SDS {
             return Err(validate::limit(format!("sds {name}"), MAX_DEVICES_PER_SDS, "devices of one SDS"));
         }
@@ -61,19 +83,33 @@ impl State {
         }
         self.room_for_devices(&opened)?;
 
+        // Two servers under one name: the second would take the place of the first, which lives. A restart, also one with
+        // a new disk, brings a device that was there; a server that replaces another waits until that one is lost.
+        let stranger = !opened.is_empty() && opened.iter().all(|device| !device.is_known());
+        let has_devices = self.devices_of(id).any(|device| device.alive);
+        if sds_alive && has_devices && !same_process && stranger {
+            let what = "another process of this name is alive and has other devices; give this server another name, or \
+                        stop the other one first if this one replaces it";
+            return Err(Refusal::new(ErrorCode::Precondition, format!("sds {name}"), what));
+        }
+
         let component = Component { kind: Kind::Sds, id: id.get() };
+        // Who keeps failing is known, and kept out for a while (S23): the leader takes it back.
+        let alive = sds_alive || self.sds_kept_out(id, context.log_time).is_none();
         let registration = self.note_registration(component, previous.as_ref(), registration);
         let registrations = registration.count;
         self.sds.update(id, |sds| {
             sds.registration = Some(registration);
-            sds.alive = true;
+            sds.alive = alive;
             // It knows its new name: the old one is free.
             if sds.name == name {
                 sds.former_name = None;
             }
         });
-        let device_ids = self.open_devices(id, &opened);
-        self.note_status(context, component, Status::Active, "registered".to_owned());
+        let device_ids = self.open_devices(context, id, alive, &opened);
+        if alive {
+            self.note_status(context, component, Status::Active, "registered".to_owned());
+        }
         Ok(Answer::Registered(proto::Registered {
             id: id.get(),
             device_ids: device_ids.iter().map(|device| device.get()).collect(),

@@ -216,6 +216,7 @@ impl State {
     /// Health and history of a deleted component go with it.
     pub(in crate::state) fn forget_component(&mut self, component: Component) {
         self.health.remove(component);
+        self.metadata.remove(component);
         let history: Vec<_> = self
             .history
             .range((component, 0)..=(component, u64::MAX))

@@ -122,36 +122,23 @@ pub struct Node {
     pub registration: Registration,
 }
 
-/// How a component is, as its heartbeats tell; only transitions are logged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Status {
-    /// Heard recently.
-    Active,
-    /// Late.
-    Stale,
-    /// Silent for long, or lost.
-    Down,
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Active => "ACTIVE",
-            Self::Stale => "STALE",
-            Self::Down => "DOWN",
-        })
-    }
-}
-
-/// The last status transition of a component.
+/// The machine that a component's process runs on, as it said when it registered; for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Health {
+pub struct NodeMetadata {
     /// Whose.
     pub component: Component,
-    /// What it became.
-    pub status: Status,
-    /// When.
-    pub since: LogTime,
-    /// Why, for people.
-    pub why: String,
+    /// What the machine calls itself.
+    pub host_name: String,
+    /// Its operating system.
+    pub os: String,
+    /// Its kernel's version.
+    pub kernel: String,
+    /// Its processors' kind.
+    pub architecture: String,
+    /// When it was started, by its own wall clock.
+    pub booted_at_ms: u64,
+    /// Processors that the process may use.
+    pub cores: u32,
+    /// Its memory.
+    pub memory_bytes: u64,
 }

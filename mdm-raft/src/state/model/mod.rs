@@ -2,7 +2,9 @@
 
 mod cluster;
 mod event;
+mod health;
 mod pg;
+mod sample;
 mod session;
 mod settings;
 mod token;
@@ -10,10 +12,12 @@ mod topology;
 mod volume;
 
 pub use cluster::{
-    Cluster, Component, Counters, EvictionHold, Health, Kind, MdmStores, Node, Position, Secret, SecretRow, Status,
+    Cluster, Component, Counters, EvictionHold, Kind, MdmStores, Node, NodeMetadata, Position, Secret, SecretRow,
 };
 pub use event::{Event, Severity};
+pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status};
 pub use pg::{Pg, PgConfig};
+pub use sample::{ClusterMetrics, HeartbeatLog, Heartbeats};
 pub use session::{KeptOutcome, Session};
 pub use settings::{Setting, Settings};
 pub use token::{IoToken, Link, TokenChain, TokenUse};

@@ -50,6 +50,10 @@ settings! {
         "a component whose last health report is this old is STALE";
     HealthDown = "health.down_ms", 60_000, 20_000..=3_600_000,
         "a component whose last health report is this old is DOWN";
+    HealthSample = "health.sample_ms", 60_000, 0..=3_600_000,
+        "how often health and sums are recorded (10 s at least); 0 records nothing";
+    ReadmissionMost = "readmission.most_ms", 300_000, 0..=3_600_000,
+        "how long a server or device that keeps failing is kept out at most (S23); 0 takes it back at once";
 }
 
 /// The settings that differ from their defaults.

@@ -4,7 +4,7 @@ use pflex_proto::ids::{
     ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PoolId, ProcessId, SdcId, SdsId,
 };
 
-use super::Component;
+use super::{Component, Losses};
 use crate::placement::FaultDomain;
 
 /// A protection domain: SDSs and pools that have nothing to do with those of another.
@@ -80,6 +80,8 @@ pub struct Registration {
     pub at_wall_ms: u64,
     /// How many starts so far.
     pub count: u64,
+    /// The machine it was on.
+    pub host_name: String,
 }
 
 /// One remembered start of a component.
@@ -142,6 +144,8 @@ pub struct Device {
     pub path: String,
     /// Open in the registered process, and neither it nor its SDS was found lost since.
     pub alive: bool,
+    /// When it was lost by itself, its SDS staying.
+    pub losses: Losses,
 }
 
 /// A storage data client.

@@ -1,4 +1,4 @@
-//! Rows of identity, counters, secrets, nodes and health. The singletons share the table `config`, keyed by name.
+//! Rows of identity, counters, secrets and nodes. The singletons share the table `config`, keyed by name.
 
 use pflex_proto::ids::{
     ClientId, ClusterGeneration, ClusterId, DeviceId, DomainId, FaultSetId, KeyId, LogTime, MdmId, PoolId, Revision,
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::state::{
     model::{
-        Cluster, Component, Counters, EvictionHold, Health, HistoryRow, Kind, Link, MdmStores, Node, Position, Secret,
-        SecretRow, Setting, Settings, Status, TokenChain,
+        Cluster, Component, Counters, EvictionHold, HistoryRow, Kind, Link, MdmStores, Node, Position, Secret,
+        SecretRow, Setting, Settings, TokenChain,
     },
     table::Table,
 };
@@ -248,12 +248,12 @@ pub(super) fn kind_of(code: u32) -> Result<Kind, RowError> {
     })
 }
 
-fn component(key: &[u8]) -> Result<Component, RowError> {
+pub(super) fn component(key: &[u8]) -> Result<Component, RowError> {
     let (kind, id) = two_u32(key)?;
     Ok(Component { kind: kind_of(kind)?, id })
 }
 
-fn component_key(component: Component) -> Vec<u8> {
+pub(super) fn component_key(component: Component) -> Vec<u8> {
     KeyWriter::default().u32(kind_code(component.kind)).u32(component.id).done()
 }
 
@@ -306,38 +306,5 @@ impl Row for HistoryRow {
         let (head, _) = key.split_at_checked(8).ok_or_else(|| RowError::Key { key: key.to_vec() })?;
         let row = Self { component: component(head)?, registration };
         if Self::encode_key(row.key()) == key { Ok(row) } else { Err(RowError::Key { key: key.to_vec() }) }
-    }
-}
-
-impl Row for Health {
-    const TABLE: Table = Table::ComponentHealth;
-    type Key = Component;
-
-    fn key(&self) -> Component {
-        self.component
-    }
-
-    fn encode_key(key: Component) -> Vec<u8> {
-        component_key(key)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let status = match self.status {
-            Status::Active => 1,
-            Status::Stale => 2,
-            Status::Down => 3,
-        };
-        seal(&proto::Health { status, since_log_ms: self.since.get(), why: self.why.clone() })
-    }
-
-    fn decode(key: &[u8], value: &[u8]) -> Result<Self, RowError> {
-        let row: proto::Health = open(value)?;
-        let status = match row.status {
-            1 => Status::Active,
-            2 => Status::Stale,
-            3 => Status::Down,
-            other => return Err(bad("status", other)),
-        };
-        Ok(Self { component: component(key)?, status, since: LogTime(row.since_log_ms), why: row.why })
     }
 }

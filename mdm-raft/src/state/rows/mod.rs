@@ -4,6 +4,7 @@
 
 pub mod cluster;
 mod event;
+mod health;
 mod key;
 mod pg;
 mod session;

@@ -6,6 +6,7 @@ use pflex_proto::ids::{
 
 use super::{
     Row, RowError, bad,
+    health::{losses, losses_message},
     key::{KeyWriter, one_u32},
     open, optional, proto, seal,
 };
@@ -109,6 +110,7 @@ impl From<&Registration> for proto::Registration {
             version: registration.version.clone(),
             at_wall_ms: registration.at_wall_ms,
             count: registration.count,
+            host_name: registration.host_name.clone(),
         }
     }
 }
@@ -128,6 +130,7 @@ pub(super) fn registration(row: Option<proto::Registration>) -> Result<Option<Re
         version: row.version,
         at_wall_ms: row.at_wall_ms,
         count: row.count,
+        host_name: row.host_name,
     }))
 }
 
@@ -171,6 +174,7 @@ impl Row for Device {
             capacity_bytes: self.capacity.get(),
             path: self.path.clone(),
             alive: self.alive,
+            losses_log_ms: losses_message(&self.losses),
         })
     }
 
@@ -185,6 +189,7 @@ impl Row for Device {
             capacity: ByteCount(row.capacity_bytes),
             path: row.path,
             alive: row.alive,
+            losses: losses(row.losses_log_ms),
         })
     }
 }

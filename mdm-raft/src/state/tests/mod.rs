@@ -1,6 +1,7 @@
 //! Conversations with the state: one file per noun, and random ones over all commands.
 
 mod events;
+mod health;
 mod pgs;
 mod planted;
 mod random;

@@ -58,6 +58,7 @@ fn start_sds(rng: &mut ChaCha8Rng, memory: &mut Memory) -> Body {
         kind: proto::Kind::Sds.into(),
         name: format!("s{n}"),
         process_id: vec![process; 16],
+        host: Some(super::world::host(n)),
         devices,
         ..Default::default()
     })
@@ -116,7 +117,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         15 => map(&name(rng, "v", 6), &name(rng, "c", 3)),
         16 => unmap(&name(rng, "v", 6), &name(rng, "c", 3)),
         17 => delete(proto::Object::Volume, &name(rng, "v", 6)),
-        18 => match rng.random_range(0..12_u32) {
+        18 => match rng.random_range(0..14_u32) {
             0 => delete(proto::Object::Pool, "p"),
             1 => delete(proto::Object::Sds, &name(rng, "s", 5)),
             2 => delete(proto::Object::Sdc, &name(rng, "c", 3)),
@@ -127,7 +128,18 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
             7 => rename(proto::Object::FaultSet, &name(rng, "rack", 2), &name(rng, "rack", 2)),
             8 => rename(proto::Object::Sds, &name(rng, "s", 6), &name(rng, "s", 6)),
             9 => rename(proto::Object::Sdc, &name(rng, "c", 3), &name(rng, "c", 3)),
-            10 => assign(rng.random_range(1..=8), "p"),
+            10 => super::health::sample(rng.random_range(1..=4), 7),
+            11 => Body::SetStatuses(proto::SetStatuses {
+                entries: (1..=3)
+                    .map(|id| proto::SetComponentStatus {
+                        kind: proto::Kind::Sdc.into(),
+                        id,
+                        status: rng.random_range(1..=3),
+                        why: String::new(),
+                    })
+                    .collect(),
+            }),
+            12 => assign(rng.random_range(1..=8), "p"),
             _ => Body::Rename(proto::Rename {
                 kind: proto::Object::Volume.into(),
                 name: name(rng, "v", 6),

@@ -143,7 +143,12 @@ pub(super) fn register_sds(n: u8, process: u8, incarnation: u64) -> Body {
         addresses: Some(proto::Addresses { data: format!("10.0.0.{n}:9700"), ..Default::default() }),
         version: "1".into(),
         devices: vec![opened(n, incarnation)],
+        host: Some(host(n)),
     })
+}
+
+pub(super) fn host(n: u8) -> proto::Host {
+    proto::Host { name: format!("host{n}"), os: "Debian".into(), cores: 2, ..Default::default() }
 }
 
 pub(super) fn opened(n: u8, incarnation: u64) -> proto::OpenedDevice {
