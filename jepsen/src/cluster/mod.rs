@@ -120,7 +120,12 @@ impl Cluster {
                     cluster.keep = true;
                     return Err(error);
                 }
-                Ok(()) => return Ok(cluster),
+                Ok(()) => {
+                    // The faults of an hour make any server one that keeps failing: it would be kept out for longer than
+                    // a round may take to heal.
+                    cluster.expect("settings set readmission.most_ms=5000", &[])?;
+                    return Ok(cluster);
+                }
             }
         }
         Err(ClusterError::NoPorts)

@@ -3,8 +3,8 @@
 use pflex_common::mdm::MdmError;
 use pflex_proto::{
     pb::{
-        ClusterMap, ComponentKind, RegisterReply, RegisterRequest, WatchRequest, discovery_client::DiscoveryClient,
-        map_client::MapClient, watch_reply::Event,
+        ClusterMap, ComponentKind, MapUpdate, RegisterReply, RegisterRequest, WatchRequest,
+        discovery_client::DiscoveryClient, map_client::MapClient, watch_reply::Event,
     },
     status::Reason,
 };
@@ -36,12 +36,17 @@ async fn register(
     registered.await
 }
 
-/// The whole map of the only member, whatever its revision.
-async fn map_of(cluster: &Cluster) -> ClusterMap {
+/// What the only member tells a new watcher before it has nothing more to say: a map, which may be a kept one, and what
+/// changed since, whatever their revisions.
+async fn map_of(cluster: &Cluster) -> (ClusterMap, Vec<MapUpdate>) {
     let api = cluster.members.lock().unwrap()[0].api();
     let mut stream = MapClient::new(api.channel()).watch(WatchRequest::default()).await.unwrap().into_inner();
     let Some(Event::Full(map)) = stream.message().await.unwrap().unwrap().event else { panic!("no full map") };
-    ClusterMap { revision: 0, ..map }
+    let mut updates = Vec::new();
+    while let Some(Event::Update(update)) = stream.message().await.unwrap().unwrap().event {
+        updates.push(MapUpdate { revision: 0, ..update });
+    }
+    (ClusterMap { revision: 0, ..map }, updates)
 }
 
 #[tokio::test(flavor = "multi_thread")]
