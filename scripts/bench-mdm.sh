@@ -154,8 +154,8 @@ part_failover() {
       gaps+=("$(field .longest_gap_ms "$line")")
       start "$system" "$leader"
     done
-    printf '%s\n' "${gaps[@]}" | sort -n | awk -v system="$system" '{ gap[NR] = $1 } END {
-      printf "%-6s leader killed %d times: longest time between two acknowledged writes p50 %d ms, max %d ms\n", system, NR, gap[int((NR + 1) / 2)], gap[NR] }'
+    printf '%s\n' "${gaps[@]}" | sort -n | awk -v who="$system" '{ gap[NR] = $1 } END {
+      printf "%-6s leader killed %d times: longest time between two acknowledged writes p50 %d ms, max %d ms\n", who, NR, gap[int((NR + 1) / 2)], gap[NR] }'
   done
 }
 

@@ -1,4 +1,4 @@
-//! Many pools, and many volumes in them: what creating them costs.
+//! Many pools and many volumes: what creating them costs.
 
 use std::{
     sync::{
@@ -32,9 +32,12 @@ pub(crate) struct FillArgs {
     pgs: u32,
     #[arg(long, default_value_t = 64)]
     clients: u32,
-    /// Every pool of this domain; one storage server must be there for each copy.
+    /// Of the new pools.
     #[arg(long, default_value = "default")]
     domain: String,
+    /// Where the volumes go: a pool needs devices for that, and the new ones have none.
+    #[arg(long, default_value = "default")]
+    pool: String,
 }
 
 pub(crate) async fn run(args: &FillArgs, at: Vec<Endpoint>) -> anyhow::Result<String> {
@@ -101,7 +104,7 @@ async fn create_pool(client: MdmClient, args: FillArgs, number: u32) -> anyhow::
 async fn create_volume(client: MdmClient, args: FillArgs, number: u32) -> anyhow::Result<()> {
     let volume = CreateVolumeRequest {
         name: format!("volume-{number}"),
-        pool: format!("pool-{}", number % args.pools),
+        pool: args.pool,
         size_bytes: 1 << 20,
         ..Default::default()
     };
