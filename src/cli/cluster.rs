@@ -48,7 +48,7 @@ pub(super) enum Verb {
     /// Make the empty store of one MDM of a new cluster; once on each of them, before its first start.
     #[command(after_help = "All MDMs of a new cluster have the same configuration but for their `id` and `dir` \
         (deploy/mdm.toml).\n\n\
-        Example:\n  pflex cluster init --config /etc/pflex/mdm.toml && pflex mdm --config /etc/pflex/mdm.toml")]
+        Example:\n  pflex cluster init --config /etc/pflex/mdm.toml")]
     Init {
         /// The configuration of the MDM.
         #[arg(long, value_name = "FILE")]

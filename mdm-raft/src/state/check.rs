@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pflex_proto::ids::{ClientId, DeviceId};
 
-use super::{State, names::Names};
+use super::{State, names::Names, sums::Sums};
 use crate::{
     placement::FaultDomain,
     state::{
@@ -37,7 +37,9 @@ impl State {
         self.check_components()?;
         self.check_sessions()?;
         self.check_secrets()?;
-        self.check_tokens()
+        self.check_tokens()?;
+        hold!(self.sums == Sums::of(self), "the bytes of pools differ from the tables");
+        Ok(())
     }
 
     /// S21: one generation signs; besides it there is one on its way in or one on its way out, never both.

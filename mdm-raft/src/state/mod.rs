@@ -18,6 +18,7 @@ mod names;
 mod query;
 mod restore;
 pub mod rows;
+mod sums;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ use self::{
         RowError,
         cluster::{ConfigKey, ConfigRow},
     },
+    sums::Sums,
 };
 use crate::command::Outcome;
 
@@ -100,6 +102,8 @@ pub struct State {
     events: Tracked<Event>,
     /// Derived from the tables after each apply and at load.
     names: Names,
+    /// As `names`.
+    sums: Sums,
 }
 
 /// Runs the same code on every table.
@@ -125,6 +129,7 @@ impl State {
             state.load_row(table, &key, &value).map_err(|source| LoadError { table, key: key.into(), source })?;
         }
         state.names = Names::of(&state);
+        state.sums = Sums::of(&state);
         Ok(state)
     }
 

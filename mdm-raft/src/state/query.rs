@@ -1,6 +1,6 @@
 //! What services ask the state: by id, by name, and sums.
 
-use std::ops::Bound;
+use std::{collections::BTreeMap, ops::Bound};
 
 use pflex_proto::ids::{
     ByteCount, DeviceId, DomainId, FaultSetId, KeyId, LogTime, Member, PgId, PgIndex, PoolId, ProcessId, Revision,
@@ -281,15 +281,19 @@ impl State {
         self.mappings.values()
     }
 
+    /// The bytes a pool has and has promised, without its groups: cheap, however many volumes there are.
+    pub(super) fn space_of(&self, pool: &Pool) -> PoolUsage {
+        let sum = |sums: &BTreeMap<PoolId, u64>| sums.get(&pool.id).copied().unwrap_or_default();
+        PoolUsage {
+            capacity: ByteCount(sum(&self.sums.capacity) / u64::from(pool.copies)),
+            provisioned: ByteCount(sum(&self.sums.provisioned)),
+            ..PoolUsage::default()
+        }
+    }
+
     /// What a pool has and holds.
     pub fn usage_of(&self, pool: &Pool) -> PoolUsage {
-        let raw: u64 = self.devices.values().filter(|d| d.pool == Some(pool.id)).map(|d| d.capacity.get()).sum();
-        let provisioned = self.volumes.values().filter(|v| v.pool == pool.id).map(|v| v.size.get()).sum();
-        let mut usage = PoolUsage {
-            capacity: ByteCount(raw / u64::from(pool.copies)),
-            provisioned: ByteCount(provisioned),
-            ..PoolUsage::default()
-        };
+        let mut usage = self.space_of(pool);
         for pg in self.pgs_of(pool.id) {
             match self.pg_state(pg) {
                 PgState::Active => usage.active += 1,

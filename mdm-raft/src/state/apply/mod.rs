@@ -86,6 +86,7 @@ impl State {
         let outcome = self.execute_once(context, command);
 
         self.refresh_names();
+        self.refresh_sums();
         if cfg!(debug_assertions) {
             let held = self.check_step().and_then(|()| self.check());
             assert!(held.is_ok(), "log entry {revision} broke an invariant: {held:?}");

@@ -63,7 +63,7 @@ impl State {
 
     /// Whether a pool may promise `size` bytes more, `freed` of which it has promised already.
     fn room_for(&self, object: &str, pool: &Pool, size: ByteCount, freed: ByteCount) -> Result<(), Refusal> {
-        let usage = self.usage_of(pool);
+        let usage = self.space_of(pool);
         let total = (usage.provisioned.get() - freed.get()).saturating_add(size.get());
         if total <= usage.limit().get() {
             return Ok(());

@@ -33,6 +33,7 @@ fn found(plant: impl FnOnce(&mut State), words: &str) {
     let mut state = good();
     plant(&mut state);
     state.refresh_names();
+    state.refresh_sums();
     let verdict = state.check();
     assert!(verdict.as_ref().is_err_and(|why| why.contains(words)), "planted {words:?}, found {verdict:?}");
 }
@@ -68,6 +69,8 @@ fn check_finds_bad_names_volumes_sessions_and_tokens() {
         "name",
     );
     found(|s| s.volumes.update(VolumeId(1), |v| v.size = ByteCount(1)), "bad size");
+    found(|s| s.sums.provisioned.clear(), "bytes of pools");
+    found(|s| s.sums.capacity.clear(), "bytes of pools");
     found(|s| drop(s.volumes.remove(VolumeId(1))), "mapped and not there");
     found(|s| drop(s.sdcs.remove(SdcId(1))), "not there");
     found(|s| s.sessions.update(ClientId(1), |session| session.kept = 7), "counts 7 outcomes");
