@@ -13,6 +13,7 @@ use pflex_common::{
     shutdown::{self, Shutdown},
     telemetry,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     cli::Target,
@@ -114,7 +115,16 @@ fn start(args: &DaemonArgs, settings: &Settings) -> Result<Option<PidFile>, Fail
         let _ = rustix::process::setsid();
     }
     telemetry::start();
+    raise_file_limit();
     settings.pid_file.as_deref().map(PidFile::take).transpose()
+}
+
+/// A connection is a file, and an MDM or SDS has thousands; the usual soft limit of 1,024 is for programs that use
+/// `select`. Raised as far as the hard limit goes.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Not allowed to: then connections beyond the soft limit are refused, which the listeners log.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Runs a daemon to its end. Signals are caught before it starts, so that none is lost on the way.
