@@ -8,7 +8,14 @@ use protox::prost::Message as _;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=pflex");
     let descriptors = protox::compile(
-        ["pflex/mdm.proto", "pflex/insight.proto", "pflex/control.proto", "pflex/topology.proto", "pflex/vitals.proto"],
+        [
+            "pflex/mdm.proto",
+            "pflex/insight.proto",
+            "pflex/recovery.proto",
+            "pflex/control.proto",
+            "pflex/topology.proto",
+            "pflex/vitals.proto",
+        ],
         ["."],
     )?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

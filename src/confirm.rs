@@ -18,18 +18,23 @@ pub(crate) struct ConfirmArgs {
 
 /// Returns whether to go on. `what` says what is lost ("volume demo and its data"), `name` is to be typed.
 pub(crate) fn confirm(args: ConfirmArgs, what: &str, name: &str) -> Result<bool, Failure> {
+    confirm_to(args, &format!("remove {what}"), name)
+}
+
+/// The same for any other deed that cannot be undone ("give up what only sds3 has").
+pub(crate) fn confirm_to(args: ConfirmArgs, deed: &str, name: &str) -> Result<bool, Failure> {
     if args.dry_run {
-        eprintln!("would remove {what}; nothing was done");
+        eprintln!("would {deed}; nothing was done");
         return Ok(false);
     }
     if args.yes {
         return Ok(true);
     }
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(Failure::new(Exit::Usage, format!("removing {what} must be confirmed, and there is no terminal"))
+        return Err(Failure::new(Exit::Usage, format!("to {deed} must be confirmed, and there is no terminal"))
             .remedy("give --yes"));
     }
-    eprint!("This removes {what}. Type {name} to go on: ");
+    eprint!("This will {deed}. Type {name} to go on: ");
     io::stderr().flush().map_err(|error| Failure::io("ask", error))?;
     answered(name, &mut io::stdin().lock())
 }

@@ -137,9 +137,12 @@ fn by_reason(reason: Reason) -> (Exit, Option<&'static str>) {
         }
         Reason::NotFound => (Exit::NotFound, Some("the `list` command of its kind shows what exists")),
         Reason::AlreadyExists => (Exit::Conflict, Some("choose another name")),
-        Reason::InUse | Reason::Precondition | Reason::NoCapacity => (Exit::Conflict, None),
+        Reason::InUse | Reason::ReportFirst | Reason::Precondition | Reason::NoCapacity => (Exit::Conflict, None),
         Reason::StaleEpoch => (Exit::Conflict, Some("something else changed it meanwhile: run it again")),
         Reason::LimitReached => (Exit::Conflict, Some("remove what is not needed any more")),
+        Reason::OlderGeneration => {
+            (Exit::Conflict, Some("that MDM is of before a restore: stop it, and name the restored ones with --mdm"))
+        }
         Reason::WrongCluster => (Exit::Conflict, Some("check --mdm, PFLEX_MDM and the current context")),
         Reason::Invalid => (Exit::Usage, None),
         Reason::NotAllowed => (Exit::NotAllowed, None),
@@ -204,6 +207,8 @@ mod tests {
             (Reason::NoCapacity, 4),
             (Reason::Overloaded, 1),
             (Reason::WrongCluster, 4),
+            (Reason::OlderGeneration, 4),
+            (Reason::ReportFirst, 4),
             (Reason::NotAllowed, 5),
             (Reason::Compacted, 1),
             (Reason::Behind, 6),

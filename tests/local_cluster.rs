@@ -2,7 +2,15 @@
 
 mod kit;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use pflex_jepsen::nbd::NbdClient;
+
+/// For a state that is waited for: a slow machine makes a test longer, not red.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 use kit::{Cluster, stderr};
 
@@ -117,4 +125,113 @@ fn a_cluster_is_made_used_hurt_continued_and_wiped() {
     cluster.expect(0, &format!("down --wipe --yes --dir {}", cluster.dir().display()));
     assert!(!cluster.dir().exists() || is_empty(&cluster.dir()));
     cluster.expect(2, "volume list");
+}
+
+impl Cluster {
+    /// Waits until what a command prints as JSON is as `wanted`; a command that fails is asked again.
+    fn until(&self, words: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = self.run(words, &["-o", "json"]);
+            let json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if output.status.success() && wanted(&json) {
+                return json;
+            }
+            assert!(Instant::now() < deadline, "pflex {words}: {} {}", json, stderr(&output));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until a command ends well.
+    fn until_well(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.run(words, &[]).status.code() != Some(0) {
+            assert!(Instant::now() < deadline, "pflex {words}: {}", stderr(&self.run(words, &[])));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn nbd(&self) -> NbdClient {
+        let config = std::fs::read_to_string(self.dir().join("sdc0/config.toml")).expect("`up` made it");
+        let config: toml::Table = config.parse().expect("TOML");
+        let address = config["nbd"].as_str().expect("an address").parse().expect("an address");
+        NbdClient::open(address, "demo", PATIENCE).expect("the volume is there")
+    }
+
+    fn read(&self) -> u8 {
+        let mut block = vec![0; 4096];
+        self.nbd().read(0, &mut block).expect("it is served");
+        assert!(block.iter().all(|byte| *byte == block[0]), "a block is never torn");
+        block[0]
+    }
+
+    fn write(&self, byte: u8) {
+        self.nbd().write(0, &[byte; 4096], true).expect("it is served");
+    }
+}
+
+fn all_groups(rows: &serde_json::Value, wanted: impl Fn(&serde_json::Value) -> bool) -> bool {
+    rows.as_array().is_some_and(|rows| !rows.is_empty() && rows.iter().all(wanted))
+}
+
+/// S19: a copy that left its groups after the backup counts as in sync in the backup. What was written since must not be
+/// lost by that. S12: and what is lost for good is given up by name only.
+#[test]
+fn what_was_written_after_a_backup_survives_a_restore_and_a_loss_is_named() {
+    let cluster = Cluster::start();
+    let backup = cluster.dir().join("backup").display().to_string();
+    cluster.write(1);
+    cluster.expect(0, &format!("cluster backup {backup}"));
+    let generation = cluster.json("cluster status -o json")["generation"].as_u64();
+
+    // sds2 dies and leaves every group; then something is acknowledged that it does not have.
+    cluster.kill("sds1");
+    cluster.until("pg list", |rows| all_groups(rows, |pg| pg["in_sync"].as_array().is_some_and(|m| m.len() == 1)));
+    cluster.write(2);
+
+    // The MDM is lost, and begins again from the backup, in which sds2 is in sync. sds1 and the client run on.
+    cluster.kill("mdm0");
+    std::fs::rename(cluster.dir().join("mdm0/data"), cluster.dir().join("mdm0/lost")).expect("its process is dead");
+    let config = cluster.dir().join("mdm0/config.toml").display().to_string();
+    cluster.expect(2, &format!("cluster restore {backup} --config {config}"));
+    cluster.expect(0, &format!("cluster restore {backup} --config {config} --yes"));
+    let stale = cluster.by_hand("sds1");
+    let _mdm = cluster.by_hand("mdm0");
+    let status = cluster.until("cluster status", |status| status["recovering"] == true);
+    assert!(status["generation"].as_u64() > generation);
+    cluster.until("cluster status", |status| status["awaited_sds"].as_array().is_some_and(Vec::is_empty));
+    assert!(cluster.expect(0, "why cluster").contains("recovering"));
+    cluster.expect(4, "cluster end-recovery --without sds2 --yes");
+    cluster.expect(0, "cluster end-recovery");
+    assert_eq!(cluster.read(), 2, "the stale copy was served");
+    cluster.until_well("status --check");
+    assert_eq!(cluster.read(), 2);
+
+    // Both copies are equal again: the other one serves the same.
+    cluster.kill("sds0");
+    assert_eq!(cluster.read(), 2);
+    cluster.write(3);
+
+    // Now the server with the only in-sync copy dies, and comes back without its data.
+    drop(stale);
+    cluster.until("pg list", |rows| all_groups(rows, |pg| pg["state"] == "unavailable"));
+    let old = cluster.by_hand("sds0");
+    cluster.until("sds show sds1", |sds| sds["status"] == "ACTIVE");
+    cluster.expect(4, "pg force-promote default.0 --copy sds2 --yes");
+    let chunk = cluster.json("volume chunks demo --count 1 -o json");
+    let pg = chunk[0]["pg"].as_str().expect("a chunk is in a group").to_owned();
+    std::fs::remove_dir_all(cluster.dir().join("sds1/data/sds_local.db")).expect("its process is dead");
+    let _emptied = cluster.by_hand("sds1");
+    cluster.until("sds show sds2", |sds| sds["status"] == "ACTIVE");
+    assert!(cluster.expect(0, &format!("why pg {pg}")).contains("unavailable"));
+    cluster.expect(2, &format!("pg force-promote {pg} --copy sds1"));
+    cluster.expect(3, &format!("pg force-promote {pg} --copy sds9 --yes"));
+    cluster.expect(0, &format!("pg force-promote {pg} --copy sds1 --yes"));
+    assert_eq!(cluster.read(), 2, "what only the lost copy had is lost, the rest is there");
+    let events = cluster.expect(0, "event list --severity critical");
+    assert!(events.contains("promoted by force"), "{events}");
+    cluster.write(4);
+    cluster.until(&format!("pg show {pg}"), |pg| pg["state"] == "active");
+    drop(old);
+    assert_eq!(cluster.read(), 4, "the copy that lost its data was filled from the one that was promoted");
 }

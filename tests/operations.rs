@@ -39,7 +39,9 @@ fn io_until(over: &AtomicBool, done: &AtomicU64, cluster: &Cluster) {
 fn keys(cluster: &Cluster) -> Vec<(u64, String)> {
     let status = cluster.json("cluster status");
     let keys = status["keys"].as_array().expect("a list");
-    keys.iter().map(|key| (key["key_id"].as_u64().unwrap(), key["state"].as_str().unwrap().to_owned())).collect()
+    let number = |key: &serde_json::Value| key["key_id"].as_u64().expect("a number");
+    let state = |key: &serde_json::Value| key["state"].as_str().expect("a word").to_owned();
+    keys.iter().map(|key| (number(key), state(key))).collect()
 }
 
 /// The whole way: made, signing, the old one gone a token's life later; a minute and some seconds.

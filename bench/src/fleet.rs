@@ -291,7 +291,7 @@ impl Component {
         loop {
             let (_, connection) = self.client.any_member();
             let mut client = MapClient::new(connection).max_decoding_message_size(1 << 30);
-            let request = WatchRequest { from_revision, kind: self.kind.into(), id: self.id };
+            let request = WatchRequest { from_revision, kind: self.kind.into(), id: self.id, cluster_generation: 0 };
             if let Ok(stream) = client.watch(request).await {
                 let mut stream = stream.into_inner();
                 while let Ok(Some(reply)) = stream.message().await {

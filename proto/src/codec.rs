@@ -4,9 +4,9 @@
 //! and a bound; a count above the bound is an error before anything is allocated.
 
 use crate::ids::{
-    ChunkId, ChunkIndex, ClusterId, DeviceId, DeviceUuid, Epoch, Generation, Incarnation, KeyId, LayerId, LogTime,
-    Member, OperationId, PgId, PgIndex, PoolId, ProcessId, SdcId, SdsId, Sequence, SessionId, TokenId, Version,
-    VolatilityId, VolumeEpoch, VolumeId, VtreeId,
+    ChunkId, ChunkIndex, ClusterGeneration, ClusterId, DeviceId, DeviceUuid, Epoch, Generation, Incarnation, KeyId,
+    LayerId, LogTime, Member, OperationId, PgId, PgIndex, PoolId, ProcessId, SdcId, SdsId, Sequence, SessionId,
+    TokenId, Version, VolatilityId, VolumeEpoch, VolumeId, VtreeId,
 };
 
 /// The most elements any encoded list may claim; callers bound theirs further.
@@ -177,6 +177,7 @@ macro_rules! wire_newtype {
 }
 wire_newtype!(
     ChunkIndex,
+    ClusterGeneration,
     DeviceId,
     Epoch,
     Incarnation,

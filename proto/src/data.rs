@@ -416,6 +416,7 @@ mod tests {
             in_sync: vec![Member { device: DeviceId(2), sds: crate::ids::SdsId(1), incarnation: Incarnation(3) }],
             replicas: vec![DeviceId(2), DeviceId(5)],
             volatility: VolatilityId(1),
+            forced: false,
         };
         let refusal = Refusal { code: RefusalCode::WrongEpoch, config: Some(config), why: "epoch 3 is over".into() };
         assert_eq!(Refusal::from_bytes(&refusal.to_bytes()), Ok(refusal));

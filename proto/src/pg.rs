@@ -21,9 +21,11 @@ pub struct PgConfig {
     pub replicas: Vec<DeviceId>,
     /// Changes when an epoch opens with no member that kept its memory (S14).
     pub volatility: VolatilityId,
+    /// An operator promoted this primary's copy by force (S12): chunks that are half copied there count as they are.
+    pub forced: bool,
 }
 
-wire_fields!(PgConfig { pg, epoch, primary, in_sync, replicas, volatility });
+wire_fields!(PgConfig { pg, epoch, primary, in_sync, replicas, volatility, forced });
 
 impl PgConfig {
     /// The membership of `device`, if its copy is in sync.
@@ -99,6 +101,7 @@ impl From<&PgConfig> for pb::Pg {
             in_sync: config.in_sync.iter().copied().map(Into::into).collect(),
             replica_device_ids: config.replicas.iter().map(|device| device.0).collect(),
             volatility: config.volatility.0,
+            forced: config.forced,
         }
     }
 }
@@ -114,6 +117,7 @@ impl TryFrom<&pb::Pg> for PgConfig {
             in_sync: pg.in_sync.iter().map(Into::into).collect(),
             replicas: pg.replica_device_ids.iter().copied().map(DeviceId).collect(),
             volatility: VolatilityId(pg.volatility),
+            forced: pg.forced,
         };
         if config.primary.is_some() && config.primary_member().is_none() {
             let value = pg.primary_device_id.into();

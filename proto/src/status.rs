@@ -24,6 +24,8 @@ const OLDEST_REVISION: &str = "pflex-oldest-revision";
 
 /// The metadata key by which a client names its cluster.
 pub const CLUSTER_ID: &str = "pflex-cluster-id";
+/// The metadata key by which a client says which generation of the cluster it has seen: an older one refuses it (S19).
+pub const CLUSTER_GENERATION: &str = "pflex-cluster-generation";
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal / $code:ident,)*) => {
@@ -58,6 +60,10 @@ reasons! {
     NoQuorum = "no-quorum" / Unavailable,
     /// The exactly-once session is unknown or expired; the outcome of its unanswered requests is unknown (S17).
     SessionExpired = "session-expired" / FailedPrecondition,
+    /// The cluster was restored from a backup: an SDS reports what it knew before, and then registers (S19).
+    ReportFirst = "report-first" / FailedPrecondition,
+    /// The caller has seen a newer generation of the cluster than this member is of (S19).
+    OlderGeneration = "older-generation" / FailedPrecondition,
     /// The request's sequence is below the session's low-water mark; its outcome is forgotten.
     OutcomeForgotten = "outcome-forgotten" / FailedPrecondition,
     /// No such object.

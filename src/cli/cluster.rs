@@ -18,9 +18,10 @@ use pflex_proto::{
     },
 };
 
-use super::{Tool, target::Target, view::ViewArgs};
+use super::{Tool, complete::Of, target::Target, view::ViewArgs};
 use crate::{
     client::{Freshness, Session, ask, change},
+    confirm::ConfirmArgs,
     error::Failure,
     output::{self, Document, Format, Record, Value},
 };
@@ -78,7 +79,7 @@ pub(super) enum Verb {
         dry_run: bool,
     },
     /// Take a node out; a leader hands over first.
-    #[command(after_help = "Example:\n  pflex cluster remove-node 4")]
+    #[command(after_help = "Example:\n  pflex cluster remove-node 4 --yes")]
     RemoveNode {
         /// The member.
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
@@ -86,9 +87,8 @@ pub(super) enum Verb {
         /// Even if fewer than a majority of those left can be reached: nothing can be decided then.
         #[arg(long)]
         force: bool,
-        /// Say what would happen and do nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        confirm: ConfirmArgs,
     },
     /// Have the leader build a snapshot of its state now.
     #[command(after_help = "Example:\n  pflex cluster snapshot")]
@@ -116,19 +116,23 @@ pub(super) enum Verb {
         /// The configuration of the MDM that is to begin; its `dir` must hold no store.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Only check the backup to its end.
-        #[arg(long)]
-        dry_run: bool,
+        /// With --dry-run only the backup is checked, to its end.
+        #[command(flatten)]
+        confirm: ConfirmArgs,
     },
     /// After a restore: every SDS has reported, placement groups may be served again.
     #[command(
-        after_help = "A copy that is not there now leaves its groups, as after any loss: start every SDS first.\n\n\
-        Example:\n  pflex cluster end-recovery"
+        after_help = "Each SDS reports the newest configurations it knows when it starts; those decide which copies hold every\n\
+        acknowledged write. It is refused while one has not reported (`pflex status` names them). A group whose only\n\
+        in-sync copies are on servers given up stays unavailable until one returns, or `pflex pg force-promote`.\n\n\
+        Examples:\n  pflex cluster end-recovery\n  pflex cluster end-recovery --without sds3 --yes"
     )]
     EndRecovery {
-        /// Even if SDSs that hold copies have not reported: what only they have is lost.
-        #[arg(long)]
-        force: bool,
+        /// A server that is lost for good; what only it knew or holds is given up. Once for each.
+        #[arg(long, value_name = "SDS", add = Of::Servers.candidates())]
+        without: Vec<String>,
+        #[command(flatten)]
+        confirm: ConfirmArgs,
     },
     /// Make a new generation of the secret that signs IO tokens.
     #[command(
@@ -159,7 +163,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     // These know their MDMs from a configuration file: there is no cluster yet.
     let verb = match verb {
         Verb::Init { config } => return init::init(tool, &config).await,
-        Verb::Restore { file, config, dry_run } => return restore::restore(tool, &file, &config, dry_run).await,
+        Verb::Restore { file, config, confirm } => return restore::restore(tool, &file, &config, confirm).await,
         other => other,
     };
     let session = tool.session()?;
@@ -196,11 +200,11 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let record = Record::new(reply.last_index).column("last_index", "LAST INDEX", reply.last_index);
             tool.print(&Document::One(record.column("bytes", "BYTES", reply.bytes)))
         }
-        Verb::EndRecovery { force } => restore::end_recovery(tool, force).await,
+        Verb::EndRecovery { without, confirm } => restore::end_recovery(tool, without, confirm).await,
         Verb::Backup { file } => backup::back_up(tool, &file).await,
         Verb::AddNode { id, addresses, dry_run } => members::run(tool, Change::add(id, &addresses), dry_run).await,
-        Verb::RemoveNode { id, force, dry_run } => {
-            members::run(tool, Change::Remove(RemoveNodeRequest { id, force }), dry_run).await
+        Verb::RemoveNode { id, force, confirm } => {
+            members::remove(tool, RemoveNodeRequest { id, force }, confirm).await
         }
         Verb::ReplaceNode { old, id, addresses, dry_run } => {
             members::run(tool, Change::replace(old, id, &addresses), dry_run).await
@@ -241,6 +245,9 @@ fn summary(status: &ClusterStatus) -> Record {
         .column("term", "TERM", status.term)
         .column("revision", "REVISION", status.revision)
         .column("health", "HEALTH", &status.health)
+        .hidden("generation", status.cluster_generation)
+        .hidden("recovering", status.recovering)
+        .hidden("awaited_sds", Value::List(status.awaited_sds.iter().map(|name| Value::from(name.as_str())).collect()))
 }
 
 /// The keys that CLI scripts depend on.

@@ -13,6 +13,7 @@ mod health;
 mod limits;
 mod names;
 mod object;
+mod pg;
 mod pool;
 mod rebalance;
 mod sdc;
@@ -104,6 +105,9 @@ enum Command {
     /// Servers that fail together.
     #[command(after_help = "Example:\n  pflex fault-set list")]
     FaultSet(fault_set::Args),
+    /// Placement groups: the parts of a pool that are replicated together.
+    #[command(after_help = "Example:\n  pflex pg list --unhealthy")]
+    Pg(pg::Args),
     /// Storage servers; with --config, run one.
     Sds(sds::Args),
     /// The servers' disks.
@@ -186,6 +190,7 @@ fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
         Command::Domain(args) => done(tool(args.target).block_on(async |tool| domain::run(args.verb, tool).await)),
         Command::Pool(args) => done(tool(args.target).block_on(async |tool| pool::run(args.verb, tool).await)),
         Command::FaultSet(args) => done(tool(args.target).block_on(async |tool| fault_set::run(args.verb, tool).await)),
+        Command::Pg(args) => done(tool(args.target).block_on(async |tool| pg::run(args.verb, tool).await)),
         Command::Device(args) => done(tool(args.target).block_on(async |tool| device::run(args.verb, tool).await)),
         Command::Volume(args) => done(tool(args.target).block_on(async |tool| volume::run(args.verb, tool).await)),
         Command::Token(args) => done(tool(args.target).block_on(async |tool| token::run(args.verb, tool).await)),

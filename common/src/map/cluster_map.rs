@@ -21,6 +21,8 @@ pub struct ClusterMap {
     pub revision: Revision,
     /// Raised by a restore (S19).
     pub generation: ClusterGeneration,
+    /// A restore is not over: no group is served and no chunk deleted (S19).
+    pub recovering: bool,
     /// Pools by id.
     pub pools: Arc<HashMap<PoolId, PoolInfo>>,
     /// Storage servers by id.
@@ -44,7 +46,7 @@ impl ClusterMap {
         let cluster = ClusterId::from_slice(&full.cluster_id)
             .map_err(|source| MalformedMessage::Uuid { field: "cluster_id", source })?;
         let generation = ClusterGeneration(full.cluster_generation);
-        let mut map = Self { cluster, generation, ..Self::default() };
+        let mut map = Self { cluster, generation, recovering: full.recovering, ..Self::default() };
         map.apply(pb::MapUpdate {
             revision: full.revision,
             domains: full.domains,
@@ -55,6 +57,7 @@ impl ClusterMap {
             sdcs: full.sdcs,
             volumes: full.volumes,
             removed: Vec::new(),
+            recovery_ended: false,
         })?;
         Ok(map)
     }
@@ -86,6 +89,7 @@ impl ClusterMap {
         for removed in &update.removed {
             self.remove(removed);
         }
+        self.recovering &= !update.recovery_ended;
         self.revision = revision;
         Ok(())
     }
@@ -185,6 +189,17 @@ mod tests {
         let mut map = map();
         map.apply(pb::MapUpdate { revision: 12, pgs: vec![pg(4)], ..Default::default() }).unwrap();
         assert_eq!(map.pgs.values().next().unwrap().epoch.get(), 5);
+    }
+
+    #[test]
+    fn a_recovery_ends_once() {
+        let full = pb::ClusterMap { cluster_id: vec![1; 16], revision: 10, recovering: true, ..Default::default() };
+        let mut map = ClusterMap::from_full(full).unwrap();
+        map.apply(pb::MapUpdate { revision: 11, ..Default::default() }).unwrap();
+        assert!(map.recovering);
+        map.apply(pb::MapUpdate { revision: 12, recovery_ended: true, ..Default::default() }).unwrap();
+        map.apply(pb::MapUpdate { revision: 13, ..Default::default() }).unwrap();
+        assert!(!map.recovering);
     }
 
     #[test]

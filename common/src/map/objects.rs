@@ -2,8 +2,8 @@
 
 use pflex_proto::{
     ids::{
-        ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LayerId, PoolId, ProcessId, SdcId, SdsId,
-        VolumeEpoch, VolumeId, VtreeId,
+        ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LayerId, PgIndex, PoolId, ProcessId, SdcId,
+        SdsId, VolumeEpoch, VolumeId, VtreeId,
     },
     pb,
     pg::MalformedMessage,
@@ -27,6 +27,8 @@ pub struct PoolInfo {
     pub pg_count: u32,
     /// Whether writes are answered from memory.
     pub writeback: bool,
+    /// Groups of which a copy is being promoted by force, and that copy: the pool gets no tokens meanwhile (S12).
+    pub frozen: Vec<(PgIndex, DeviceId)>,
 }
 
 /// A storage server.
@@ -150,6 +152,7 @@ impl TryFrom<pb::Pool> for PoolInfo {
             domain: DomainId(pool.domain_id),
             copies: pool.copies,
             pg_count: pool.pg_count,
+            frozen: pool.frozen.iter().map(|one| (PgIndex(one.index), DeviceId(one.device_id))).collect(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use pflex_proto::{
-    ids::Revision,
+    ids::{ClusterGeneration, Revision},
     pb::{ComponentKind, WatchReply, WatchRequest, map_client::MapClient, watch_reply::Event},
     pg::MalformedMessage,
     status::{self, Reason},
@@ -39,6 +39,8 @@ enum StreamError {
     Behind { theirs: Revision, ours: Revision },
     #[error("of another cluster")]
     OtherCluster,
+    #[error("of generation {theirs} of the cluster, this process has followed {ours}")]
+    OlderGeneration { theirs: ClusterGeneration, ours: ClusterGeneration },
 }
 
 impl StreamError {
@@ -49,9 +51,12 @@ impl StreamError {
             Self::Status(status) if status::reason(status) == Some(Reason::Compacted) => Begin::Anew,
             // Part of an update may be in the map.
             Self::Malformed(_) => Begin::Anew,
-            Self::Status(_) | Self::Silent | Self::Ended | Self::Behind { .. } | Self::OtherCluster => {
-                Begin::WhereItWas
-            }
+            Self::Status(_)
+            | Self::Silent
+            | Self::Ended
+            | Self::Behind { .. }
+            | Self::OtherCluster
+            | Self::OlderGeneration { .. } => Begin::WhereItWas,
         }
     }
 
@@ -113,12 +118,12 @@ impl Stream<'_> {
     ) -> Result<std::convert::Infallible, StreamError> {
         // A full map holds 131,072 volumes at the limit; tonic's default of 4 MiB would not.
         let mut client = client.max_decoding_message_size(1 << 30);
-        let from_revision = match begin {
-            Begin::WhereItWas => self.sender.borrow().as_ref().map_or(0, |map| map.revision.0),
-            Begin::Anew => 0,
+        let (from_revision, cluster_generation) = match begin {
+            Begin::WhereItWas => self.sender.borrow().as_ref().map_or((0, 0), |map| (map.revision.0, map.generation.0)),
+            Begin::Anew => (0, 0),
         };
         let (kind, id) = self.who;
-        let request = WatchRequest { from_revision, kind: kind.into(), id };
+        let request = WatchRequest { from_revision, kind: kind.into(), id, cluster_generation };
         let opened = tokio::time::timeout(SILENCE, client.watch(request)).await.map_err(|_| StreamError::Silent)?;
         let mut stream = opened?.into_inner();
         loop {
@@ -133,14 +138,20 @@ impl Stream<'_> {
         match event {
             Some(Event::Full(full)) => {
                 let map = ClusterMap::from_full(full)?;
+                // S19: what a restore has undone never comes back, not even for a process that has no map yet.
+                let ours = self.mdms.generation();
+                if map.generation < ours {
+                    return Err(StreamError::OlderGeneration { theirs: map.generation, ours });
+                }
                 if let Some(known) = known {
                     if map.cluster != known.cluster {
                         return Err(StreamError::OtherCluster);
                     }
-                    if map.revision < known.revision {
+                    if map.generation == known.generation && map.revision < known.revision {
                         return Err(StreamError::Behind { theirs: map.revision, ours: known.revision });
                     }
                 }
+                self.mdms.set_generation(map.generation);
                 self.sender.send_replace(Some(Arc::new(map)));
             }
             Some(Event::Update(update)) => {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use pflex_proto::{
-    ids::{ClientId, ClusterId},
+    ids::{ClientId, ClusterGeneration, ClusterId},
     pb::{OpenClientRequest, RequestId, sessions_client::SessionsClient},
     status::{self, Reason},
 };
@@ -48,11 +48,12 @@ impl Patience {
 /// A channel that names the client's cluster in every call.
 pub type Connection = InterceptedService<Channel, NameCluster>;
 
-/// Adds the metadata by which a server refuses clients of another cluster, and tells it how long the answer is waited for:
-/// what nobody waits for any more is not proposed.
+/// Adds the metadata by which a server refuses clients of another cluster, or of a newer generation of it (S19), and tells
+/// it how long the answer is waited for: what nobody waits for any more is not proposed.
 #[derive(Clone, Debug)]
 pub struct NameCluster {
     cluster: Option<ClusterId>,
+    generation: ClusterGeneration,
     timeout: Option<Duration>,
 }
 
@@ -64,6 +65,9 @@ impl Interceptor for NameCluster {
         if let Some(cluster) = self.cluster {
             let value = MetadataValue::try_from(cluster.to_string()).expect("a uuid is ASCII");
             request.metadata_mut().insert(status::CLUSTER_ID, value);
+        }
+        if self.generation != ClusterGeneration(0) {
+            request.metadata_mut().insert(status::CLUSTER_GENERATION, self.generation.0.into());
         }
         Ok(request)
     }
@@ -96,6 +100,8 @@ struct State {
     /// The log entry that made them the members; 0 for configured ones.
     members_as_of: u64,
     cluster: Option<ClusterId>,
+    /// The newest that was seen; 0: none.
+    generation: ClusterGeneration,
     channels: HashMap<Endpoint, Channel>,
     leader: Option<Endpoint>,
     turn: usize,
@@ -181,6 +187,17 @@ impl MdmClient {
     /// From now on every call names this cluster.
     pub fn set_cluster(&self, cluster: ClusterId) {
         self.state().cluster = Some(cluster);
+    }
+
+    /// From now on every call names this generation of the cluster, if it is newer than the last one (S19).
+    pub fn set_generation(&self, generation: ClusterGeneration) {
+        let mut state = self.state();
+        state.generation = state.generation.max(generation);
+    }
+
+    /// The newest generation that was seen; 0: none.
+    pub fn generation(&self) -> ClusterGeneration {
+        self.state().generation
     }
 
     /// The members as last known.
@@ -415,7 +432,8 @@ impl State {
 
     fn connection(&mut self, endpoint: &Endpoint, timeout: Option<Duration>) -> Connection {
         let channel = self.channels.entry(endpoint.clone()).or_insert_with(|| endpoint.channel()).clone();
-        InterceptedService::new(channel, NameCluster { cluster: self.cluster, timeout })
+        let name = NameCluster { cluster: self.cluster, generation: self.generation, timeout };
+        InterceptedService::new(channel, name)
     }
 }
 
@@ -425,7 +443,10 @@ fn judge(error: &Status) -> Verdict {
             let asked = status::retry_after_ms(error).map_or(FIRST_PAUSE, Duration::from_millis);
             Verdict::Overloaded(asked.min(LONGEST_RETRY_AFTER))
         }
-        Some(Reason::NotLeader | Reason::Removed | Reason::DeadlinePassed) => Verdict::NotExecuted,
+        // A member of before a restore may still run beside those of after it.
+        Some(Reason::NotLeader | Reason::Removed | Reason::DeadlinePassed | Reason::OlderGeneration) => {
+            Verdict::NotExecuted
+        }
         Some(Reason::UnknownOutcome | Reason::NoQuorum) => Verdict::Ambiguous,
         Some(_) => Verdict::Final,
         // Made by tonic, not by a server of ours. A refused connect was certainly not executed, all else may have been.

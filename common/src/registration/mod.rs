@@ -12,7 +12,7 @@ mod takeover;
 use std::time::Duration;
 
 use pflex_proto::{
-    ids::ClusterId,
+    ids::{ClusterGeneration, ClusterId},
     pb::{RegisterReply, RegisterRequest, discovery_client::DiscoveryClient},
     status::Reason,
 };
@@ -51,6 +51,12 @@ pub enum RegistrationError {
         /// What the MDM says.
         why: String,
     },
+    /// The cluster was restored from a backup, and the SDS says first what it knew before (S19).
+    #[error("it reports what it knew before the restore first: {why}")]
+    ReportFirst {
+        /// What the MDM says.
+        why: String,
+    },
     /// Another process of the same component has registered since.
     #[error("another process has taken it over: {why}")]
     Superseded {
@@ -68,36 +74,41 @@ pub struct Registered {
     pub reply: RegisterReply,
 }
 
-/// Registers, for as long as it takes. `cluster` is the component's own, once it has one; `request` gets its id and
-/// cluster here.
+/// Registers, for as long as it takes. `cluster` is the component's own, once it has one, and `generation` the newest it
+/// has seen of it (0: none): one that is older does not become its cluster, however long it takes (S19). `request` gets
+/// its id, cluster and generation here.
 ///
 /// # Errors
 /// [`RegistrationError`]: what no waiting can cure.
 pub async fn register(
     client: &MdmClient,
     cluster: Option<ClusterId>,
+    generation: ClusterGeneration,
     request: RegisterRequest,
 ) -> Result<Registered, RegistrationError> {
     if let Some(cluster) = cluster {
         client.set_cluster(cluster);
+        client.set_generation(generation);
     }
     let cluster_id = cluster.map(|cluster| cluster.as_bytes().to_vec()).unwrap_or_default();
-    let request = RegisterRequest { cluster_id, ..request };
+    let request = RegisterRequest { cluster_id, cluster_generation: generation.0, ..request };
     let mut told = String::new();
     loop {
         let call = |connection, id| {
             let request = RegisterRequest { request: Some(id), ..request.clone() };
             async move { DiscoveryClient::new(connection).register(request).await }
         };
-        let error = match client.write(PATIENCE, call).await {
-            Ok(reply) => return accept(client, cluster, reply),
-            Err(error) => error,
+        let why = match client.write(PATIENCE, call).await {
+            Ok(reply) if reply.cluster_generation >= generation.0 => return accept(client, cluster, reply),
+            Ok(reply) => older(reply.cluster_generation, generation),
+            Err(error) => {
+                if let Some(final_error) = judge(cluster, &error) {
+                    return Err(final_error);
+                }
+                error.to_string()
+            }
         };
-        if let Some(final_error) = judge(cluster, &error) {
-            return Err(final_error);
-        }
         // Each reason is said once, not at every try.
-        let why = error.to_string();
         if why != told {
             warn!(error = why, "cannot register yet; trying until it works");
             told = why;
@@ -107,6 +118,13 @@ pub async fn register(
     }
 }
 
+fn older(theirs: u64, ours: ClusterGeneration) -> String {
+    format!(
+        "the MDMs are of generation {theirs} of the cluster and this component has followed generation {ours}, which a \
+         restore from backup made: stop the old MDMs, or name the restored ones"
+    )
+}
+
 fn accept(client: &MdmClient, ours: Option<ClusterId>, reply: RegisterReply) -> Result<Registered, RegistrationError> {
     let theirs = ClusterId::from_slice(&reply.cluster_id);
     let cluster = theirs.map_err(|error| RegistrationError::Refused { why: error.to_string() })?;
@@ -114,6 +132,7 @@ fn accept(client: &MdmClient, ours: Option<ClusterId>, reply: RegisterReply) -> 
         Some(ours) if ours != cluster => Err(RegistrationError::OtherCluster { ours, theirs: cluster.to_string() }),
         Some(_) | None => {
             client.set_cluster(cluster);
+            client.set_generation(ClusterGeneration(reply.cluster_generation));
             Ok(Registered { cluster, reply })
         }
     }
@@ -127,6 +146,7 @@ fn judge(cluster: Option<ClusterId>, error: &MdmError) -> Option<RegistrationErr
             Some(RegistrationError::OtherCluster { ours: cluster.unwrap_or_default(), theirs: why })
         }
         Reason::Invalid | Reason::NotAllowed => Some(RegistrationError::Refused { why }),
+        Reason::ReportFirst => Some(RegistrationError::ReportFirst { why }),
         // The verdict of a command in the log: somebody has opened a device, or registered the component, since (S2, S9).
         Reason::StaleEpoch => Some(RegistrationError::Superseded { why }),
         // Not created yet, a device still to be removed elsewhere, an election, a restart: all may change.
@@ -143,6 +163,7 @@ fn judge(cluster: Option<ClusterId>, error: &MdmError) -> Option<RegistrationErr
         | Reason::NoCapacity
         | Reason::Overloaded
         | Reason::Compacted
+        | Reason::OlderGeneration
         | Reason::Internal
         | Reason::Behind
         | Reason::Removed
@@ -220,14 +241,14 @@ mod tests {
             .add_service(DiscoveryServer::new(mdm.clone()));
         let serving = tokio::spawn(serving.serve_with_incoming(net::incoming(listener)));
         let request = RegisterRequest { name: "sds1".into(), ..Default::default() };
-        let outcome = register(&MdmClient::new("test", vec![endpoint]), cluster, request).await;
+        let outcome = register(&MdmClient::new("test", vec![endpoint]), cluster, ClusterGeneration(5), request).await;
         serving.abort();
         let asked = std::mem::take(&mut *mdm.1.lock().unwrap());
         (outcome, asked)
     }
 
     fn welcome() -> Result<RegisterReply, Status> {
-        Ok(RegisterReply { cluster_id: CLUSTER.to_vec(), id: 7, ..Default::default() })
+        Ok(RegisterReply { cluster_id: CLUSTER.to_vec(), id: 7, cluster_generation: 5, ..Default::default() })
     }
 
     fn refusal(reason: Reason) -> Result<RegisterReply, Status> {
@@ -244,6 +265,15 @@ mod tests {
         let answered = asked.iter().map(|request| request.request.unwrap().sequence).collect::<Vec<_>>();
         assert_eq!(answered.len(), 3);
         assert!(answered.is_sorted_by(|a, b| a < b), "a definite refusal is followed by a new request: {answered:?}");
+    }
+
+    #[tokio::test]
+    async fn mdms_of_an_older_generation_are_waited_out() {
+        let old = welcome().map(|reply| RegisterReply { cluster_generation: 4, ..reply });
+        let newer = welcome().map(|reply| RegisterReply { cluster_generation: 9, ..reply });
+        let (outcome, asked) = registering(None, vec![old, newer]).await;
+        assert_eq!(outcome.unwrap().reply.cluster_generation, 9);
+        assert!(asked.iter().all(|request| request.cluster_generation == 5), "what it has followed so far");
     }
 
     #[tokio::test]

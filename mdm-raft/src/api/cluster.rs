@@ -146,8 +146,8 @@ impl Cluster for Api {
     }
 
     async fn end_recovery(&self, request: Request<EndRecoveryRequest>) -> Result<Response<EndRecoveryReply>, Status> {
-        let EndRecoveryRequest { request, force } = request.into_inner();
-        self.propose_once(request, Body::EndRecovery(proto::EndRecovery { force })).await?;
+        let EndRecoveryRequest { request, without } = request.into_inner();
+        self.propose_once(request, Body::EndRecovery(proto::EndRecovery { without })).await?;
         Ok(Response::new(EndRecoveryReply {}))
     }
 
@@ -252,17 +252,11 @@ fn verdict(reasons: &[HealthReason]) -> &'static str {
 /// The part of the status that is in the state.
 fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>) -> ClusterStatus {
     let mut answer = ClusterStatus { components: convert::components(state, heard), ..ClusterStatus::default() };
-    if state.is_recovering() {
-        let why = match state.missing_copies().len() {
-            0 => {
-                "restored from a backup; all copies have reported: `pflex cluster end-recovery` serves them".to_owned()
-            }
-            n => format!(
-                "restored from a backup; {n} SDSs with copies have not reported; no group is served until `pflex cluster end-recovery`"
-            ),
-        };
-        answer.reasons.push(critical("cluster".to_owned(), why));
+    if let Some(cluster) = state.cluster() {
+        answer.cluster_generation = cluster.generation.get();
+        answer.recovering = cluster.recovering;
     }
+    recovery(state, &mut answer);
     for sds in state.all_sds() {
         let object = format!("sds {}", sds.name);
         match (&sds.registration, sds.alive) {
@@ -298,6 +292,13 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
         answer.pgs += pool.pg_count;
         answer.pgs_degraded += usage.degraded;
         answer.pgs_unavailable += usage.unavailable;
+        for (index, freeze) in &pool.frozen {
+            let what = format!(
+                "its copy on device {} is being promoted by force; pool {} gets no tokens meanwhile (`pflex pg unfreeze`)",
+                freeze.device, pool.name
+            );
+            answer.reasons.push(critical(format!("pg {}.{index}", pool.id), what));
+        }
         if usage.unavailable > 0 {
             let why = format!("{} of {} placement groups have no live in-sync copy", usage.unavailable, pool.pg_count);
             answer.reasons.push(critical(object.clone(), why));
@@ -312,4 +313,39 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
         }
     }
     answer
+}
+
+/// Groups named in one reason.
+const NAMED: usize = 8;
+
+/// S19: what a restored cluster waits for, and what it cannot place.
+fn recovery(state: &State, answer: &mut ClusterStatus) {
+    let awaited = state.awaited_sds();
+    let names = awaited.iter().filter_map(|sds| Some(state.sds(*sds)?.name.clone()));
+    answer.awaited_sds = names.collect();
+    if !answer.recovering {
+        return;
+    }
+    let closed = "no group is served until `pflex cluster end-recovery`";
+    let why = if awaited.is_empty() {
+        format!("restored from a backup; every SDS and device has reported what it knew; {closed}")
+    } else {
+        let all = state.all_sds().len();
+        let reported = all - awaited.len();
+        format!("restored from a backup; {reported} of {all} SDSs have reported what they knew; {closed}")
+    };
+    answer.reasons.push(critical("cluster".to_owned(), why));
+    for sds in &awaited {
+        let object = state.sds(*sds).map_or_else(|| format!("sds #{sds}"), |sds| format!("sds {}", sds.name));
+        answer.reasons.push(warning(object, format!("{} not reported since the restore", state.what_is_awaited(*sds))));
+    }
+    let unknown: Vec<String> = state.unknown_groups().map(|row| row.pg.to_string()).collect();
+    if !unknown.is_empty() {
+        let named = unknown.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let why = format!(
+            "{} placement groups are on devices and not in the backup: {named}; their pools came after it and are lost",
+            unknown.len()
+        );
+        answer.reasons.push(warning("cluster".to_owned(), why));
+    }
 }

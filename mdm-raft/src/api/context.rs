@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tonic::{Status, service::Interceptor};
 
-use super::{convert::Heard, error, gate, map::MapFeed};
+use super::{convert::Heard, error, gate, map::MapFeed, promotion::Freezes};
 use crate::{
     command::{Answer, Body, Command, Request},
     liveness::{Liveness, Reports},
@@ -64,6 +64,7 @@ struct Inner {
     reads: Semaphore,
     /// Held while the members are changed: never two changes at once.
     changing: tokio::sync::Mutex<()>,
+    freezes: Freezes,
 }
 
 impl Api {
@@ -78,7 +79,8 @@ impl Api {
     ) -> Self {
         let (reports, changing) = (Reports::default(), tokio::sync::Mutex::default());
         let reads = Semaphore::new(limits.reads);
-        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown, addresses, reads, changing }))
+        let freezes = Freezes::default();
+        Self(Arc::new(Inner { cluster, group, feed, liveness, reports, shutdown, addresses, reads, changing, freezes }))
     }
 
     pub(crate) fn addresses(&self) -> &Addresses {
@@ -114,6 +116,10 @@ impl Api {
     pub(crate) fn heard(&self) -> Heard<'_> {
         let leading = self.0.group.leader().borrow().leading;
         Heard { reports: &self.0.reports, liveness: &self.0.liveness, now: self.log_time(), leading }
+    }
+
+    pub(crate) fn freezes(&self) -> &Freezes {
+        &self.0.freezes
     }
 
     pub(crate) fn shutdown(&self) -> &Shutdown {
@@ -206,9 +212,21 @@ impl Api {
         }
     }
 
+    /// Refuses a caller that has seen a newer generation of the cluster than this member is of: what was restored since
+    /// must not be undone by an MDM of before (S19).
+    pub(crate) fn is_not_older(&self, theirs: u64) -> Result<(), Status> {
+        let ours = self.look(|state| state.cluster().map_or(0, |cluster| cluster.generation.get()));
+        if ours == 0 || theirs <= ours {
+            return Ok(());
+        }
+        let what =
+            format!("this MDM is of generation {ours} of the cluster, the caller has followed {theirs}: stop this MDM");
+        Err(status::status(Reason::OlderGeneration, what))
+    }
+
     /// What checks that a caller is of this cluster.
     pub(crate) fn guard(&self) -> Guard {
-        Guard { cluster: self.0.cluster.to_string() }
+        Guard { cluster: self.0.cluster.to_string(), api: self.clone() }
     }
 }
 
@@ -226,10 +244,11 @@ pub(crate) fn wall_time_ms() -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Refuses callers that say they are of another cluster.
+/// Refuses callers that say they are of another cluster, or of a newer generation of it.
 #[derive(Clone)]
 pub(crate) struct Guard {
     cluster: String,
+    api: Api,
 }
 
 impl Interceptor for Guard {
@@ -240,7 +259,12 @@ impl Interceptor for Guard {
                 let what = format!("this is cluster {}, the caller belongs to {theirs}", self.cluster);
                 Err(status::status(Reason::WrongCluster, what))
             }
-            Some(_) | None => Ok(request),
+            Some(_) | None => {
+                let generation = request.metadata().get(status::CLUSTER_GENERATION);
+                let generation = generation.and_then(|value| value.to_str().ok()?.parse().ok());
+                self.api.is_not_older(generation.unwrap_or(0))?;
+                Ok(request)
+            }
         }
     }
 }

@@ -35,6 +35,15 @@ pub(crate) fn pool(pool: &Pool) -> pb::Pool {
         copies: pool.copies,
         pg_count: pool.pg_count,
         write_policy: write_policy.into(),
+        frozen: pool
+            .frozen
+            .iter()
+            .map(|(index, freeze)| pb::Frozen {
+                index: index.get(),
+                device_id: freeze.device.get(),
+                revision: freeze.at.get(),
+            })
+            .collect(),
     }
 }
 
@@ -91,6 +100,7 @@ pub(crate) fn pg(pg: &Pg) -> pb::Pg {
         in_sync: pg.config.in_sync.iter().map(member).collect(),
         replica_device_ids: pg.replicas.iter().map(|device| device.get()).collect(),
         volatility: pg.config.volatility.get(),
+        forced: pg.forced,
     }
 }
 
@@ -108,6 +118,8 @@ pub(crate) fn pg_config(config: &proto::PgConfig) -> pb::Pg {
         in_sync: config.in_sync.iter().map(member).collect(),
         replica_device_ids: config.replica_device_ids.clone(),
         volatility: config.volatility,
+        // Only a primary that serves is told this way, and then it is one no more.
+        forced: false,
     }
 }
 
@@ -163,6 +175,7 @@ pub(crate) fn full_map(state: &State, revision: Revision) -> pb::ClusterMap {
         pgs: state.all_pgs().map(pg).collect(),
         sdcs: state.all_sdcs().map(sdc).collect(),
         volumes: state.all_volumes().map(|row| volume_in(state, row)).collect(),
+        recovering: state.is_recovering(),
     }
 }
 
@@ -179,6 +192,7 @@ pub(crate) fn update(revision: Revision, events: &[MapEvent]) -> pb::MapUpdate {
             MapChange::Sdc(row) => update.sdcs.push(sdc(row)),
             MapChange::Volume(row, mappings) => update.volumes.push(volume(row, mappings.iter())),
             MapChange::Removed(object) => update.removed.push(removed(*object)),
+            MapChange::RecoveryEnded => update.recovery_ended = true,
         }
     }
     update

@@ -21,6 +21,7 @@ impl Discovery for Api {
             let what = format!("{}: its store belongs to another cluster than this one, {ours}", request.name);
             return Err(status::status(Reason::WrongCluster, what));
         }
+        self.is_not_older(request.cluster_generation)?;
         if request.introduce {
             return self.introduce(&request).await.map(Response::new);
         }
@@ -60,6 +61,8 @@ impl Discovery for Api {
             cluster_generation: self.look(|state| state.cluster().map_or(0, |c| c.generation.get())),
             revision: revision.get(),
             registrations: registered.registrations,
+            recovering: self.look(State::is_recovering),
+            awaited: false,
         }))
     }
 
@@ -86,14 +89,16 @@ impl Api {
     async fn introduce(&self, request: &RegisterRequest) -> Result<RegisterReply, Status> {
         let (kind, name) = (request.kind(), request.name.as_str());
         let find = |state: &State| {
-            let generation = state.cluster()?.generation.get();
+            let cluster = state.cluster()?;
+            let generation = (cluster.generation.get(), cluster.recovering);
             let count = |registration: &Option<Registration>| registration.as_ref().map_or(0, |r| r.count);
             let known = match kind {
-                ComponentKind::Sds => {
-                    state.sds_registering_as(name).map(|sds| (sds.id.get(), count(&sds.registration)))
-                }
+                ComponentKind::Sds => state.sds_registering_as(name).map(|sds| {
+                    let awaited = sds.awaited || state.devices_of(sds.id).any(|device| device.awaited);
+                    (sds.id.get(), count(&sds.registration), awaited)
+                }),
                 ComponentKind::Sdc => {
-                    state.sdc_registering_as(name).map(|sdc| (sdc.id.get(), count(&sdc.registration)))
+                    state.sdc_registering_as(name).map(|sdc| (sdc.id.get(), count(&sdc.registration), false))
                 }
                 ComponentKind::Mdm | ComponentKind::Mgmt | ComponentKind::Unspecified => None,
             };
@@ -111,8 +116,8 @@ impl Api {
         };
         // With a quorum: an answer that is too old could miss an SDS that was just created, or name a removed one.
         let (revision, found) = self.read(false, find).await?;
-        let (cluster_generation, known) = found.ok_or_else(error::not_bootstrapped)?;
-        let (id, registrations) = known.ok_or_else(|| error::not_found(kind, name))?;
+        let ((cluster_generation, recovering), known) = found.ok_or_else(error::not_bootstrapped)?;
+        let (id, registrations, awaited) = known.ok_or_else(|| error::not_found(kind, name))?;
         Ok(RegisterReply {
             cluster_id: self.cluster().as_bytes().to_vec(),
             id,
@@ -120,6 +125,8 @@ impl Api {
             cluster_generation,
             revision: revision.get(),
             registrations,
+            recovering,
+            awaited,
         })
     }
 }

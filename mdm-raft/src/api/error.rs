@@ -27,6 +27,7 @@ pub(super) fn from_refusal(error: &proto::Error) -> Status {
         ErrorCode::SessionExpired => Reason::SessionExpired,
         ErrorCode::OutcomeForgotten => Reason::OutcomeForgotten,
         ErrorCode::NoCapacity => Reason::NoCapacity,
+        ErrorCode::ReportFirst => Reason::ReportFirst,
         ErrorCode::NotBootstrapped => return status::overloaded(message, BOOTSTRAP_RETRY_MS),
         ErrorCode::Unspecified => Reason::Internal,
     };

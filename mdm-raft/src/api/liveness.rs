@@ -19,7 +19,7 @@ use crate::{
     liveness::{Heard, HeardDevice, MAX_METRICS, StreamId},
     state::{
         limits::MAX_DEVICES_PER_SDS,
-        model::{Component, Kind},
+        model::{Component, Kind, Registration},
     },
 };
 
@@ -95,10 +95,16 @@ async fn follow(
         let counted = LogTime(beat.log_time_ms);
         let heard = parse(beat)?;
         let revision = api.feed().newest();
-        let (registered, key_ids) = api.look(|state| {
-            let registered = state.sds(heard.sds).is_some_and(|sds| sds.runs(heard.process));
-            (registered, state.all_secrets().map(|(key, _)| key.get()).collect::<Vec<_>>())
+        let (registered, key_ids, void) = api.look(|state| {
+            let sds = state.sds(heard.sds);
+            let void = sds.and_then(|sds| sds.registration.as_ref()).is_some_and(Registration::is_void);
+            let registered = sds.is_some_and(|sds| sds.runs(heard.process));
+            (registered, state.all_secrets().map(|(key, _)| key.get()).collect::<Vec<_>>(), void)
         });
+        if void {
+            let what = format!("sds {}: the cluster was restored from a backup; register again", heard.sds);
+            return Err(status::status(Reason::Precondition, what));
+        }
         if !registered {
             let what = format!("sds {}: this process is not the one that registered last; register first", heard.sds);
             return Err(status::status(Reason::StaleEpoch, what));

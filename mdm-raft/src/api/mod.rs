@@ -19,6 +19,8 @@ mod liveness;
 mod map;
 mod membership;
 mod placement;
+mod promotion;
+mod recovery;
 mod sessions;
 mod tokens;
 mod topology;
@@ -32,8 +34,8 @@ use map::MapService;
 use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
     insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
-    sessions_server::SessionsServer, tokens_server::TokensServer, topology_server::TopologyServer,
-    vitals_server::VitalsServer,
+    recovery_server::RecoveryServer, sessions_server::SessionsServer, tokens_server::TokensServer,
+    topology_server::TopologyServer, vitals_server::VitalsServer,
 };
 use tonic::service::{Routes, RoutesBuilder, interceptor::InterceptedService};
 
@@ -70,6 +72,7 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         TopologyServer: SMALL_BYTES,
         VitalsServer: SMALL_BYTES,
         InsightServer: SMALL_BYTES,
+        RecoveryServer: LIST_BYTES,
         ClusterServer: SMALL_BYTES
     );
     reporter.set_serving::<MapService>().await;

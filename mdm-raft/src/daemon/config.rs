@@ -161,6 +161,11 @@ impl TryFrom<MdmConfigFile> for MdmConfig {
 }
 
 impl MdmConfig {
+    /// The cluster it is for.
+    pub const fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
     /// The member whose start begins the cluster's life: one must, and it must always be the same.
     pub(super) fn bootstraps(&self) -> bool {
         self.first.keys().next() == Some(&self.id)

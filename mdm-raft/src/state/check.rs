@@ -33,6 +33,7 @@ impl State {
         self.check_names()?;
         self.check_topology()?;
         self.check_pgs()?;
+        self.check_recovery()?;
         self.check_volumes()?;
         self.check_components()?;
         self.check_sessions()?;
@@ -146,6 +147,9 @@ impl State {
                     "pg {id}: {member} is a life its device has not had"
                 );
             }
+            if pool.frozen.contains_key(&id.index) {
+                hold!(config.primary.is_none(), "pg {id} is frozen and has a primary");
+            }
             match config.primary {
                 // I3 and S2: the primary is an in-sync copy in its present life.
                 Some(primary) => hold!(
@@ -161,6 +165,24 @@ impl State {
         for (pool, count) in placed {
             let all = self.pools.get(pool).map_or(0, |pool| pool.pg_count);
             hold!(count == all, "pool {pool} has {count} of {all} groups placed");
+        }
+        Ok(())
+    }
+
+    /// S19: nobody serves during a recovery, and each group is compared with what the backup says of it.
+    fn check_recovery(&self) -> Result<(), String> {
+        if self.is_recovering() {
+            for pg in self.pgs.values() {
+                hold!(pg.config.primary.is_none(), "pg {} has a primary during a recovery", pg.id);
+                let base = self.group_reports.get(pg.id).is_some_and(|row| row.base.is_some());
+                hold!(base, "pg {}: nobody knows what the backup said of it", pg.id);
+            }
+        }
+        for device in self.devices.values().filter(|device| device.awaited) {
+            hold!(!device.alive, "device {} is alive and has not reported since the restore", device.id);
+        }
+        for sds in self.sds.values().filter(|sds| sds.awaited) {
+            hold!(!sds.alive, "sds {} is alive and has not registered since the restore", sds.name);
         }
         Ok(())
     }
@@ -281,5 +303,6 @@ impl State {
             || self.volumes.changes().next().is_some()
             || self.mappings.changes().next().is_some()
             || self.tokens.changes().next().is_some()
+            || self.group_reports.changes().next().is_some()
     }
 }

@@ -7,6 +7,7 @@ use pflex_proto::ids::{DeviceId, DomainId, PoolId, Revision, SdcId, SdsId, Volum
 use super::{
     State,
     model::{Device, Domain, Mapping, Pg, Pool, Sdc, Sds, Volume},
+    rows::cluster::ConfigRow,
 };
 
 /// One change of the map.
@@ -37,6 +38,8 @@ pub enum MapChange {
     Volume(Volume, Vec<Mapping>),
     /// Gone. The groups of a pool go with it.
     Removed(ObjectRef),
+    /// A recovery is over (S19).
+    RecoveryEnded,
 }
 
 /// Names an object that is gone.
@@ -90,6 +93,10 @@ impl State {
             }
         }
         changes.extend(removed);
+        let recovering = |row: &ConfigRow| matches!(row, ConfigRow::Cluster(cluster) if cluster.recovering);
+        if self.config.changes().any(|(_, before, _)| before.is_some_and(recovering)) && !self.is_recovering() {
+            changes.push(MapChange::RecoveryEnded);
+        }
         changes
     }
 }

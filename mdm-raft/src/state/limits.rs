@@ -41,6 +41,11 @@ pub const MAX_BATCH: usize = 16_384;
 /// the copies). Five is what PowerFlex allows at most; beyond it a pool can fill up faster than anyone can react.
 pub const OVERCOMMIT_RATIO: u64 = 5;
 
+/// Groups in one report of a device after a restore (S19): some 100 bytes each.
+pub const MAX_REPORTED_GROUPS: usize = 1_024;
+/// Groups that devices report after a restore and the backup does not know: pools that came after it.
+pub const MAX_UNKNOWN_GROUPS: usize = 65_536;
+
 /// Sessions open at once.
 pub const MAX_SESSIONS: usize = 65_536;
 /// Outcomes kept above a client's low-water mark (S17); a client with more in flight is refused until it moves it.

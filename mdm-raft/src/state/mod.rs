@@ -2,7 +2,7 @@
 //!
 //! Reading order: `model` (the nouns), `table` and `rows` (how they are kept), `tracked` (a table that knows what
 //! changed), `apply` (the commands), `check` (the invariants), `query`, `why` and `event` (what others see
-//! of it), `limits`.
+//! of it), `limits`, `restore` and `recovery` (beginning again from a backup).
 //!
 //! Invariants:
 //! - the same commands give the same state, rows and outcomes on every member;
@@ -16,6 +16,7 @@ pub mod limits;
 pub mod model;
 mod names;
 mod query;
+pub mod recovery;
 mod restore;
 pub mod rows;
 mod sums;
@@ -36,9 +37,9 @@ pub use why::{Cause, Explanation};
 
 use self::{
     model::{
-        Cluster, ClusterMetrics, Counters, Device, Domain, Event, EvictionHold, FaultSet, Health, HeartbeatLog,
-        HistoryRow, IoToken, KeptOutcome, Mapping, MdmStores, Node, NodeMetadata, Pg, Pool, Position, Sdc, Sds,
-        SecretRow, Session, Settings, TokenChain, Volume,
+        Cluster, ClusterMetrics, Counters, Device, Domain, Event, EvictionHold, FaultSet, GroupReports, Health,
+        HeartbeatLog, HistoryRow, IoToken, KeptOutcome, Mapping, MdmStores, Node, NodeMetadata, Pg, Pool, Position,
+        Sdc, Sds, SecretRow, Session, Settings, TokenChain, Volume,
     },
     names::Names,
     rows::{
@@ -100,6 +101,7 @@ pub struct State {
     mappings: Tracked<Mapping>,
     tokens: Tracked<IoToken>,
     events: Tracked<Event>,
+    group_reports: Tracked<GroupReports>,
     /// Derived from the tables after each apply and at load.
     names: Names,
     /// As `names`.
@@ -110,7 +112,7 @@ pub struct State {
 macro_rules! each_table {
     ($state:expr, $table:ident => $code:expr) => {{
         each_table!(@ $state, $table => $code; config secrets sessions outcomes domains pools fault_sets sds devices
-            sdcs nodes history metadata health heartbeats metrics pgs volumes mappings tokens events);
+            sdcs nodes history metadata health heartbeats metrics pgs volumes mappings tokens events group_reports);
     }};
     (@ $state:expr, $table:ident => $code:expr; $($field:ident)*) => {
         $({ let $table = &mut $state.$field; $code; })*
@@ -156,6 +158,7 @@ impl State {
             Table::VolumeMappings => self.mappings.load(key, value),
             Table::IoTokens => self.tokens.load(key, value),
             Table::Events => self.events.load(key, value),
+            Table::GroupReports => self.group_reports.load(key, value),
         }
     }
 

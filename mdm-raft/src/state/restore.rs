@@ -4,11 +4,13 @@
 //! revision of then and one of now are never the same. Nobody serves and nothing is alive until it has registered again,
 //! and groups stay closed until the operator ends the recovery.
 
-use pflex_proto::ids::{ClusterGeneration, Epoch, KeyId, LogTime, Revision, VolumeEpoch};
+use std::collections::BTreeMap;
+
+use pflex_proto::ids::{ClusterGeneration, Epoch, KeyId, LogTime, ProcessId, Revision, VolumeEpoch};
 
 use super::{
     LoadError, State, StoredRow,
-    model::{Cluster, Event, Kind, MdmStores, Position, Secret, SecretRow, Severity},
+    model::{Cluster, Event, GroupReports, Kind, KnownConfig, MdmStores, Position, Secret, SecretRow, Severity},
     rows::cluster::ConfigRow,
 };
 
@@ -50,6 +52,8 @@ pub struct RestoredState {
 impl State {
     /// What a counter of 64 bits skips: the caller moves term and index of the log as far.
     pub const RESTORE_SKIP: u64 = SKIP;
+    /// What an id of 32 bits skips.
+    pub(super) const RESTORE_SKIP_SHORT: u32 = SKIP_SHORT;
 
     /// The state of a backup's rows, made the beginning of a new cluster. `wall_seconds` makes the generations of two
     /// restores differ, `secret` is fresh.
@@ -68,12 +72,20 @@ impl State {
         let before = state.position();
         let position = Position { revision: Revision(before.revision.get() + SKIP), log_time: before.log_time };
 
+        let devices_of_backup = Some(state.counters().device);
+        state.note_what_the_backup_knows(cluster.generation);
         state.skip_ahead()?;
         state.take_out_of_service();
         state.forget_clients_and_mdms();
         let key = KeyId(cluster.newest_key.get().checked_add(SKIP_SHORT).ok_or(RestoreError::UsedUp)?);
         state.secrets.put(SecretRow { key, secret: Secret(secret), last_expiry: None });
-        state.config.put(ConfigRow::Cluster(Cluster { generation, newest_key: key, recovering: true, ..cluster }));
+        state.config.put(ConfigRow::Cluster(Cluster {
+            generation,
+            newest_key: key,
+            recovering: true,
+            devices_of_backup,
+            ..cluster
+        }));
         state.config.put(ConfigRow::Position(position));
         state.events.put(Event {
             revision: position.revision,
@@ -112,6 +124,10 @@ impl State {
                 pg.config.primary = None;
             });
         }
+        let pools: Vec<_> = self.pools.values().map(|pool| pool.id).collect();
+        for id in pools {
+            self.pools.update(id, |pool| pool.frozen.clear());
+        }
         let volumes: Vec<_> = self.volumes.values().map(|volume| volume.id).collect();
         for id in volumes {
             self.volumes.update(id, |volume| volume.epoch = VolumeEpoch(volume.epoch.get() + SKIP));
@@ -122,11 +138,44 @@ impl State {
     fn take_out_of_service(&mut self) {
         let devices: Vec<_> = self.devices.values().map(|device| device.id).collect();
         for id in devices {
-            self.devices.update(id, |device| device.alive = false);
+            self.devices.update(id, |device| {
+                device.alive = false;
+                device.awaited = true;
+                device.reported_by = None;
+            });
         }
         let sds: Vec<_> = self.sds.values().map(|sds| sds.id).collect();
         for id in sds {
-            self.sds.update(id, |sds| sds.alive = false);
+            self.sds.update(id, |sds| {
+                sds.alive = false;
+                sds.awaited = true;
+                sds.registration.iter_mut().for_each(|registration| registration.process = ProcessId::default());
+            });
+        }
+        // An SDC that runs on registers again, too: nobody else is given its tokens meanwhile.
+        let sdcs: Vec<_> = self.sdcs.values().map(|sdc| sdc.id).collect();
+        for id in sdcs {
+            self.sdcs.update(id, |sdc| {
+                sdc.registration.iter_mut().for_each(|registration| registration.process = ProcessId::default());
+            });
+        }
+    }
+
+    /// Before epochs skip ahead: the configurations of the backup, to be compared with what devices report.
+    fn note_what_the_backup_knows(&mut self, generation: ClusterGeneration) {
+        let before: Vec<_> = self.group_reports.values().map(|row| row.pg).collect();
+        before.into_iter().for_each(|pg| drop(self.group_reports.remove(pg)));
+        for pg in self.pgs.values() {
+            let base = KnownConfig {
+                generation,
+                epoch: pg.config.epoch,
+                primary: pg.config.primary,
+                in_sync: pg.config.in_sync.clone(),
+                replicas: pg.replicas.clone(),
+                volatility: pg.config.volatility,
+                served: false,
+            };
+            self.group_reports.put(GroupReports { pg: pg.id, base: Some(base), by: BTreeMap::new() });
         }
     }
 

@@ -65,6 +65,8 @@ tables! {
     IoTokens = "io_tokens",
     /// The newest changes, with who and why.
     Events = "events",
+    /// What was known of placement groups before a restore, as devices report it.
+    GroupReports = "group_reports",
 }
 
 /// One row an apply wrote (`Some`) or deleted (`None`).

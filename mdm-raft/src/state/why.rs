@@ -98,14 +98,13 @@ impl State {
     }
 
     fn why_cluster(&self) -> Explanation {
-        let mut causes: Vec<Cause> = self
-            .sds
-            .values()
-            .filter(|sds| !sds.alive && sds.registration.is_some())
-            .map(|s| self.sds_cause(s))
-            .collect();
+        let mut causes: Vec<Cause> = self.recovery_causes();
+        causes.extend(self.frozen_causes());
+        let lost = self.sds.values().filter(|sds| !sds.alive && sds.registration.is_some()).map(|s| self.sds_cause(s));
+        causes.extend(lost);
         causes.extend(self.pools.values().filter(|pool| self.pool_state(pool) != "ok").map(|p| self.pool_cause(p)));
         let state = match self.pools.values().map(|pool| self.pool_state(pool)).max_by_key(|state| severity(state)) {
+            _ if self.is_recovering() => "recovering",
             Some("ok") | None if causes.is_empty() => "ok",
             Some("ok") | None => "degraded",
             Some(state) => state,
@@ -114,6 +113,68 @@ impl State {
             causes.push(says("every server that ever registered is alive and every group has all its copies"));
         }
         Explanation { object: "cluster".to_owned(), state: state.to_owned(), causes }
+    }
+
+    /// S19: what a restored cluster waits for.
+    fn recovery_causes(&self) -> Vec<Cause> {
+        let restored = self.last_event("cluster", &["cluster.restore"]).map_or(Revision(0), |event| event.revision);
+        let mut causes = Vec::new();
+        if self.is_recovering() {
+            let what = "it was restored from a backup: what the backup calls in sync may have left its group since, so no \
+                        group is served until every SDS has reported and `pflex cluster end-recovery` was said (S19)";
+            causes.push(by(what, restored));
+        }
+        causes.extend(
+            self.awaited_sds()
+                .into_iter()
+                .map(|sds| by(format!("{} not reported since the restore", self.what_is_awaited(sds)), restored)),
+        );
+        let unknown: Vec<String> = self.unknown_groups().map(|row| row.pg.to_string()).take(LISTED).collect();
+        if !unknown.is_empty() {
+            let what = format!("groups {} are on devices and not in the backup; their chunks stay", unknown.join(", "));
+            causes.push(says(what));
+        }
+        causes
+    }
+
+    /// S12: promotions by force that are on their way.
+    fn frozen_causes(&self) -> Vec<Cause> {
+        let frozen =
+            self.pools.values().flat_map(|pool| pool.frozen.iter().map(move |(index, freeze)| (pool, index, freeze)));
+        frozen
+            .map(|(pool, index, freeze)| {
+                let what = format!(
+                    "pg {}.{index} is frozen: its copy on device {} is being promoted by force, and nobody gets a token for \
+                     pool {} meanwhile (S12)",
+                    pool.id, freeze.device, pool.name
+                );
+                by(what, freeze.at)
+            })
+            .collect()
+    }
+
+    /// What a restore makes of a group (S19).
+    fn reported_causes(&self, pg: &Pg) -> Vec<Cause> {
+        let Some(choice) = self.choice_for(pg.id) else { return Vec::new() };
+        let known = &choice.newest;
+        let list = |devices: &mut dyn Iterator<Item = DeviceId>| {
+            devices.map(|device| device.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let mut causes = vec![says(format!(
+            "the newest configuration known from before the restore is epoch {} of generation {}, in sync on devices {}",
+            known.epoch,
+            known.generation,
+            list(&mut known.in_sync.iter().map(|member| member.device))
+        ))];
+        if !choice.silent.is_empty() {
+            let devices = list(&mut choice.silent.iter().map(|member| member.device));
+            causes.push(says(format!("of those, devices {devices} have not reported since the restore")));
+        }
+        if !choice.emptied.is_empty() {
+            let devices = list(&mut choice.emptied.iter().map(|member| member.device));
+            causes.push(says(format!("of those, devices {devices} have no copy any more and never count again (S13)")));
+        }
+        causes
     }
 
     fn why_volume(&self, volume: &Volume) -> Explanation {
@@ -213,6 +274,15 @@ impl State {
         };
         let mut causes = vec![self.sds_cause(sds)];
         causes.extend(self.flapping(Component { kind: Kind::Sds, id: sds.id.get() }));
+        if self.awaited_sds().contains(&sds.id) {
+            causes.insert(
+                0,
+                says(format!(
+                    "{} not reported since the cluster was restored from a backup",
+                    self.what_is_awaited(sds.id)
+                )),
+            );
+        }
         causes.extend(self.devices_of(sds.id).map(|device| self.device_cause(device)));
         causes.extend(self.last_deed(&format!("sds {}", sds.name)));
         Explanation { object: format!("sds {}", sds.name), state: state.to_owned(), causes }
@@ -279,6 +349,17 @@ impl State {
         let event = self.event(pg.since).map(|e| format!(": {}: {}", e.object, e.what)).unwrap_or_default();
         let mut causes =
             vec![by(format!("it has its epoch {} since revision {}{event}", config.epoch, pg.since), pg.since)];
+        if let Some(freeze) = self.freeze_of(pg.id) {
+            let what = format!("it is frozen: its copy on device {} is being promoted by force (S12)", freeze.device);
+            causes.push(by(what, freeze.at));
+        }
+        if pg.forced {
+            causes.push(by(
+                "its copy was promoted by force: what only earlier in-sync copies had is lost (S12)",
+                pg.since,
+            ));
+        }
+        causes.extend(self.reported_causes(pg));
         for device in &pg.replicas {
             let member = config.member(*device);
             let role = match member {

@@ -36,17 +36,25 @@ async fn register(
     registered.await
 }
 
-/// What the only member tells a new watcher before it has nothing more to say: a map, which may be a kept one, and what
-/// changed since, whatever their revisions.
-async fn map_of(cluster: &Cluster) -> (ClusterMap, Vec<MapUpdate>) {
+/// The whole map of the only member as of a revision: the full map and what follows it, without their revisions.
+async fn map_of(cluster: &Cluster, at_least: u64) -> Vec<String> {
     let api = cluster.members.lock().unwrap()[0].api();
     let mut stream = MapClient::new(api.channel()).watch(WatchRequest::default()).await.unwrap().into_inner();
-    let Some(Event::Full(map)) = stream.message().await.unwrap().unwrap().event else { panic!("no full map") };
-    let mut updates = Vec::new();
-    while let Some(Event::Update(update)) = stream.message().await.unwrap().unwrap().event {
-        updates.push(MapUpdate { revision: 0, ..update });
+    let (mut told, mut revision) = (Vec::new(), 0);
+    loop {
+        match stream.message().await.unwrap().unwrap().event.unwrap() {
+            Event::Full(map) => {
+                revision = map.revision;
+                told.push(format!("{:?}", ClusterMap { revision: 0, ..map }));
+            }
+            Event::Update(update) => {
+                revision = update.revision;
+                told.push(format!("{:?}", MapUpdate { revision: 0, ..update }));
+            }
+            Event::Progress(_) if revision >= at_least => return told,
+            Event::Progress(_) => {}
+        }
     }
-    (ClusterMap { revision: 0, ..map }, updates)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,12 +64,13 @@ async fn an_introduction_changes_nothing_and_a_registration_without_devices_does
     let one = FakeSds::create(&cluster, 1).await;
     let _two = FakeSds::create(&cluster, 2).await;
     one.sees(|map| map.pgs.len() == 8 && map.pgs.values().all(|pg| pg.in_sync.len() == 2)).await;
-    let before = map_of(&cluster).await;
+    let seen = one.sees(|map| map.pgs.len() == 8).await.revision.get();
+    let before = map_of(&cluster, seen).await;
 
     let me = register(&cluster, ComponentKind::Sds, "s1", true).await.unwrap();
     assert_eq!((me.id, me.cluster_id.as_slice()), (one.id, cluster.id.as_bytes().as_slice()));
     assert_eq!(me.registrations, 1, "the one that was there before");
-    assert_eq!(map_of(&cluster).await, before);
+    assert_eq!(map_of(&cluster, seen).await, before);
 
     let unknown = register(&cluster, ComponentKind::Sds, "nobody", true).await.unwrap_err();
     assert_eq!(unknown.reason(), Some(Reason::NotFound));
@@ -69,7 +78,7 @@ async fn an_introduction_changes_nothing_and_a_registration_without_devices_does
     // What the introduction must not be.
     let registered = register(&cluster, ComponentKind::Sds, "s1", false).await.unwrap();
     assert_eq!(registered.registrations, 2);
-    assert_ne!(map_of(&cluster).await, before, "its devices are out of service");
+    assert_ne!(map_of(&cluster, registered.revision).await, before, "its devices are out of service");
     cluster.stop().await;
 }
 

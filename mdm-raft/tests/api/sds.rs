@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use pflex_common::{
     map::{self, ClusterMap, Watcher},
+    mdm::MdmClient,
     shutdown::Shutdown,
 };
 use pflex_proto::{
     pb::{
-        Addresses, Beat, ComponentKind, CreateSdsRequest, DeviceBeat, RegisterReply, RegisterRequest, RegisteredDevice,
-        admin_client::AdminClient, discovery_client::DiscoveryClient, liveness_client::LivenessClient,
+        Addresses, Beat, ComponentKind, CreateSdsRequest, DeviceBeat, GroupReport, RegisterReply, RegisterRequest,
+        RegisteredDevice, ReportGroupsRequest, admin_client::AdminClient, discovery_client::DiscoveryClient,
+        liveness_client::LivenessClient, recovery_client::RecoveryClient,
     },
     status,
 };
@@ -61,11 +63,37 @@ impl FakeSds {
 
     /// A new process of the SDS, which opened its device for the `incarnation`th time.
     pub(crate) async fn start(cluster: &Cluster, n: u8, incarnation: u64) -> Self {
+        Self::begin(&cluster.client, n, incarnation, None).await
+    }
+
+    /// The same with a cluster that was restored: it says first what it knew before.
+    pub(crate) async fn come_back(client: &MdmClient, n: u8, incarnation: u64, known: Vec<GroupReport>) -> Self {
+        Self::begin(client, n, incarnation, Some(known)).await
+    }
+
+    async fn begin(client: &MdmClient, n: u8, incarnation: u64, known: Option<Vec<GroupReport>>) -> Self {
         let process = Uuid::new_v4().as_bytes().to_vec();
+        if let Some(groups) = known {
+            let report = ReportGroupsRequest {
+                sds: format!("s{n}"),
+                process_id: process.clone(),
+                cluster_generation: client.generation().get(),
+                device_uuid: vec![n; 16],
+                device_id: n.into(),
+                incarnation,
+                groups,
+                last: true,
+                ..Default::default()
+            };
+            let reported = client.read(PATIENCE, |connection| {
+                let report = report.clone();
+                async move { RecoveryClient::new(connection).report_groups(report).await }
+            });
+            reported.await.unwrap();
+        }
         let control = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = Addresses { control: control.local_addr().unwrap().to_string(), ..Default::default() };
-        let registered: RegisterReply = cluster
-            .client
+        let registered: RegisterReply = client
             .read(PATIENCE, |connection| {
                 let message = RegisterRequest {
                     kind: ComponentKind::Sds.into(),
@@ -79,7 +107,6 @@ impl FakeSds {
                         path: format!("/dev/{n}"),
                         ..Default::default()
                     }],
-                    cluster_id: cluster.id.as_bytes().to_vec(),
                     ..Default::default()
                 };
                 async move { DiscoveryClient::new(connection).register(message).await }
@@ -87,11 +114,11 @@ impl FakeSds {
             .await
             .unwrap();
         let shutdown = Shutdown::new();
-        let map = map::watch(cluster.client.clone(), ComponentKind::Sds, registered.id, shutdown.clone());
+        let map = map::watch(client.clone(), ComponentKind::Sds, registered.id, shutdown.clone());
         let (says, heard) = watch::channel(Says::default());
         let (stamped, stamp) = watch::channel((0, 0));
         let beats = tokio::spawn(beat(Beats {
-            client: cluster.client.clone(),
+            client: client.clone(),
             sds: registered.id,
             process: process.clone(),
             device: registered.device_ids[0],

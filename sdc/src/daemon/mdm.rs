@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pflex_common::host;
+use pflex_common::map;
 use pflex_common::mdm::{MdmClient, MdmError, Patience};
 use pflex_common::net::Endpoint;
 use pflex_common::registration::{self, RegistrationError, Takeover, reachable_at};
 use pflex_common::shutdown::Shutdown;
-use pflex_proto::ids::{ClusterId, ProcessId, SdcId, VolumeId};
+use pflex_proto::ids::{ClusterGeneration, ClusterId, ProcessId, SdcId, VolumeId};
 use pflex_proto::pb::liveness_client::LivenessClient;
 use pflex_proto::pb::tokens_client::TokensClient;
 use pflex_proto::pb::{self, ComponentKind, HealthReport, IssueTokensRequest, Metric, RegisterRequest};
@@ -82,15 +83,48 @@ pub(super) async fn register(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         devices: Vec::new(),
         cluster_id: Vec::new(),
+        cluster_generation: 0,
         introduce: false,
         host: Some(host::info()),
     };
-    let registered = registration::register(client, state.cluster(), request).await;
+    let registered = registration::register(client, state.cluster(), state.generation(), request).await;
     let registration::Registered { cluster, reply } =
         registered.map_err(|error| explain(error, config, state.dir()))?;
     state.set_cluster(cluster)?;
+    state.follow(ClusterGeneration(reply.cluster_generation))?;
     state.start_above(reply.registrations)?;
     Ok(Registered { cluster, sdc: SdcId(reply.id) })
+}
+
+/// Registers again with each newer generation of the cluster: after a restore from backup it gives no tokens to anybody
+/// who has not (S19). Ends with `shutdown`, and with what no waiting can cure.
+pub(super) async fn follow_generations(
+    client: MdmClient,
+    config: SdcConfig,
+    mut state: State,
+    process: ProcessId,
+    addresses: Addresses,
+    mut watcher: map::Watcher,
+    shutdown: Shutdown,
+) {
+    loop {
+        let newer =
+            |map: &Option<Arc<map::ClusterMap>>| map.as_ref().is_some_and(|map| map.generation > state.generation());
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            seen = watcher.wait_for(newer) => if seen.is_err() { return },
+        }
+        warn!("the cluster was restored from a backup; registering again");
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            registered = register(&client, &config, &mut state, process, &addresses) => {
+                if let Err(error) = registered {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot register with the restored cluster");
+                    return shutdown.cancel();
+                }
+            }
+        }
+    }
 }
 
 fn explain(error: RegistrationError, config: &SdcConfig, dir: PathBuf) -> SdcError {
@@ -100,7 +134,7 @@ fn explain(error: RegistrationError, config: &SdcConfig, dir: PathBuf) -> SdcErr
             let members = config.mdm.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             SdcError::OtherCluster { dir, ours, members, theirs }
         }
-        RegistrationError::Refused { why } => SdcError::Refused { name, why },
+        RegistrationError::Refused { why } | RegistrationError::ReportFirst { why } => SdcError::Refused { name, why },
         RegistrationError::Superseded { why } => SdcError::Superseded { name, why },
     }
 }

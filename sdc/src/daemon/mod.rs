@@ -121,7 +121,8 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         () = shutdown.cancelled() => return Ok(()),
         registered = mdm::register(&client, &config, &mut state, process, &addresses) => registered?,
     };
-    let identity = Identity { cluster: registered.cluster, sdc: registered.sdc, process, boot: state.boot() };
+    let boot = state.boot();
+    let identity = Identity { cluster: registered.cluster, sdc: registered.sdc, process, boot };
     info!(sdc = %identity.sdc, cluster = %identity.cluster, boot = identity.boot, nbd = %addresses.nbd, "SDC registered");
 
     let mut watcher = map::watch(client.clone(), ComponentKind::Sdc, identity.sdc.0, shutdown.clone());
@@ -150,6 +151,15 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         let (keeper, shutdown) = (Arc::clone(&keeper), shutdown.clone());
         async move { keeper.run(source, shutdown).await }
     });
+    let generations = tokio::spawn(mdm::follow_generations(
+        client.clone(),
+        config.clone(),
+        state,
+        process,
+        addresses,
+        watcher.clone(),
+        shutdown.clone(),
+    ));
     let following = tokio::spawn(exports::follow(Arc::clone(&volumes), watcher, shutdown.clone()));
     let reports =
         tokio::spawn(mdm::report(client, identity, config.name.clone(), Arc::clone(&volumes), shutdown.clone()));
@@ -169,7 +179,7 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         serving.push(data.runtime().spawn(server.serve_unix(unix, shutdown.clone())));
     }
     management::serving(&health).await;
-    for task in serving.into_iter().chain([tokens, following, reports, stats, management_task, ended]) {
+    for task in serving.into_iter().chain([tokens, following, generations, reports, stats, management_task, ended]) {
         // A task that panicked has said so; the others still end in order.
         let _ = task.await;
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pflex_common::durable::{self, DurableError};
-use pflex_proto::ids::ClusterId;
+use pflex_proto::ids::{ClusterGeneration, ClusterId};
 use serde::{Deserialize, Serialize};
 
 /// The version this code writes, and the only one there is.
@@ -67,6 +67,9 @@ struct Stored {
     version: u32,
     cluster: Option<ClusterId>,
     boot: u64,
+    /// The newest generation of the cluster that was followed (S19); 0, as in older files: none was noted.
+    #[serde(default)]
+    generation: ClusterGeneration,
 }
 
 /// The state of a running SDC.
@@ -91,7 +94,7 @@ impl State {
         let path = dir.join("sdc.json");
         let mut stored = match durable::read_if_exists(&path)? {
             Some(content) => parse(&path, &content)?,
-            None => Stored { version: VERSION, cluster: None, boot: 0 },
+            None => Stored { version: VERSION, cluster: None, boot: 0, generation: ClusterGeneration(0) },
         };
         if stored.boot >= LAST_BOOT {
             return Err(StateError::Exhausted(dir.to_owned()));
@@ -129,6 +132,20 @@ impl State {
     pub(super) fn set_cluster(&mut self, cluster: ClusterId) -> Result<(), StateError> {
         if self.stored.cluster != Some(cluster) {
             self.stored.cluster = Some(cluster);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// The newest generation of the cluster that was followed; 0: none.
+    pub(super) const fn generation(&self) -> ClusterGeneration {
+        self.stored.generation
+    }
+
+    /// Follows this generation from now on, and never an older one (S19).
+    pub(super) fn follow(&mut self, generation: ClusterGeneration) -> Result<(), StateError> {
+        if generation > self.stored.generation {
+            self.stored.generation = generation;
             self.save()?;
         }
         Ok(())
@@ -178,7 +195,12 @@ mod tests {
             assert_eq!(state.boot(), boot);
             state.set_cluster(ClusterId::from_bytes([3; 16])).unwrap();
         }
-        assert_eq!(State::open(dir.path()).unwrap().cluster(), Some(ClusterId::from_bytes([3; 16])));
+        let mut state = State::open(dir.path()).unwrap();
+        assert_eq!(state.cluster(), Some(ClusterId::from_bytes([3; 16])));
+        state.follow(ClusterGeneration(7)).unwrap();
+        state.follow(ClusterGeneration(5)).unwrap();
+        drop(state);
+        assert_eq!(State::open(dir.path()).unwrap().generation(), ClusterGeneration(7), "never an older one again");
     }
 
     #[test]

@@ -101,6 +101,7 @@ impl FakeCluster {
                 .collect(),
             replicas: (1..=count).map(DeviceId).collect(),
             volatility: VolatilityId(1),
+            forced: false,
         };
         let shared = Shared {
             chunks: HashMap::new(),

@@ -290,6 +290,8 @@ mod tests {
             started: std::time::Instant::now(),
             takeover: Takeover::default(),
             log_time: Counted::default(),
+            generation: Default::default(),
+            restored: Default::default(),
         });
         let ended = tokio::time::timeout(Duration::from_secs(10), run(Arc::clone(&server))).await;
         assert!(ended.is_ok(), "it went on asking");

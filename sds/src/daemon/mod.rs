@@ -11,6 +11,7 @@ mod devices;
 mod health;
 mod identity;
 mod liveness;
+mod recovery;
 mod registration;
 mod reports;
 mod watchdog;
@@ -33,11 +34,12 @@ use pflex_common::{
     shutdown::Shutdown,
 };
 use pflex_proto::{
-    ids::{ClusterId, Member, ProcessId, SdsId},
+    ids::{ClusterGeneration, ClusterId, Member, ProcessId, SdsId},
     pb::ComponentKind,
 };
 use tokio::{sync::mpsc, task::JoinSet};
-use tracing::info;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 pub use config::{ConfigError, ConfigFile, DeviceFile, SdsConfig};
 
@@ -134,6 +136,18 @@ pub(crate) struct Server {
     pub(crate) takeover: Takeover,
     /// Log time as the MDM leaders stamped it.
     pub(crate) log_time: liveness::Counted,
+    /// The generation of the cluster that it registered with.
+    pub(crate) generation: ClusterGeneration,
+    /// Cancelled when the cluster is of a newer one.
+    pub(crate) restored: CancellationToken,
+}
+
+/// Why serving ended well.
+enum Ended {
+    /// It was told to.
+    Stopped,
+    /// The cluster was restored from a backup.
+    Restored,
 }
 
 /// Runs an SDS until `shutdown`.
@@ -143,10 +157,21 @@ pub(crate) struct Server {
 ///
 /// Boxed, so that the whole process is compiled with its own crate and not again with whoever runs it.
 pub fn run(config: SdsConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(), SdsError>> {
-    Box::pin(serve(config, shutdown))
+    Box::pin(async move {
+        loop {
+            match serve(config.clone(), shutdown.clone()).await? {
+                Ended::Stopped => return Ok(()),
+                // As after a restart of the process: everything is closed, and nothing that it held counts any more.
+                Ended::Restored => warn!(
+                    sds = %config.name,
+                    "the cluster was restored from a backup; starting again to say what was known before"
+                ),
+            }
+        }
+    })
 }
 
-async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
+async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError> {
     let process = ProcessId(uuid::Uuid::new_v4());
     let data = net::listen("SDS data", &config.data).await?;
     let control = net::listen("SDS control", &config.control).await?;
@@ -167,13 +192,14 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     let opening = async {
         let (cluster, id) = registration.introduce(&mut identity).await?;
         let stores = devices::open_all(&config, cluster, id).await?;
-        let (ids, registered) = registration.devices(&identity, &stores).await?;
-        Ok::<_, SdsError>((cluster, id, stores, ids, registered))
+        let devices = registration.devices(&mut identity, &stores).await?;
+        Ok::<_, SdsError>((cluster, id, stores, devices))
     };
-    let (cluster, id, stores, ids, registered) = tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
+    let (cluster, id, stores, devices) = tokio::select! {
+        () = shutdown.cancelled() => return Ok(Ended::Stopped),
         opened = opening => opened?,
     };
+    let registration::Devices { ids, registered, generation } = devices;
     let (reports, report_queue) = mpsc::channel(MAX_REPORTS);
     let mut handles = Vec::new();
     for (device, (mut store, opened)) in ids.into_iter().zip(stores) {
@@ -194,12 +220,15 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
         started: Instant::now(),
         takeover: Takeover::default(),
         log_time: liveness::Counted::default(),
+        generation,
+        restored: CancellationToken::new(),
     });
 
-    let watcher = map::watch(server.client.clone(), ComponentKind::Sds, id.0, shutdown.clone());
+    let watching = shutdown.child_token();
+    let watcher = map::watch(server.client.clone(), ComponentKind::Sds, id.0, watching.clone());
     let mut tasks = JoinSet::new();
     for device in &server.devices {
-        tasks.spawn(feed_maps(device.clone(), watcher.clone()));
+        tasks.spawn(feed_maps(Arc::clone(&server), device.clone(), watcher.clone()));
     }
     drop(watcher);
     tasks.spawn(watchdog::run(Arc::clone(&server)));
@@ -211,7 +240,9 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     let superseded = tokio::select! {
         () = shutdown.cancelled() => None,
         () = server.takeover.declared() => server.takeover.why().map(ToOwned::to_owned),
+        () = server.restored.cancelled() => None,
     };
+    watching.cancel();
     // Listeners close by process exit only (S8), so the data threads finish first.
     let stopping = async {
         for device in &server.devices {
@@ -227,14 +258,24 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<(), SdsError> {
     if let Some(why) = superseded {
         return Err(SdsError::Superseded { name: server.name.clone(), why });
     }
+    if server.restored.is_cancelled() && !shutdown.is_cancelled() {
+        for device in &server.devices {
+            device.join().await;
+        }
+        return Ok(Ended::Restored);
+    }
     info!(sds = %server.name, "SDS stopped");
-    Ok(())
+    Ok(Ended::Stopped)
 }
 
 /// One task for each device: one that hangs must not keep the map from the others.
-async fn feed_maps(device: DeviceHandle, mut watcher: map::Watcher) {
+async fn feed_maps(server: Arc<Server>, device: DeviceHandle, mut watcher: map::Watcher) {
     while watcher.changed().await.is_ok() {
         let Some(map) = watcher.borrow_and_update().clone() else { continue };
+        if map.generation != server.generation {
+            // S19: no device acts on it before the cluster has heard what this server knows.
+            return server.restored.cancel();
+        }
         device.send(Command::Map(map)).await;
     }
 }

@@ -1,4 +1,7 @@
-//! What an SDS says when it registers: first who it is, then which devices it has opened.
+//! What an SDS says when it registers: first who it is, then, to a cluster that was restored from a backup, what it knew
+//! before (S19), and then which devices it has opened.
+
+use std::time::Duration;
 
 use pflex_common::{
     host,
@@ -7,12 +10,25 @@ use pflex_common::{
 };
 use pflex_proto::{
     geometry::CHUNK_SIZE,
-    ids::{ClusterId, DeviceId, ProcessId, Revision, SdsId},
+    ids::{ClusterGeneration, ClusterId, DeviceId, ProcessId, Revision, SdsId},
     pb::{self, ComponentKind, RegisterRequest, RegisteredDevice},
 };
 
-use super::{SdsConfig, SdsError, identity::Identity};
+use super::{SdsConfig, SdsError, identity::Identity, recovery::Reporter};
 use crate::store::{OpenReport, Store};
+
+/// Between two attempts to report and register with a cluster that is restored meanwhile.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What registering the devices gives.
+pub(super) struct Devices {
+    /// Their ids, in the order of the configuration.
+    pub(super) ids: Vec<DeviceId>,
+    /// The revision of the map that has this registration.
+    pub(super) registered: Revision,
+    /// The generation of the cluster that is followed from now on.
+    pub(super) generation: ClusterGeneration,
+}
 
 /// Who registers.
 pub(super) struct Registration<'a> {
@@ -26,17 +42,46 @@ impl Registration<'_> {
     /// Learns the cluster and this server's id, before any device is opened. Nothing is registered: the cluster goes on
     /// with what it knows of this server's devices, so that a restart does not cost their copies' place (S2).
     pub(super) async fn introduce(&self, identity: &mut Identity) -> Result<(ClusterId, SdsId), SdsError> {
-        let Registered { cluster, reply } = self.register(identity, None).await?;
+        let introduced = self.register(identity, None).await;
+        let Registered { cluster, reply } = introduced.map_err(|error| self.explain(error))?;
         identity.join(cluster)?;
         Ok((cluster, SdsId(reply.id)))
     }
 
-    /// Registers the opened devices and learns their ids, and the revision of the map that has this registration.
+    /// Registers the opened devices, after the cluster has heard what it waits for. From here on its generation is
+    /// followed, and no older one.
     pub(super) async fn devices(
         &self,
-        identity: &Identity,
+        identity: &mut Identity,
         stores: &[(Store, OpenReport)],
-    ) -> Result<(Vec<DeviceId>, Revision), SdsError> {
+    ) -> Result<Devices, SdsError> {
+        loop {
+            let why = match self.try_devices(identity, stores).await {
+                Ok(registered) => return registered,
+                Err(RegistrationError::ReportFirst { why }) => why,
+                Err(error) => return Err(self.explain(error)),
+            };
+            tracing::warn!(why, "reporting to the restored cluster again");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_devices(
+        &self,
+        identity: &mut Identity,
+        stores: &[(Store, OpenReport)],
+    ) -> Result<Result<Devices, SdsError>, RegistrationError> {
+        let Registered { reply: introduced, .. } = self.register(identity, None).await?;
+        let generation = ClusterGeneration(introduced.cluster_generation);
+        if introduced.awaited {
+            let (client, name, process) = (self.client, self.config.name.as_str(), self.process);
+            let reporter = Reporter { client, name, process, generation };
+            for (_, opened) in stores {
+                let reported = reporter.report(opened).await;
+                reported.map_err(|error| RegistrationError::ReportFirst { why: error.to_string() })?;
+            }
+            tracing::info!(%generation, "told the restored cluster what was known before");
+        }
         let devices = stores.iter().zip(&self.config.devices).map(|((store, opened), file)| RegisteredDevice {
             uuid: opened.superblock.uuid.as_bytes().to_vec(),
             incarnation: opened.superblock.incarnation.0,
@@ -46,12 +91,17 @@ impl Registration<'_> {
             empty: opened.emptied,
             pool: file.pool.clone(),
         });
-        let Registered { reply, .. } = self.register(identity, Some(devices.collect())).await?;
+        let Registered { cluster, reply } = self.register(identity, Some(devices.collect())).await?;
         if reply.device_ids.len() != stores.len() {
             let why = format!("it named {} of {} devices", reply.device_ids.len(), stores.len());
-            return Err(SdsError::Refused { name: self.config.name.clone(), why });
+            return Ok(Err(SdsError::Refused { name: self.config.name.clone(), why }));
         }
-        Ok((reply.device_ids.into_iter().map(DeviceId).collect(), Revision(reply.revision)))
+        let generation = ClusterGeneration(reply.cluster_generation);
+        if let Err(error) = identity.follow(cluster, generation) {
+            return Ok(Err(error));
+        }
+        let ids = reply.device_ids.into_iter().map(DeviceId).collect();
+        Ok(Ok(Devices { ids, registered: Revision(reply.revision), generation }))
     }
 
     /// Without devices it only introduces itself. Only what no waiting can cure is an error.
@@ -59,7 +109,7 @@ impl Registration<'_> {
         &self,
         identity: &Identity,
         devices: Option<Vec<RegisteredDevice>>,
-    ) -> Result<Registered, SdsError> {
+    ) -> Result<Registered, RegistrationError> {
         let request = RegisterRequest {
             request: None,
             kind: ComponentKind::Sds.into(),
@@ -71,9 +121,9 @@ impl Registration<'_> {
             host: Some(host::info()),
             devices: devices.unwrap_or_default(),
             cluster_id: Vec::new(),
+            cluster_generation: 0,
         };
-        let registered = registration::register(self.client, identity.cluster(), request).await;
-        registered.map_err(|error| self.explain(error))
+        registration::register(self.client, identity.cluster(), identity.generation(), request).await
     }
 
     fn explain(&self, error: RegistrationError) -> SdsError {
@@ -83,7 +133,9 @@ impl Registration<'_> {
                 let members = self.config.mdm.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 SdsError::OtherCluster { dir: self.config.data_dir.clone(), ours, members, theirs }
             }
-            RegistrationError::Refused { why } => SdsError::Refused { name, why },
+            RegistrationError::Refused { why } | RegistrationError::ReportFirst { why } => {
+                SdsError::Refused { name, why }
+            }
             RegistrationError::Superseded { why } => SdsError::Superseded { name, why },
         }
     }

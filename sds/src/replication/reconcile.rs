@@ -160,7 +160,8 @@ impl Reconcile {
         }
     }
 
-    /// False: an own chunk is unsynced, so this copy must not be primary. It cannot happen to an in-sync copy.
+    /// False: an own chunk is unsynced, so this copy must not be primary. It cannot happen to an in-sync copy, unless an
+    /// operator made it one.
     pub(super) fn on_listed<D: Clone>(
         &mut self,
         base: &mut Base<D>,
@@ -171,8 +172,18 @@ impl Reconcile {
         if self.own != Own::Listing(round) {
             return true;
         }
-        if entries.iter().any(|entry| entry.version.is_none()) {
-            return false;
+        let unsynced = || entries.iter().filter(|entry| entry.version.is_none());
+        if unsynced().next().is_some() {
+            if !base.config.as_ref().is_some_and(|config| config.forced) {
+                return false;
+            }
+            // S12: a chunk that was being copied is now what there is of it, under a version that nothing else has.
+            for entry in unsynced() {
+                base.last = base.last.next();
+                let version = Some(Version { epoch: base.epoch(), sequence: base.last });
+                let ticket = base.ticket();
+                cx.emit(Effect::SetVersion { ticket, chunk: entry.chunk, version });
+            }
         }
         self.own = Own::Listed;
         let own: HashMap<ChunkId, Option<Version>> = entries.iter().map(|entry| (entry.chunk, entry.version)).collect();

@@ -50,6 +50,8 @@ pub struct PgConfig {
     pub in_sync: Vec<Member>,
     /// Travels with acknowledgements (S14).
     pub volatility: VolatilityId,
+    /// An operator promoted the primary's copy, which was not in sync (S12): what it has counts, as it is.
+    pub forced: bool,
 }
 
 impl PgConfig {

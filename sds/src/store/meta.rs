@@ -1,4 +1,4 @@
-//! The part of `sds_local.db` that a device store needs: three tables of rows, read whole at open, changed by atomic
+//! The part of `sds_local.db` that a device store needs: four tables of rows, read whole at open, changed by atomic
 //! synced batches. RocksDB in daemons, a map in memory in crash tests.
 
 mod memory;
@@ -18,11 +18,13 @@ pub enum Table {
     Pgs,
     /// One row for each chunk.
     Chunks,
+    /// One row for each placement group: its newest configuration (S19).
+    Configs,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Devices, Self::Pgs, Self::Chunks];
+    pub const ALL: [Self; 4] = [Self::Devices, Self::Pgs, Self::Chunks, Self::Configs];
 
     /// Its column family.
     pub const fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl Table {
             Self::Devices => "devices",
             Self::Pgs => "pgs",
             Self::Chunks => "chunks",
+            Self::Configs => "configs",
         }
     }
 }

@@ -13,13 +13,14 @@
 //! durable in the order of the calls. Changes of different chunks may become durable in another order.
 //! **Invariant:** a failed write, flush or commit poisons the store; nothing is retried.
 //!
-//! Reading order: `types`, `error`, `superblock`, `ring`, `record`, `chunk`, `pg`, `space`, `meta`, `open`, `apply`,
+//! Reading order: `types`, `error`, `superblock`, `ring`, `record`, `chunk`, `pg`, `space`, `meta`, `config`, `open`, `apply`,
 //! `pipeline`, `checkpoint`, `read`.
 
 mod apply;
 mod blocks;
 mod checkpoint;
 mod chunk;
+mod config;
 mod error;
 mod meta;
 mod open;
@@ -51,6 +52,7 @@ use self::{
     space::Space,
 };
 pub use self::{
+    config::KnownConfig,
     error::{ApplyError, MetaError, OpenError, Poison, ReadError},
     meta::{Batch, Committed, LocalDb, MemoryMeta, MetaStore, Rows, Table},
     open::{DEFAULT_JOURNAL_BYTES, FormatConfig, OpenReport, StoreConfig, inspect},

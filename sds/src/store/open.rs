@@ -21,6 +21,7 @@ use super::{
     DirtyIndex, DirtyKey, Geometry, MetaTable, Store, Superblock,
     checkpoint::{Checkpoint, device_row},
     chunk::{self, Chunk, Stable},
+    config::KnownConfig,
     error::OpenError,
     meta::{Batch, MetaStore, commit_now},
     pg::{self, Operations, Pg},
@@ -67,6 +68,8 @@ pub struct OpenReport {
     pub replayed_groups: u64,
     /// Every placement group known.
     pub pgs: Vec<PgReport>,
+    /// The newest configuration of each group that this device acted in (S19).
+    pub configs: Vec<(PgId, KnownConfig)>,
 }
 
 impl Store {
@@ -177,11 +180,12 @@ impl Store {
             superblock.generation = superblock.generation.max(row.map_or(0, |(generation, _)| generation)) + 1;
             clear_rows(meta.as_ref(), &superblock)?;
         }
+        let configs = known_configs(meta.as_ref(), superblock.uuid)?;
         let recovered = Recovered::load(device.as_ref(), meta.as_ref(), &superblock, tail.unwrap_or(Position::START))?;
         superblock.sequence += 1;
         superblock.incarnation = superblock.incarnation.next();
         superblock.write(device.as_ref())?;
-        Self::assemble(device, meta, superblock, recovered)
+        Self::assemble(device, meta, superblock, recovered, configs)
     }
 
     fn assemble(
@@ -189,6 +193,7 @@ impl Store {
         meta: Arc<dyn MetaStore>,
         superblock: Superblock,
         recovered: Recovered,
+        configs: Vec<(PgId, KnownConfig)>,
     ) -> Result<(Self, OpenReport), OpenError> {
         let Recovered { chunks, pgs, dirty, tail, head, next_record, groups } = recovered;
         let used = chunks.values().filter_map(|(_, stable)| stable.unit);
@@ -220,7 +225,7 @@ impl Store {
             store.chunks.insert(id, chunk);
         }
         let pgs = store.pgs.iter().map(|(id, pg)| pg_report(*id, pg)).collect();
-        Ok((store, OpenReport { superblock, emptied: superblock.emptied, replayed_groups: groups, pgs }))
+        Ok((store, OpenReport { superblock, emptied: superblock.emptied, replayed_groups: groups, pgs, configs }))
     }
 
     /// Who this is.
@@ -290,6 +295,15 @@ fn decode_device_row(row: &[u8]) -> Result<(u64, Position), CodecError> {
     let tail = Position { lsn: reader.get()?, sequence: reader.get()? };
     reader.finish()?;
     Ok((generation, tail))
+}
+
+fn known_configs(meta: &dyn MetaStore, uuid: DeviceUuid) -> Result<Vec<(PgId, KnownConfig)>, OpenError> {
+    let rows = meta.rows(uuid, MetaTable::Configs)?.into_iter();
+    rows.map(|(key, row)| {
+        let pg = pg_of_key(&key).ok_or_else(|| inconsistent(format!("configuration key {key:?}")))?;
+        Ok((pg, KnownConfig::decode_row(&row).map_err(codec("configuration row"))?))
+    })
+    .collect()
 }
 
 fn pg_report(id: PgId, pg: &Pg) -> PgReport {

@@ -1,8 +1,11 @@
 //! What the rest of the process sees of a data thread.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
 };
 
 use pflex_proto::ids::{Member, Revision};
@@ -64,6 +67,8 @@ pub(crate) struct DeviceHandle {
     pub(crate) own: Member,
     pub(crate) counters: Arc<DeviceCounters>,
     pub(super) commands: mpsc::Sender<Command>,
+    /// Until it is joined.
+    pub(super) thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl DeviceHandle {
@@ -89,5 +94,14 @@ impl DeviceHandle {
         self.send(Command::Stop(done)).await;
         // An error means that it had ended already.
         drop(ended.await);
+    }
+
+    /// Waits until a thread that was stopped has let go of its device and database.
+    pub(crate) async fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A thread that panicked has ended the process.
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
     }
 }

@@ -11,6 +11,7 @@ mod connection;
 mod effects;
 mod handle;
 mod links;
+mod memory;
 mod orphans;
 mod pending;
 mod placement;

@@ -6,9 +6,9 @@
 //! - it was in the store when the device was opened, and the map is at least as new as the registration that followed; or
 //! - the map has a volume with a higher id (ids are given out in order and never again).
 //!
-//! And only after the maps have lacked it for a minute ([`GRACE`]), and never once the cluster's generation has risen: after
-//! a restore from a backup the map lacks volumes whose data must stay until the operator says so (S19), and there is no way
-//! to say so yet.
+//! And only after the maps have lacked it for a minute ([`GRACE`]). Nothing is removed while a restore from backup is not
+//! over (S19). Once it is, the map may lack volumes that came after the backup: what nobody deleted stays for a day
+//! ([`GRACE_AFTER_RESTORE`]), because a person may find out late that the wrong backup was taken.
 //!
 //! Space is freed a few chunks at a time ([`PURGE_BATCH`]), so that IO does not wait for it.
 
@@ -26,6 +26,8 @@ const FIRST_GENERATION: ClusterGeneration = ClusterGeneration(1);
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How long the maps must lack a tree before it is purged: time for a person who sees that something is wrong.
 const GRACE: Duration = Duration::from_secs(60);
+/// The same in a cluster that was ever restored.
+const GRACE_AFTER_RESTORE: Duration = Duration::from_secs(24 * 3600);
 /// Chunks removed in one tick of 50 ms: 1.2 GiB of space each second, and 64 journal records of 100 bytes at a time.
 pub(super) const PURGE_BATCH: usize = 64;
 
@@ -57,7 +59,7 @@ impl Orphans {
         self.unknown_since.retain(|tree, _| unknown.contains(tree));
         for tree in unknown {
             let since = *self.unknown_since.entry(tree).or_insert(now);
-            if now.since(since) >= GRACE {
+            if now.since(since) >= grace(map) {
                 self.doomed.insert(tree);
             }
         }
@@ -96,9 +98,13 @@ impl Orphans {
     }
 }
 
-/// Whether there is a map, and it is of a cluster that was never restored.
+/// Whether there is a map, and no restore is going on.
 fn trusts(map: &ClusterMap) -> bool {
-    map.revision != Revision(0) && map.generation <= FIRST_GENERATION
+    map.revision != Revision(0) && !map.recovering
+}
+
+fn grace(map: &ClusterMap) -> Duration {
+    if map.generation <= FIRST_GENERATION { GRACE } else { GRACE_AFTER_RESTORE }
 }
 
 fn newest(map: &ClusterMap) -> u64 {
@@ -149,7 +155,18 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_is_back_or_a_restored_cluster_stops_it() {
+    fn what_came_after_the_backup_stays_for_a_day() {
+        let restored = map(1 << 41, 2, &[5]);
+        let mut orphans = orphans();
+        orphans.sweep(at(0), &restored, &[VtreeId(7)]);
+        orphans.sweep(at(3_600), &restored, &[VtreeId(7)]);
+        assert_eq!(orphans.next(&restored), None);
+        orphans.sweep(at(24 * 3_600), &restored, &[VtreeId(7)]);
+        assert_eq!(orphans.next(&restored), Some(VtreeId(7)));
+    }
+
+    #[test]
+    fn a_tree_that_is_back_or_a_recovery_stops_it() {
         let mut orphans = orphans();
         let lacks = map(10, 1, &[5]);
         orphans.sweep(at(0), &lacks, &[VtreeId(7)]);
@@ -160,7 +177,7 @@ mod tests {
         orphans.sweep(at(61), &lacks, &[VtreeId(7)]);
         assert_eq!(orphans.next(&lacks), Some(VtreeId(7)));
         assert!(orphans.deleted(&lacks).unwrap()(VolumeId(7)) && !orphans.deleted(&lacks).unwrap()(VolumeId(5)));
-        let restored = map(1 << 41, 2, &[5]);
+        let restored = ClusterMap { recovering: true, ..map(1 << 41, 2, &[5]) };
         assert_eq!(orphans.next(&restored), None);
         assert!(orphans.deleted(&restored).is_none());
         orphans.purged(VtreeId(7));

@@ -15,7 +15,7 @@ use super::{effects::Slot, worker::Worker};
 use crate::{
     payload::Payload,
     replication::{self, Event, Pg, Recovered},
-    store,
+    store::{self, KnownConfig},
 };
 
 impl Worker {
@@ -23,6 +23,11 @@ impl Worker {
         let before = std::mem::replace(&mut self.map, map);
         self.revoke(&before);
         self.forget_deleted(&before);
+        // S19: what a backup calls in sync may have left its group since. Until the recovery is over nobody serves, and
+        // what this device knows of before stays as it is.
+        if self.map.recovering {
+            return;
+        }
         let own = self.own.device;
         let mine = |config: &PgConfig| config.replicas.contains(&own) || config.member(own).is_some();
         let map = Arc::clone(&self.map);
@@ -43,6 +48,7 @@ impl Worker {
                 self.configure(*pg, config);
             }
         }
+        self.remember();
         self.links.dial(&peers);
     }
 
@@ -52,6 +58,10 @@ impl Worker {
             .filter(|device| self.map.device_alive(**device))
             .filter_map(|device| self.member_of(*device))
             .collect();
+        let new = self.known_config(config);
+        if self.memory.knows_newer(pg, &new) {
+            return;
+        }
         let slot = self.slot(pg);
         let known = slot.config.as_ref().is_some_and(|known| known.epoch >= config.epoch);
         if known && slot.joiners == joiners {
@@ -65,8 +75,24 @@ impl Worker {
             primary: config.primary,
             in_sync: config.in_sync.clone(),
             volatility: config.volatility,
+            forced: config.forced,
         };
-        self.events.push_back((pg, Event::Config { config, joiners }));
+        let own = self.own;
+        let other_life = new.in_sync.iter().any(|member| member.device == own.device && *member != own);
+        self.memory.comes(pg, Event::Config { config, joiners }, (!other_life).then_some(new));
+    }
+
+    /// What is made durable of a configuration before it is acted in.
+    fn known_config(&self, config: &PgConfig) -> KnownConfig {
+        KnownConfig {
+            generation: self.map.generation,
+            epoch: config.epoch,
+            primary: config.primary,
+            in_sync: config.in_sync.clone(),
+            replicas: config.replicas.clone(),
+            volatility: config.volatility,
+            served: config.primary == Some(self.own.device),
+        }
     }
 
     /// This device's replica of the group. Made at first sight: the primary may know the configuration before this
@@ -101,7 +127,8 @@ impl Worker {
     /// The trees of volumes that were deleted since the last map are purged from the next tick on. What was deleted while
     /// this server was away is found by looking at the store ([`super::orphans`]).
     fn forget_deleted(&mut self, before: &ClusterMap) {
-        if Arc::ptr_eq(&before.volumes, &self.map.volumes) || before.generation != self.map.generation {
+        let closed = before.generation != self.map.generation || self.map.recovering;
+        if Arc::ptr_eq(&before.volumes, &self.map.volumes) || closed {
             return;
         }
         for old in before.volumes.values().filter(|old| !self.map.volumes.contains_key(&old.id)) {

@@ -1,6 +1,9 @@
 //! Starting a data thread.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
 
 use pflex_common::clock::MonotonicTime;
 use pflex_proto::ids::{ClusterId, Member, Revision};
@@ -46,11 +49,11 @@ impl Drop for AbortOnPanic {
 pub(crate) fn spawn(config: WorkerConfig) -> io::Result<DeviceHandle> {
     let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
     let counters = Arc::new(DeviceCounters::default());
-    let handle = DeviceHandle { own: config.own, counters: Arc::clone(&counters), commands };
+    let (own, for_thread) = (config.own, Arc::clone(&counters));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(format!("pflex-dev{}", config.own.device)).spawn(move || {
+    let thread = std::thread::Builder::new().name(format!("pflex-dev{}", own.device)).spawn(move || {
         let _ends_with_us = AbortOnPanic;
-        LocalSet::new().block_on(&runtime, Worker::new(config, counters, receiver).run());
+        LocalSet::new().block_on(&runtime, Worker::new(config, for_thread, receiver).run());
     })?;
-    Ok(handle)
+    Ok(DeviceHandle { own, counters, commands, thread: Arc::new(Mutex::new(Some(thread))) })
 }

@@ -26,6 +26,7 @@ use super::{
     effects::{Fetched, Slot},
     handle::DeviceCounters,
     links::{LinkUp, Links},
+    memory::Memory,
     orphans::{Orphans, PURGE_BATCH, SWEEP_EVERY},
     pending::{Pending, PendingRequests},
     thread::WorkerConfig,
@@ -34,7 +35,7 @@ use crate::{
     admission::{ConnectionId, Heard, Sessions, Surroundings},
     payload::Payload,
     replication::{Effect, Event, Leases, Time, limits},
-    store::{self, PgReport, Store},
+    store::{self, MetaError, PgReport, Store},
 };
 
 /// Frames of clients that wait for the loop. More would only add latency: the sockets hold them as well.
@@ -91,6 +92,7 @@ pub(super) struct Worker {
     pub(super) peer_inbox: mpsc::Sender<Incoming>,
     pub(super) renew_leases: bool,
     pub(super) orphans: Orphans,
+    pub(super) memory: Memory,
     lanes: Lanes,
     last_renewal: MonotonicTime,
     last_uses: MonotonicTime,
@@ -113,6 +115,8 @@ struct Lanes {
     peers: mpsc::Receiver<Incoming>,
     fetched: mpsc::UnboundedReceiver<Fetched>,
     links: mpsc::Receiver<LinkUp>,
+    /// One for each map with changes, and those come one after the other.
+    remembered: mpsc::UnboundedReceiver<Result<(), MetaError>>,
 }
 
 impl Worker {
@@ -122,6 +126,7 @@ impl Worker {
         let (fetched, fetched_receiver) = mpsc::unbounded_channel();
         let (links, link_receiver) = Links::new(config.cluster, config.own);
         let known = known_volumes(&config);
+        let (memory, remembered) = Memory::new(config.opened.configs.clone());
         let opened_at = Time(u64::try_from(config.opened_at.since_boot().as_nanos()).unwrap_or(u64::MAX));
         Self {
             cluster: config.cluster,
@@ -147,7 +152,8 @@ impl Worker {
             peer_inbox,
             renew_leases: false,
             orphans: Orphans::new(config.registered, known),
-            lanes: Lanes { commands, clients, peers, fetched: fetched_receiver, links: link_receiver },
+            memory,
+            lanes: Lanes { commands, clients, peers, fetched: fetched_receiver, links: link_receiver, remembered },
             last_renewal: MonotonicTime::default(),
             last_uses: MonotonicTime::now(),
             last_sweep: MonotonicTime::now(),
@@ -173,6 +179,7 @@ impl Worker {
                 _ = self.lanes.peers.recv_many(&mut peer_frames, BATCH) => self.on_incoming(&mut peer_frames),
                 Some(fetched) = self.lanes.fetched.recv() => self.on_fetched(fetched),
                 Some(link) = self.lanes.links.recv() => self.on_link(link),
+                Some(result) = self.lanes.remembered.recv() => self.on_remembered(result),
                 _ = self.lanes.clients.recv_many(&mut client_frames, BATCH), if takes_clients => {
                     self.on_incoming(&mut client_frames);
                 }

@@ -26,7 +26,7 @@ use crate::{
 
 /// What a file holds, checked to its end.
 pub(super) struct Checked {
-    head: Head,
+    pub(super) head: Head,
     rows: u64,
     bytes: u64,
 }

@@ -14,6 +14,7 @@ use pflex_proto::pb::{
 use super::{LONG, Tool, fetch};
 use crate::{
     client::{Freshness, Session, ask},
+    confirm::{ConfirmArgs, confirm_to},
     error::{Exit, Failure},
     output::{Document, Record, Value},
     units::format_duration,
@@ -74,17 +75,26 @@ impl Change {
     }
 }
 
+/// Takes a member out, after asking: its id belongs to its store, and never comes back.
+pub(super) async fn remove(tool: &Tool, remove: RemoveNodeRequest, args: ConfirmArgs) -> Result<(), Failure> {
+    let change = Change::Remove(remove);
+    // The MDM takes one that is gone for removed, as it must for a repeated call; a person made a mistake.
+    let status = fetch(&tool.session()?, Freshness::Linearizable).await?;
+    if !status.members.iter().any(|member| member.id == remove.id) {
+        return Err(Failure::new(Exit::NotFound, format!("{}: it is not a member", change.what()))
+            .remedy("`pflex cluster status` shows those there are"));
+    }
+    let (name, left) = (format!("mdm{}", remove.id), status.members.len() - 1);
+    let deed = format!("remove {name} for good and leave {left} members");
+    if !confirm_to(args, &deed, &name)? {
+        return Ok(());
+    }
+    run(tool, change, false).await
+}
+
 /// Does the change, or with `dry_run` only says what it would do.
 pub(super) async fn run(tool: &Tool, change: Change, dry_run: bool) -> Result<(), Failure> {
     let session = tool.session()?;
-    if let Change::Remove(remove) = &change {
-        // The MDM takes one that is gone for removed, as it must for a repeated call; a person made a mistake.
-        let status = fetch(&session, Freshness::Linearizable).await?;
-        if !status.members.iter().any(|member| member.id == remove.id) {
-            return Err(Failure::new(Exit::NotFound, format!("{}: it is not a member", change.what()))
-                .remedy("`pflex cluster status` shows those there are"));
-        }
-    }
     if dry_run {
         eprintln!("would {}; nothing was done", change.what());
         return Ok(());

@@ -12,12 +12,13 @@ use super::{
 };
 use crate::{
     client::change,
+    confirm::{ConfirmArgs, confirm_to},
     error::{Exit, Failure},
     output::{Document, Record},
 };
 
 /// Makes the store of the MDM that `config` configures from `backup`.
-pub(super) async fn restore(tool: &Tool, backup: &Path, config: &Path, dry_run: bool) -> Result<(), Failure> {
+pub(super) async fn restore(tool: &Tool, backup: &Path, config: &Path, args: ConfirmArgs) -> Result<(), Failure> {
     let what = format!("restore {}", backup.display());
     let file = MdmFile::load(config)?;
     let checked = check(backup)?;
@@ -26,9 +27,17 @@ pub(super) async fn restore(tool: &Tool, backup: &Path, config: &Path, dry_run: 
         return Err(Failure::new(Exit::Conflict, why)
             .remedy("a restore is for a cluster whose MDMs are lost; replace a lost one with `cluster replace-node`"));
     }
-    if dry_run {
+    if args.dry_run {
         eprintln!("the backup is whole; a restore was not made");
         return tool.print(&Document::One(record(backup, &checked)));
+    }
+    let cluster = file.resolved.cluster().to_string();
+    let deed = format!(
+        "make a new beginning of cluster {cluster} at revision {}, and give up every decision since",
+        checked.head.revision
+    );
+    if !confirm_to(args, &deed, &cluster)? {
+        return Ok(());
     }
     let restored = daemon::restore(&file.resolved, backup).map_err(|error| {
         let exit = match &error {
@@ -48,10 +57,20 @@ pub(super) async fn restore(tool: &Tool, backup: &Path, config: &Path, dry_run: 
     tool.print(&Document::One(row))
 }
 
-/// Lets placement groups be served again.
-pub(super) async fn end_recovery(tool: &Tool, force: bool) -> Result<(), Failure> {
+/// Lets placement groups be served again. What only the SDSs in `without` know or hold is given up.
+pub(super) async fn end_recovery(tool: &Tool, without: Vec<String>, args: ConfirmArgs) -> Result<(), Failure> {
     let session = tool.session()?;
-    let request = EndRecoveryRequest { request: None, force };
+    if !without.is_empty() || args.dry_run {
+        let names = without.join(", ");
+        let deed = match without.as_slice() {
+            [] => "end the recovery".to_owned(),
+            _ => format!("end the recovery and give up what only {names} knew or holds"),
+        };
+        if !confirm_to(args, &deed, &names)? {
+            return Ok(());
+        }
+    }
+    let request = EndRecoveryRequest { request: None, without };
     change!(session, "end the recovery", ClusterClient.end_recovery(request))?;
     eprintln!("the recovery is over; placement groups may be served");
     Ok(())

@@ -31,7 +31,12 @@ const RETRY_MS: u64 = 100;
 
 impl Api {
     fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Replies>, Status> {
-        let from = Revision(request.into_inner().from_revision);
+        let WatchRequest { from_revision, cluster_generation, .. } = request.into_inner();
+        self.is_not_older(cluster_generation)?;
+        let ours = self.look(|state| state.cluster().map_or(0, |cluster| cluster.generation.get()));
+        // Revisions of two generations say nothing of one another.
+        let other = cluster_generation != 0 && cluster_generation != ours;
+        let from = Revision(if other { 0 } else { from_revision });
         if self.look(|state| state.cluster().is_none()) {
             return Err(error::not_bootstrapped());
         }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use pflex_proto::ids::{ClientId, LogTime, SdcId, SdsId};
+use pflex_proto::ids::{ClientId, DeviceId, LogTime, SdcId, SdsId};
 
 use super::{Context, validate};
 use crate::{
@@ -22,6 +22,9 @@ const LISTED: usize = 8;
 
 /// Who acts in commands that no session carries.
 const LEADER: &str = "the leader";
+
+/// Groups that an event lists one by one.
+const LISTED_GROUPS: usize = 16;
 
 /// What a command was about.
 struct Deed {
@@ -112,6 +115,35 @@ impl State {
             | Body::AckTokens(_)
             | Body::RecordSample(_) => {
                 return None;
+            }
+            // The registration that follows the last part says it.
+            Body::ReportGroups(report) if !report.last => return None,
+            Body::ReportGroups(report) => {
+                let object = format!("sds {}", report.sds);
+                let what = format!("device {} has reported what it knew before the restore", report.device_id);
+                Deed::new("cluster.report", object.clone(), what).by(object)
+            }
+            Body::FreezePg(freeze) => {
+                let object = self.group_label(&freeze.pool, freeze.index);
+                let what = format!(
+                    "frozen: the copy on device {} is to be promoted; no tokens for pool {} meanwhile",
+                    freeze.device_id, freeze.pool
+                );
+                Deed::new("pg.freeze", object, what).severe(Severity::Critical)
+            }
+            Body::PromotePg(promote) => {
+                let object = self.group_label(&promote.pool, promote.index);
+                let what = format!(
+                    "promoted by force to its copy on {}: whatever only {} had is lost; {}",
+                    self.device_label(DeviceId(promote.device_id)),
+                    self.given_up(),
+                    promote.why_safe
+                );
+                Deed::new("pg.promote", object, what).severe(Severity::Critical)
+            }
+            Body::UnfreezePg(unfreeze) => {
+                let object = self.group_label(&unfreeze.pool, unfreeze.index);
+                Deed::new("pg.unfreeze", object, "the forced promotion was given up").severe(Severity::Warning)
             }
             Body::BootstrapCluster(_) => Deed::new("cluster.bootstrap", "cluster", "got its identity and first secret"),
             Body::RegisterComponent(register) => {
@@ -230,9 +262,13 @@ impl State {
             }
             Body::RecordMdms(record) => Deed::new("cluster.members", "cluster", record.what.clone()),
             Body::EndRecovery(end) => {
-                let how = if end.force { ", without waiting for all SDSs" } else { "" };
-                let what = format!("the recovery after a restore is over{how}");
-                Deed::new("cluster.end-recovery", "cluster", what).severe(Severity::Warning)
+                let how = match end.without.as_slice() {
+                    [] => String::new(),
+                    names => format!(", without {}: what only they knew or held is lost", names.join(", ")),
+                };
+                let what = format!("the recovery after a restore is over{how}{}", self.dropped_reports());
+                let severity = if end.without.is_empty() { Severity::Warning } else { Severity::Critical };
+                Deed::new("cluster.end-recovery", "cluster", what).severe(severity)
             }
             Body::RotateSecret(_) => {
                 let key = self.next_key().unwrap_or_default();
@@ -295,7 +331,7 @@ impl State {
     fn devices_kept_out(&self, lost: &proto::SdsLost) -> String {
         let now = self.log_time();
         let device = |life: &proto::DeviceLife| {
-            let id = pflex_proto::ids::DeviceId(life.device_id);
+            let id = DeviceId(life.device_id);
             let until = self.device_kept_out(id, now)?;
             Some(kept_out_words(self.device(id)?.losses.counts(now)[1], now, until))
         };
@@ -311,7 +347,7 @@ impl State {
             left.extend(before.config.in_sync.iter().map(|m| m.device).filter(|device| !has(now, *device)));
             joined.extend(now.config.in_sync.iter().map(|m| m.device).filter(|device| !has(before, *device)));
         }
-        let copies = |devices: BTreeSet<pflex_proto::ids::DeviceId>| {
+        let copies = |devices: BTreeSet<DeviceId>| {
             let list = devices.iter().map(ToString::to_string).collect::<Vec<String>>().join(", ");
             if devices.len() == 1 { format!("copies on device {list}") } else { format!("copies on devices {list}") }
         };
@@ -321,6 +357,37 @@ impl State {
             (true, false) => format!("as a primary took in synced {}", copies(joined)),
             (false, false) => format!("as a primary dropped {} and took in {}", copies(left), copies(joined)),
         }
+    }
+
+    /// Groups that were reported and are not part of the restored state.
+    fn dropped_reports(&self) -> String {
+        let gone = self.group_reports.changes().filter(|(id, before, now)| {
+            now.is_none() && !self.pgs.contains(*id) && before.is_some_and(|before| before.base.is_none())
+        });
+        let gone: Vec<String> = gone.map(|(id, ..)| id.to_string()).collect();
+        match gone.len() {
+            0 => String::new(),
+            n => {
+                let shown = gone.iter().take(LISTED_GROUPS).cloned().collect::<Vec<_>>().join(", ");
+                format!("; {n} groups are on devices and not in the backup, and stay closed: {shown}")
+            }
+        }
+    }
+
+    /// Copies that a group had in sync before and has no more.
+    fn given_up(&self) -> String {
+        let before = self.pgs.changes().filter_map(|(_, before, _)| before);
+        let members = before.flat_map(|pg| &pg.config.in_sync).map(|member| self.device_label(member.device));
+        members.collect::<Vec<_>>().join(", ")
+    }
+
+    fn group_label(&self, pool: &str, index: u32) -> String {
+        self.pool_by_name(pool).map_or_else(|| format!("pg {pool}.{index}"), |pool| format!("pg {}.{index}", pool.id))
+    }
+
+    fn device_label(&self, id: DeviceId) -> String {
+        let sds = self.device(id).map(|device| format!(" of {}", self.sds_label(device.sds)));
+        format!("device {id}{}", sds.unwrap_or_default())
     }
 
     pub(super) fn sds_label(&self, id: SdsId) -> String {

@@ -1,8 +1,6 @@
 //! The first command of a cluster, its members, and the end of a recovery.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use pflex_proto::ids::{ClusterGeneration, ClusterId, DeviceId, KeyId, MdmId, SdsId, StoreUuid};
+use pflex_proto::ids::{ClusterGeneration, ClusterId, KeyId, MdmId, StoreUuid};
 
 use super::{Effect, Refusal, done, secret::secret, validate};
 use crate::{
@@ -34,6 +32,7 @@ impl State {
             generation: ClusterGeneration(1),
             newest_key: key,
             recovering: false,
+            devices_of_backup: None,
         }));
         self.secrets.put(SecretRow { key, secret, last_expiry: None });
         done(0_u64)
@@ -69,30 +68,5 @@ impl State {
             }
         }
         done(0_u64)
-    }
-
-    /// Lets groups be served after a restore. Copies that are not there now leave their groups, as after any loss, so
-    /// the operator must have said that all are, or that what they have may be lost.
-    pub(super) fn end_recovery(&mut self, end: &proto::EndRecovery) -> Effect {
-        let Some(cluster) = self.cluster().filter(|cluster| cluster.recovering).cloned() else {
-            return Err(Refusal::new(ErrorCode::Precondition, "cluster", "it is not in recovery"));
-        };
-        let missing = self.missing_copies();
-        if !end.force && !missing.is_empty() {
-            let names = missing.into_iter().map(|sds| self.sds_label(sds)).collect::<Vec<_>>().join(", ");
-            let what =
-                format!("{names} hold copies and have not reported; start them, or give --force to go on without");
-            return Err(Refusal::new(ErrorCode::Precondition, "cluster", what));
-        }
-        self.config.put(ConfigRow::Cluster(Cluster { recovering: false, ..cluster }));
-        let all: BTreeSet<DeviceId> = self.devices.values().map(|device| device.id).collect();
-        self.settle_pgs(&all, &BTreeMap::new());
-        done(0_u64)
-    }
-
-    /// The SDSs with an in-sync copy that is not there now.
-    pub fn missing_copies(&self) -> BTreeSet<SdsId> {
-        let members = self.pgs.values().flat_map(|pg| &pg.config.in_sync);
-        members.filter(|member| !self.is_alive(member)).map(|member| member.sds).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! Devices: which are open, in which life, and what that means for the groups that have copies on them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use pflex_proto::ids::{ByteCount, DeviceId, DeviceUuid, DomainId, Incarnation, PoolId, SdsId};
 
 use super::{
     Context, Effect, Refusal, done,
+    pg::{Restart, Restarts},
     validate::{self, invalid},
 };
 use crate::{
@@ -26,15 +27,17 @@ pub(super) struct OpenedDevice {
     capacity: ByteCount,
     path: String,
     /// It lost what its earlier lives held (S13).
-    empty: bool,
+    pub(super) empty: bool,
+    /// As its superblock has it; of a device that came after the backup that the cluster was restored from (S19).
+    keeps: Option<DeviceId>,
     /// For a device never seen before.
     pool: Option<PoolId>,
 }
 
 impl OpenedDevice {
-    /// Whether the cluster has seen it before.
-    pub(super) const fn is_known(&self) -> bool {
-        self.known.is_some()
+    /// Its id, if the cluster has seen it before.
+    pub(super) const fn known(&self) -> Option<DeviceId> {
+        self.known
     }
 }
 
@@ -56,7 +59,7 @@ impl State {
         let known = self.names.devices.get(&uuid).and_then(|id| self.devices.get(*id));
         match known {
             Some(device) => check_known(device, sds, incarnation, same_process, raw)?,
-            None if raw.device_id != 0 => {
+            None if raw.device_id != 0 && !self.is_of_after_the_backup(DeviceId(raw.device_id)) => {
                 let what = format!(
                     "its superblock says device {}, which this cluster does not know; format it to use it here",
                     raw.device_id
@@ -72,6 +75,7 @@ impl State {
             capacity: ByteCount(raw.capacity_bytes),
             path: validate::text(&object, "path", &raw.path)?,
             empty: raw.empty,
+            keeps: Some(DeviceId(raw.device_id)).filter(|id| known.is_none() && *id != DeviceId(0)),
             // Only a new device asks for a pool: the name in a file may be that of a pool that was renamed since.
             pool: if known.is_some() { None } else { self.pool_for_device(domain, &raw.pool)? },
         })
@@ -116,7 +120,7 @@ impl State {
         for device in &touched {
             self.devices.update(*device, |device| device.alive = false);
         }
-        let mut restarted: BTreeMap<DeviceId, Incarnation> = BTreeMap::new();
+        let mut restarted = Restarts::new();
         let mut grown: BTreeSet<PoolId> = BTreeSet::new();
         let mut ids = Vec::with_capacity(opened.len());
         for device in opened {
@@ -130,8 +134,9 @@ impl State {
                         .and_then(|known| known.pool)
                         .and_then(|pool| self.pools.get(pool))
                         .is_some_and(|pool| !pool.used);
+                    let before = self.devices.get(id).map_or(device.incarnation, |known| known.incarnation);
                     if !device.empty || never_used {
-                        restarted.insert(id, device.incarnation);
+                        restarted.insert(id, Restart { before, now: device.incarnation });
                     }
                     self.devices.update(id, |known| {
                         known.incarnation = device.incarnation;
@@ -158,9 +163,11 @@ impl State {
     }
 
     fn add_device(&mut self, sds: SdsId, alive: bool, device: &OpenedDevice) -> DeviceId {
-        let id = self.take_id(|counters| {
-            counters.device = counters.device.next();
-            counters.device
+        let id = device.keeps.unwrap_or_else(|| {
+            self.take_id(|counters| {
+                counters.device = counters.device.next();
+                counters.device
+            })
         });
         self.devices.put(Device {
             id,
@@ -172,6 +179,8 @@ impl State {
             path: device.path.clone(),
             alive,
             losses: Losses::default(),
+            awaited: false,
+            reported_by: None,
         });
         id
     }

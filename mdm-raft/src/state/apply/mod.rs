@@ -6,6 +6,8 @@ mod device;
 mod fault_set;
 mod health;
 mod pg;
+mod promote;
+mod recovery;
 mod register;
 mod rename;
 mod secret;
@@ -150,10 +152,14 @@ impl State {
             Body::ReconfigurePgs(reconfigure) => self.reconfigure_pgs(reconfigure),
             Body::SdsLost(lost) => self.sds_lost(context, lost),
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
+            Body::FreezePg(freeze) => self.freeze_pg(context, freeze),
+            Body::PromotePg(promote) => self.promote_pg(promote),
+            Body::UnfreezePg(unfreeze) => self.unfreeze_pg(unfreeze),
             Body::HoldEvictions(hold) => self.hold_evictions(context, hold),
             Body::IssueTokens(issue) => self.issue_tokens(context, issue),
             Body::RecordMdms(record) => self.record_mdms(record),
             Body::EndRecovery(end) => self.end_recovery(end),
+            Body::ReportGroups(report) => self.report_groups(report),
             Body::AckTokens(ack) => self.ack_tokens(ack),
             Body::RotateSecret(rotate) => self.rotate_secret(rotate),
             Body::SignWithSecret(sign) => self.sign_with_secret(context, sign),

@@ -16,21 +16,34 @@ use crate::{
     state::{
         State,
         limits::MAX_BATCH,
-        model::{Component, Kind, Pg, PgConfig, Status},
+        model::{Component, Kind, Pg, PgConfig, Registration, Status},
     },
 };
 
 /// How many groups each device is primary of.
 type PrimaryCounts = BTreeMap<DeviceId, u32>;
 
+/// A device that was opened again with all it had.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Restart {
+    /// The life that had registered before.
+    pub(super) before: Incarnation,
+    /// The new one.
+    pub(super) now: Incarnation,
+}
+
+/// By device.
+pub(super) type Restarts = BTreeMap<DeviceId, Restart>;
+
 impl State {
     /// Makes every group with a copy on a `touched` device follow what is alive now, in one step (ARCHITECTURE 6):
-    /// - a copy whose device `restarted` keeps its place under its new life (S2);
+    /// - a copy whose device `restarted` keeps its place under its new life (S2), from one life to the next: a life that
+    ///   was left behind when its device came back empty (S13) is followed by none;
     /// - copies that are not alive leave, as long as one that is remains;
     /// - where none is alive nothing leaves, and there is no primary: unavailable, never a stale copy promoted;
     /// - a primary that is alive stays; else the live in-sync copy with the fewest primaries takes over;
     /// - after a restore (S19) nothing leaves and nobody serves until the operator says that all have reported.
-    pub(super) fn settle_pgs(&mut self, touched: &BTreeSet<DeviceId>, restarted: &BTreeMap<DeviceId, Incarnation>) {
+    pub(super) fn settle_pgs(&mut self, touched: &BTreeSet<DeviceId>, restarted: &Restarts) {
         let hit: Vec<PgId> = self
             .pgs
             .values()
@@ -44,8 +57,8 @@ impl State {
             let config = &pg.config;
             let mut in_sync = config.in_sync.clone();
             for member in &mut in_sync {
-                if let Some(life) = restarted.get(&member.device) {
-                    member.incarnation = *life;
+                if let Some(life) = restarted.get(&member.device).filter(|life| life.before == member.incarnation) {
+                    member.incarnation = life.now;
                 }
             }
             if recovering {
@@ -64,6 +77,10 @@ impl State {
                 count_move(&mut primaries, config.primary, primary);
             }
             self.open_epoch(id, in_sync, primary);
+            if primary.is_some() {
+                // S12: the copy that was to be given up is here.
+                self.thaw(id);
+            }
         }
     }
 
@@ -76,7 +93,7 @@ impl State {
     }
 
     /// The next epoch of a group, if who serves it differs from the present one.
-    fn open_epoch(&mut self, id: PgId, in_sync: Vec<Member>, primary: Option<DeviceId>) {
+    pub(super) fn open_epoch(&mut self, id: PgId, in_sync: Vec<Member>, primary: Option<DeviceId>) {
         if let Some(pg) = self.pgs.get(id) {
             let replicas = pg.replicas.clone();
             self.open_epoch_on(id, replicas, in_sync, primary);
@@ -126,15 +143,22 @@ impl State {
             match self.pgs.get(id) {
                 None => {
                     let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
-                    self.pgs.put(Pg { id, replicas, config, since: Revision(0) });
+                    self.pgs.put(Pg { id, replicas, config, since: Revision(0), forced: false });
                 }
                 Some(_) => self.open_epoch_on(id, replicas, in_sync, primary),
             }
         }
     }
 
+    /// Places a pool whose groups have no place yet.
+    pub(super) fn place_if_unplaced(&mut self, id: PoolId) {
+        if self.pgs_of(id).next().is_none() {
+            self.place_pool(id);
+        }
+    }
+
     /// Membership of a device in its present life.
-    fn present_life(&self, device: DeviceId) -> Option<Member> {
+    pub(super) fn present_life(&self, device: DeviceId) -> Option<Member> {
         let device = self.devices.get(device)?;
         Some(Member { device: device.id, sds: device.sds, incarnation: device.incarnation })
     }
@@ -154,6 +178,11 @@ impl State {
                 let verdict = self.proposed(sds, id, proposal);
                 if let Ok((in_sync, primary)) = &verdict {
                     self.open_epoch(id, in_sync.clone(), Some(*primary));
+                    // Its primary serves: it has made one state of what it had.
+                    let expected = Epoch(proposal.expected_epoch);
+                    if self.pgs.get(id).is_some_and(|pg| pg.forced && pg.config.epoch > expected) {
+                        self.pgs.update(id, |pg| pg.forced = false);
+                    }
                 }
                 proto::ProposalResult {
                     accepted: verdict.is_ok(),
@@ -218,6 +247,10 @@ impl State {
         let process = validate::process(&object, raw)?;
         let row = self.sds.get(sds);
         let row = row.ok_or_else(|| Refusal::new(ErrorCode::NotFound, &object, "there is no SDS of this id"))?;
+        if row.registration.as_ref().is_some_and(Registration::is_void) {
+            let what = "the cluster was restored from a backup; it registers first";
+            return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
         if row.runs(process) {
             Ok(process)
         } else {
@@ -283,7 +316,9 @@ impl State {
             .iter()
             .filter_map(|life| {
                 let device = self.devices.get(DeviceId(life.device_id))?;
-                let present = device.sds == sds && device.incarnation == Incarnation(life.incarnation);
+                // One that has not reported since a restore comes back by a registration only (S19).
+                let present =
+                    device.sds == sds && device.incarnation == Incarnation(life.incarnation) && !device.awaited;
                 present.then_some(device.id)
             })
             .collect()

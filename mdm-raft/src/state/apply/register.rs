@@ -82,10 +82,11 @@ impl State {
             opened.push(device);
         }
         self.room_for_devices(&opened)?;
+        self.has_reported(sds, registration.process, opened.iter().filter_map(OpenedDevice::known))?;
 
         // Two servers under one name: the second would take the place of the first, which lives. A restart, also one with
         // a new disk, brings a device that was there; a server that replaces another waits until that one is lost.
-        let stranger = !opened.is_empty() && opened.iter().all(|device| !device.is_known());
+        let stranger = !opened.is_empty() && opened.iter().all(|device| device.known().is_none());
         let has_devices = self.devices_of(id).any(|device| device.alive);
         if sds_alive && has_devices && !same_process && stranger {
             let what = "another process of this name is alive and has other devices; give this server another name, or \
@@ -106,6 +107,8 @@ impl State {
                 sds.former_name = None;
             }
         });
+        let back = opened.iter().filter_map(|device| Some((device.known()?, device.empty))).collect();
+        self.no_longer_awaited(id, &back);
         let device_ids = self.open_devices(context, id, alive, &opened);
         if alive {
             self.note_status(context, component, Status::Active, "registered".to_owned());

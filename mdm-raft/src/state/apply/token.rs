@@ -1,6 +1,6 @@
 //! IO tokens: who may use which volume until when. The record is made here; signing it is the service's (section 8).
 
-use pflex_proto::ids::{ByteCount, LogTime, ProcessId, SdcId, TokenId, VolumeId};
+use pflex_proto::ids::{ByteCount, LogTime, PgId, ProcessId, SdcId, TokenId, VolumeId};
 
 use super::{Context, Effect, Refusal, done, validate};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     state::{
         State,
         limits::{MAX_BATCH, MAX_TOKENS, TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
-        model::{IoToken, Link, TokenUse},
+        model::{IoToken, Link, Registration, TokenUse},
     },
 };
 
@@ -21,6 +21,10 @@ impl State {
         let sdc = sdc.ok_or_else(|| Refusal::new(ErrorCode::NotFound, &object, "there is no SDC of this id"))?;
         let process = validate::process(&object, &issue.process_id)?;
         // S9: two processes with one id would hold each other's rights.
+        if sdc.registration.as_ref().is_some_and(Registration::is_void) {
+            let what = "the cluster was restored from a backup; it registers first";
+            return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
         if sdc.registration.as_ref().is_none_or(|registration| registration.process != process) {
             let what = format!("process {process} is not the one that registered last; register first");
             return Err(Refusal::new(ErrorCode::Stale, object, what));
@@ -49,6 +53,12 @@ impl State {
         id: VolumeId,
     ) -> Result<TokenId, String> {
         let volume = self.volumes.get(id).ok_or("there is no such volume")?;
+        // S12: who holds a token may still reach the copy that is being given up.
+        let frozen = self.pools.get(volume.pool).and_then(|pool| pool.frozen.keys().next());
+        if let Some(index) = frozen {
+            let pg = PgId { pool: volume.pool, index: *index };
+            return Err(format!("placement group {pg} of its pool is frozen: an operator is promoting a copy of it"));
+        }
         let mapping = self.mapping(id, sdc).ok_or("the volume is not mapped to this SDC")?;
         let key = self.cluster().ok_or("the cluster has no secret yet")?.newest_key;
         let mut token = IoToken {

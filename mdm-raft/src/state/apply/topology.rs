@@ -79,6 +79,7 @@ impl State {
             pg_count: create.pg_count,
             write_policy,
             used: false,
+            frozen: std::collections::BTreeMap::new(),
         });
         let adopted: Vec<DeviceId> = self
             .devices
@@ -117,7 +118,16 @@ impl State {
             counters.sds = counters.sds.next();
             counters.sds
         });
-        self.sds.put(Sds { id, name, domain, fault_set, registration: None, alive: false, former_name: None });
+        self.sds.put(Sds {
+            id,
+            name,
+            domain,
+            fault_set,
+            registration: None,
+            alive: false,
+            former_name: None,
+            awaited: false,
+        });
         created(id.get(), false)
     }
 

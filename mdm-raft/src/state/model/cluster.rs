@@ -20,6 +20,9 @@ pub struct Cluster {
     pub newest_key: KeyId,
     /// Restored from a backup, and the operator has not said yet that every SDS reported: no group is served (S19).
     pub recovering: bool,
+    /// The last device id that the backup knew; none if the cluster never was restored. Ids between it and where the
+    /// restore went on belong to devices that came after the backup.
+    pub devices_of_backup: Option<DeviceId>,
 }
 
 /// Every id an MDM ever had. It belongs to one store for ever: a directory that was lost and made anew would forget its

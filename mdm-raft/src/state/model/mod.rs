@@ -4,6 +4,7 @@ mod cluster;
 mod event;
 mod health;
 mod pg;
+mod recovery;
 mod sample;
 mod session;
 mod settings;
@@ -17,9 +18,12 @@ pub use cluster::{
 pub use event::{Event, Severity};
 pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status};
 pub use pg::{Pg, PgConfig};
+pub use recovery::{GroupReports, KnownConfig};
 pub use sample::{ClusterMetrics, HeartbeatLog, Heartbeats};
 pub use session::{KeptOutcome, Session};
 pub use settings::{Setting, Settings};
 pub use token::{IoToken, Link, TokenChain, TokenUse};
-pub use topology::{Addresses, Device, Domain, FaultSet, HistoryRow, Pool, Registration, Sdc, Sds, WritePolicy};
+pub use topology::{
+    Addresses, Device, Domain, FaultSet, Freeze, HistoryRow, Pool, Registration, Sdc, Sds, WritePolicy,
+};
 pub use volume::{Access, Mapping, TokenMode, Volume};

@@ -33,4 +33,6 @@ pub struct Pg {
     pub config: PgConfig,
     /// The command that opened this configuration: its event says why. 0 in rows of before events were kept.
     pub since: Revision,
+    /// This configuration is a forced promotion (S12).
+    pub forced: bool,
 }

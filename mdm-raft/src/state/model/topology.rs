@@ -1,7 +1,10 @@
 //! Domains, pools, fault sets, SDSs, devices and SDCs.
 
+use std::collections::BTreeMap;
+
 use pflex_proto::ids::{
-    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PoolId, ProcessId, SdcId, SdsId,
+    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PgIndex, PoolId, ProcessId, Revision, SdcId,
+    SdsId,
 };
 
 use super::{Component, Losses};
@@ -53,6 +56,17 @@ pub struct Pool {
     pub write_policy: WritePolicy,
     /// Has had a volume. Until then its groups hold nothing and are placed anew when a device comes.
     pub used: bool,
+    /// Groups of which an operator is promoting a copy by force: nobody gets a token for the pool meanwhile (S12).
+    pub frozen: BTreeMap<PgIndex, Freeze>,
+}
+
+/// A forced promotion on its way. Nobody becomes primary of its group until it is carried out or given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Freeze {
+    /// Whose copy.
+    pub device: DeviceId,
+    /// The command that froze the group.
+    pub at: Revision,
 }
 
 /// `host:port` of each plane; empty where there is none.
@@ -84,6 +98,13 @@ pub struct Registration {
     pub host_name: String,
 }
 
+impl Registration {
+    /// Of before a restore: whoever it was registers again before anything else is heard from it (S19).
+    pub fn is_void(&self) -> bool {
+        self.process == ProcessId::default()
+    }
+}
+
 /// One remembered start of a component.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HistoryRow {
@@ -111,6 +132,8 @@ pub struct Sds {
     /// What it was called when its process registered last, if it was renamed since: that process knows no other name,
     /// so nobody else may have it.
     pub former_name: Option<String>,
+    /// It has not registered since the cluster was restored from a backup (S19).
+    pub awaited: bool,
 }
 
 impl Sds {
@@ -146,6 +169,10 @@ pub struct Device {
     pub alive: bool,
     /// When it was lost by itself, its SDS staying.
     pub losses: Losses,
+    /// It has not registered since the cluster was restored from a backup (S19).
+    pub awaited: bool,
+    /// The process that has reported all it knew from before the restore; until the device is registered.
+    pub reported_by: Option<ProcessId>,
 }
 
 /// A storage data client.

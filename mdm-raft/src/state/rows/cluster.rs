@@ -8,7 +8,7 @@ use pflex_proto::ids::{
 use super::{
     Row, RowError, bad,
     key::{KeyWriter, one_u32, two_u32},
-    open, proto, seal,
+    open, optional, proto, seal,
     topology::registration,
 };
 use crate::state::{
@@ -102,6 +102,7 @@ impl Row for ConfigRow {
                 generation: cluster.generation.get(),
                 newest_key: cluster.newest_key.get(),
                 recovering: cluster.recovering,
+                devices_of_backup: cluster.devices_of_backup.map_or(0, DeviceId::get),
             }),
             Self::Counters(c) => seal(&proto::Counters {
                 domain: c.domain.get(),
@@ -145,6 +146,7 @@ impl Row for ConfigRow {
                     generation: ClusterGeneration(row.generation),
                     newest_key: KeyId(row.newest_key),
                     recovering: row.recovering,
+                    devices_of_backup: optional(row.devices_of_backup),
                 })
             }
             ConfigKey::Counters => {

@@ -7,6 +7,7 @@ mod event;
 mod health;
 mod key;
 mod pg;
+mod recovery;
 mod session;
 mod token;
 mod topology;

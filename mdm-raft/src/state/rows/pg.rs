@@ -12,6 +12,14 @@ use crate::state::{
     table::Table,
 };
 
+pub(super) fn member_row(member: &Member) -> proto::Member {
+    proto::Member { device: member.device.get(), sds: member.sds.get(), incarnation: member.incarnation.get() }
+}
+
+pub(super) fn member(row: &proto::Member) -> Member {
+    Member { device: DeviceId(row.device), sds: SdsId(row.sds), incarnation: Incarnation(row.incarnation) }
+}
+
 impl Row for Pg {
     const TABLE: Table = Table::Replicas;
     type Key = PgId;
@@ -29,18 +37,10 @@ impl Row for Pg {
             replicas: self.replicas.iter().map(|device| device.get()).collect(),
             epoch: self.config.epoch.get(),
             primary: self.config.primary.map_or(0, DeviceId::get),
-            in_sync: self
-                .config
-                .in_sync
-                .iter()
-                .map(|member| proto::Member {
-                    device: member.device.get(),
-                    sds: member.sds.get(),
-                    incarnation: member.incarnation.get(),
-                })
-                .collect(),
+            in_sync: self.config.in_sync.iter().map(member_row).collect(),
             volatility: self.config.volatility.get(),
             since: self.since.get(),
+            forced: self.forced,
         })
     }
 
@@ -56,18 +56,11 @@ impl Row for Pg {
             config: PgConfig {
                 epoch: Epoch(row.epoch),
                 primary: optional(row.primary),
-                in_sync: row
-                    .in_sync
-                    .into_iter()
-                    .map(|member| Member {
-                        device: DeviceId(member.device),
-                        sds: SdsId(member.sds),
-                        incarnation: Incarnation(member.incarnation),
-                    })
-                    .collect(),
+                in_sync: row.in_sync.iter().map(member).collect(),
                 volatility: VolatilityId(row.volatility),
             },
             since: Revision(row.since),
+            forced: row.forced,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Rows of domains, pools, fault sets, SDSs, devices and SDCs.
 
 use pflex_proto::ids::{
-    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PoolId, ProcessId, SdcId, SdsId,
+    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PgIndex, PoolId, ProcessId, Revision, SdcId,
+    SdsId,
 };
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     open, optional, proto, seal,
 };
 use crate::state::{
-    model::{Addresses, Device, Domain, FaultSet, Pool, Registration, Sdc, Sds, WritePolicy},
+    model::{Addresses, Device, Domain, FaultSet, Freeze, Pool, Registration, Sdc, Sds, WritePolicy},
     table::Table,
 };
 
@@ -71,6 +72,7 @@ impl Row for Pool {
                 WritePolicy::Writeback => 2,
             },
             used: self.used,
+            frozen: self.frozen.iter().map(|(index, freeze)| (index.get(), freeze_row(*freeze))).collect(),
         })
     }
 
@@ -92,8 +94,17 @@ impl Row for Pool {
             pg_count: row.pg_count,
             write_policy,
             used: row.used,
+            frozen: row
+                .frozen
+                .into_iter()
+                .map(|(index, row)| (PgIndex(index), Freeze { device: DeviceId(row.device), at: Revision(row.at) }))
+                .collect(),
         })
     }
+}
+
+const fn freeze_row(freeze: Freeze) -> proto::Freeze {
+    proto::Freeze { device: freeze.device.get(), at: freeze.at.get() }
 }
 
 impl From<&Registration> for proto::Registration {
@@ -145,6 +156,7 @@ impl Row for Sds {
             registration: self.registration.as_ref().map(Into::into),
             alive: self.alive,
             former_name: self.former_name.clone().unwrap_or_default(),
+            awaited: self.awaited,
         })
     }
 
@@ -158,6 +170,7 @@ impl Row for Sds {
             registration: registration(row.registration)?,
             alive: row.alive,
             former_name: Some(row.former_name).filter(|name| !name.is_empty()),
+            awaited: row.awaited,
         })
     }
 }
@@ -175,6 +188,8 @@ impl Row for Device {
             path: self.path.clone(),
             alive: self.alive,
             losses_log_ms: losses_message(&self.losses),
+            awaited: self.awaited,
+            reported_by: self.reported_by.map(|process| process.as_bytes().to_vec()).unwrap_or_default(),
         })
     }
 
@@ -190,6 +205,11 @@ impl Row for Device {
             path: row.path,
             alive: row.alive,
             losses: losses(row.losses_log_ms),
+            awaited: row.awaited,
+            reported_by: match row.reported_by.as_slice() {
+                [] => None,
+                bytes => Some(ProcessId::from_slice(bytes).map_err(|why| bad("process id", why))?),
+            },
         })
     }
 }

@@ -1,10 +1,13 @@
 //! Conversations with the state: one file per noun, and random ones over all commands.
 
+mod chosen;
 mod events;
 mod health;
 mod pgs;
 mod planted;
+mod promotion;
 mod random;
+mod recovery;
 mod registration;
 mod secrets;
 mod sessions;

@@ -78,6 +78,24 @@ impl History {
         Ok(())
     }
 
+    /// S12: what was acknowledged for these chunks may be lost. From here on any value that was ever asked for may be
+    /// what there is, as if no write had been answered and nothing been read.
+    pub(super) fn lose(&mut self, chunk: impl Fn(ChunkId) -> bool) {
+        for (_, values) in self.zones.iter_mut().filter(|((of, _), _)| chunk(*of)) {
+            values.remove(&0);
+            for zone in values.values_mut() {
+                *zone = Zone {
+                    written_from: zone.written_from,
+                    earliest_end: Moment::MAX,
+                    latest_start: zone.written_from,
+                    earliest_read_end: Moment::MAX,
+                    acked: false,
+                    read: false,
+                };
+            }
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         for (register, values) in &self.zones {
             let zones: Vec<(u64, Zone)> =

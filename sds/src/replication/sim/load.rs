@@ -60,6 +60,37 @@ impl World {
         }
     }
 
+    /// S12: an operator promotes a copy of each group that has no in-sync one, and accepts what is lost by it. Returns
+    /// how many groups, and how many chunks of theirs were half copied.
+    pub(super) fn force_promotions(&mut self) -> Result<(u64, u64), String> {
+        // What was seen before must have been right.
+        self.check_history()?;
+        let (mut promoted, mut halves) = (0, 0);
+        for pg in self.mdm.pgs() {
+            let Some(device) = self.mdm.force(pg) else { continue };
+            promoted += 1;
+            let store = &self.nodes[&device].stores[&pg].applied;
+            halves += store.chunks.values().filter(|chunk| chunk.version.is_none()).count() as u64;
+            self.give_up_writes(pg);
+            self.history.lose(|of| (0..CHUNKS_PER_PG).any(|index| chunk(pg, index) == of));
+            self.oracle.lose();
+        }
+        Ok((promoted, halves))
+    }
+
+    /// A copy that was being filled may have the data of a write and not its operation id: sent again, it is executed a
+    /// second time. That much of S7 is lost with the rest, so whoever waits for an answer waits no longer.
+    fn give_up_writes(&mut self, pg: PgId) {
+        for client in 0..self.clients.len() {
+            let pending = &mut self.clients[client].pending;
+            let before = pending.len();
+            pending.retain(|_, pending| pending.pg != pg || matches!(pending.action, Action::Read));
+            for _ in pending.len()..before {
+                self.after(MS, Happening::Call(client));
+            }
+        }
+    }
+
     pub(super) fn resend(&mut self, client: usize, pending: u64, tries: u64) {
         let Some(body) = self.clients[client].pending.get_mut(&pending).filter(|body| body.tries == tries) else {
             return;

@@ -31,7 +31,7 @@ impl Mdm {
     pub(super) fn create(&mut self, pg: PgId, replicas: Vec<DeviceId>, incarnation: Incarnation) {
         let in_sync = replicas.iter().map(|device| member(*device, incarnation)).collect();
         let primary = replicas.first().copied();
-        let config = new_config(pg, Epoch(1), primary, in_sync);
+        let config = new_config(pg, Epoch(1), primary, in_sync, false);
         self.pgs.insert(pg, Placement { replicas, config });
     }
 
@@ -146,8 +146,22 @@ impl Mdm {
         };
         if added_live {
             self.commit(proposal.pg, config.primary, proposal.in_sync.clone());
+            // It serves, so it has one state.
+            self.pgs.get_mut(&proposal.pg).expect("known group").config.forced = false;
         }
         added_live
+    }
+
+    /// S12: an operator promotes a copy that is not in sync, as no in-sync one is alive. The one that it makes primary.
+    pub(super) fn force(&mut self, pg: PgId) -> Option<DeviceId> {
+        let config = self.config(pg).clone();
+        if config.in_sync.iter().any(|member| self.is_alive(*member)) {
+            return None;
+        }
+        let chosen = *self.joiners(pg).first()?;
+        let (epoch, primary) = (config.epoch.next(), Some(chosen.device));
+        self.pgs.get_mut(&pg).expect("known group").config = new_config(pg, epoch, primary, vec![chosen], true);
+        primary
     }
 
     /// The next epoch. The primary stays if it may, else the first live copy takes over.
@@ -159,11 +173,12 @@ impl Mdm {
         let first = || live.clone().find(|device| Some(*device) != before).or_else(|| live.next());
         let primary = stays.or_else(first);
         let epoch = self.config(pg).epoch.next();
-        let config = new_config(pg, epoch, primary, in_sync);
+        let forced = self.config(pg).forced;
+        let config = new_config(pg, epoch, primary, in_sync, forced);
         self.pgs.get_mut(&pg).expect("known group").config = config;
     }
 }
 
-fn new_config(pg: PgId, epoch: Epoch, primary: Option<DeviceId>, in_sync: Vec<Member>) -> PgConfig {
-    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(1) }
+fn new_config(pg: PgId, epoch: Epoch, primary: Option<DeviceId>, in_sync: Vec<Member>, forced: bool) -> PgConfig {
+    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(1), forced }
 }

@@ -55,6 +55,68 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     Ok((world.finished_operations, world.next))
 }
 
+/// S12: copies die one after the other until only stale ones are left in some groups; an operator promotes those by force,
+/// and the old copies come back into the load. Groups promoted, and half-copied chunks in them.
+fn run_with_a_forced_promotion(seed: u64) -> Result<(u64, u64), String> {
+    let mut world = World::new(seed, None);
+    let calm = |world: &mut World, ms: u64| {
+        let end = world.now + ms * MS;
+        world.run(end, |_| false)
+    };
+    calm(&mut world, 3_000)?;
+    let devices: Vec<_> = world.nodes.keys().copied().collect();
+    let first = *world.rng.pick(&devices);
+    // Long enough to be taken out, and then just back: it joins, or is about to, when the others go.
+    let (away, joins) = (world.rng.between(4_000, 6_000), world.rng.between(0, 900));
+    world.crash(first, away * MS);
+    calm(&mut world, away)?;
+    let half_copied = |world: &World| {
+        let mut stores = world.nodes[&first].stores.values();
+        stores.any(|store| store.applied.chunks.values().any(|chunk| chunk.version.is_none()))
+    };
+    // Half of the time in the middle of a chunk.
+    let until = world.now + 3_000 * MS;
+    if seed.is_multiple_of(2) {
+        world.run(until, half_copied)?;
+    } else {
+        calm(&mut world, joins)?;
+    }
+    for device in devices.iter().filter(|device| **device != first) {
+        world.crash(*device, 9_000 * MS);
+    }
+    calm(&mut world, 4_500)?;
+    let done = world.force_promotions()?;
+    // The old copies come back while there is load, and faults again.
+    world.next_fault_after(6_000 * MS);
+    calm(&mut world, 15_000)?;
+    faults::heal(&mut world);
+    settle(&mut world, "after the forced promotion")?;
+    world.read_everything();
+    settle(&mut world, "after reading everything")?;
+    calm(&mut world, 1_000)?;
+    for pg in world.mdm.pgs() {
+        Oracle::identical(&world.nodes, pg, world.mdm.replicas(pg))?;
+    }
+    world.check_history()?;
+    Ok(done)
+}
+
+#[test]
+fn after_a_forced_promotion_the_old_copies_are_stale() {
+    let first = environment("PFLEX_SIM_SEED");
+    let runs = environment("PFLEX_SIM_RUNS").unwrap_or(if first.is_some() { 1 } else { DEFAULT_RUNS / 3 });
+    let start = first.unwrap_or(1);
+    let (mut promoted, mut halves) = (0, 0);
+    for seed in start..start + runs {
+        match run_with_a_forced_promotion(seed) {
+            Ok((groups, chunks)) => (promoted, halves) = (promoted + groups, halves + chunks),
+            Err(broken) => panic!("seed {seed} (PFLEX_SIM_SEED={seed}): {broken}"),
+        }
+    }
+    println!("{promoted} groups promoted by force, {halves} chunks half copied");
+    assert!(first.is_some() || promoted > runs / 2, "{promoted} groups in {runs} runs");
+}
+
 /// Liveness: all copies in sync, all requests answered.
 fn settle(world: &mut World, when: &str) -> Result<(), String> {
     let until = world.now + RECOVERY;

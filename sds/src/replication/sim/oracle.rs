@@ -36,6 +36,11 @@ impl Oracle {
         Ok(())
     }
 
+    /// S12: operations that only the lost copies executed are executed once more when they are sent again.
+    pub(super) fn lose(&mut self) {
+        self.executed.clear();
+    }
+
     pub(super) fn executed(
         &mut self,
         client: ClientKey,
