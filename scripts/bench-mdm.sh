@@ -75,6 +75,8 @@ pflex_configs() {
 }
 pflex_leader() { "$pflex" cluster status -o json --timeout 5s | jq -er '.leader | select(. > 0)'; }
 pflex_whole() { "$pflex" cluster status -o json --timeout 5s | jq -e '[.members[] | select(.state == "up" and .lag < 100)] | length == 3'; }
+# pflex_has K REVISION: that member itself says that it is as far.
+pflex_has() { "$pflex" --mdm "127.0.0.1:$(client_port pflex "$1")" cluster status --stale -o json --timeout 2s | jq -e ".revision >= $2"; }
 pflex_ready() { pflex_leader && "$pflex" domain create default --if-not-exists && "$pflex" pool create default --domain default --if-not-exists; }
 
 etcd_command() {
@@ -162,7 +164,7 @@ part_failover() {
 rss_mib() { awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$1/status"; }
 
 part_fill() {
-  local line leader other begin reply
+  local line leader other begin reply revision
   line=$("$bench" fill --at "$PFLEX_MDM" --pools "$pools" --volumes "$volumes")
   printf 'create: %s pools at %s/s (p99 %s us), %s volumes at %s/s (p99 %s us)\n' "$pools" "$(field .pools.per_second "$line")" \
     "$(field .pools.p99_us "$line")" "$volumes" "$(field .volumes.per_second "$line")" "$(field .volumes.p99_us "$line")"
@@ -171,9 +173,10 @@ part_fill() {
   begin=$(now_ms); reply=$("$pflex" cluster snapshot -o json)
   printf 'snapshot: %s ms, %s MiB\n' $(($(now_ms) - begin)) "$(($(field '.bytes // .size' "$reply") / 1048576))"
   other=$((leader % 3 + 1))
+  revision=$("$pflex" cluster status -o json | jq .revision)
   kill_member pflex $other
   begin=$(now_ms); start pflex $other
-  wait_for 60 "member $other" pflex_whole || die "member $other did not come back"
+  wait_for 60 "member $other" pflex_has $other "$revision" || die "member $other did not come back"
   printf 'restart of a member, until it follows again: %s ms, memory then %s MiB\n' $(($(now_ms) - begin)) "$(rss_mib "${pids[pflex$other]}")"
 }
 

@@ -26,7 +26,7 @@ use pflex_proto::pb::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::MissedTickBehavior,
 };
@@ -41,7 +41,10 @@ const REPORT: Duration = Duration::from_secs(10);
 const RENEWAL: Duration = Duration::from_secs(15);
 /// Components that introduce themselves at the same time.
 const AT_ONCE: usize = 64;
-/// Until everybody has come, had the map and settled.
+/// Everybody begins within the longest period, so that no two moments are busier than others.
+const SPREAD: Duration = RENEWAL;
+const STEPS: u32 = 128;
+/// Until everybody has had the map and settled.
 const SETTLE: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args, Clone, Debug)]
@@ -75,6 +78,7 @@ pub(crate) async fn run(args: &FleetArgs, at: Vec<Endpoint>) -> anyhow::Result<S
     let mut fleet = JoinSet::new();
     let mut arriving = JoinSet::new();
     let turn = Arc::new(Semaphore::new(AT_ONCE));
+    let (all_there, whole) = watch::channel(false);
     for (kind, count) in [(ComponentKind::Sds, args.sds), (ComponentKind::Sdc, args.sdc)] {
         for n in 0..count {
             let (at, turn) = (at.clone(), turn.clone());
@@ -85,13 +89,14 @@ pub(crate) async fn run(args: &FleetArgs, at: Vec<Endpoint>) -> anyhow::Result<S
         }
         while let Some(component) = arriving.join_next().await {
             let component = component.context("an arrival ended")??;
-            let counts = counts.clone();
-            fleet.spawn(async move { component.live(&counts).await });
+            let (counts, whole) = (counts.clone(), whole.clone());
+            fleet.spawn(async move { component.live(&counts, whole).await });
         }
     }
     let arrival = started.elapsed();
     eprintln!("{} servers and {} clients are there after {arrival:.1?}", args.sds, args.sdc);
-    tokio::time::sleep(SETTLE).await;
+    all_there.send_replace(true);
+    tokio::time::sleep(SPREAD + SETTLE).await;
     let before = (snapshot(&counts), processor_times(&args.pids)?, Instant::now());
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     let (did, used, wall) = (snapshot(&counts), processor_times(&args.pids)?, before.2.elapsed());
@@ -130,6 +135,7 @@ fn processor_times(pids: &[u32]) -> anyhow::Result<Vec<f64>> {
 /// One simulated process.
 struct Component {
     kind: ComponentKind,
+    n: u32,
     id: u32,
     name: String,
     process: Vec<u8>,
@@ -200,12 +206,19 @@ impl Component {
             .context("register")?;
         let volume = if kind == ComponentKind::Sdc { map_volume(&client, &name).await? } else { 0 };
         let device = reply.device_ids.first().copied().unwrap_or_default();
-        Ok(Self { kind, id: reply.id, name, process, client, device, incarnation, volume })
+        Ok(Self { kind, n, id: reply.id, name, process, client, device, incarnation, volume })
     }
 
-    /// Does what it does for ever.
-    async fn live(&self, counts: &Counts) {
-        tokio::join!(self.beat(counts), self.report(counts), self.renew(counts), self.watch(counts));
+    /// Does what it does for ever. Servers beat at once, or they would be taken for lost; the rest begins when everybody
+    /// has come, each at its own moment: what is measured is the steady state.
+    async fn live(&self, counts: &Counts, mut whole: watch::Receiver<bool>) {
+        let later = async {
+            if whole.wait_for(|whole| *whole).await.is_ok() {
+                tokio::time::sleep(SPREAD.mul_f64(f64::from(self.n % STEPS) / f64::from(STEPS))).await;
+                tokio::join!(self.report(counts), self.renew(counts), self.watch(counts));
+            }
+        };
+        tokio::join!(self.beat(counts), later);
     }
 
     async fn beat(&self, counts: &Counts) {
