@@ -182,6 +182,8 @@ part_fill() {
 
 part_fleet() {
   local line leader k all
+  # The three servers of before are among those that come now.
+  kill -KILL "${pids[fleet]}"; wait "${pids[fleet]}" 2>/dev/null || true; unset 'pids[fleet]'
   leader=$(pflex_leader)
   all="${pids[pflex$leader]}"
   for k in 1 2 3; do [ "$k" = "$leader" ] || all+=",${pids[pflex$k]}"; done

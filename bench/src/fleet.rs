@@ -173,7 +173,7 @@ impl Component {
             .context("create")?;
         }
         // Rises from run to run, as a device's does with each open.
-        let incarnation = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let incarnation = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
         let device = RegisteredDevice {
             // The same in every run, so that a second run is the same servers again.
             uuid: Uuid::from_u128(0xbe7c_0000 + u128::from(n)).as_bytes().to_vec(),
