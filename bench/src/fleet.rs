@@ -5,7 +5,7 @@
 //! Prints how much processor time each member used meanwhile.
 
 use std::{
-    fs,
+    fmt, fs,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -39,6 +39,8 @@ const DEVICE_BYTES: u64 = 1 << 50;
 const BEAT: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(10);
 const RENEWAL: Duration = Duration::from_secs(15);
+/// Failures that are said; the others are counted.
+const SAID: u64 = 8;
 /// Components that introduce themselves at the same time.
 const AT_ONCE: usize = 64;
 /// Everybody begins within the longest period, so that no two moments are busier than others.
@@ -110,6 +112,15 @@ pub(crate) async fn run(args: &FleetArgs, at: Vec<Endpoint>) -> anyhow::Result<S
         "cores": cores.iter().map(|cores| json!((cores * 1000.0).round() / 1000.0)).collect::<Vec<Value>>(),
     })
     .to_string())
+}
+
+impl Counts {
+    /// One more failure; the first few are said.
+    fn failed(&self, who: &str, doing: &str, why: &dyn fmt::Display) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) < SAID {
+            eprintln!("{who}: {doing}: {why}");
+        }
+    }
 }
 
 fn snapshot(counts: &Counts) -> [u64; 5] {
@@ -228,7 +239,7 @@ impl Component {
         loop {
             let (endpoint, connection) = self.client.leader_guess();
             if let Err(error) = self.beat_at(connection, counts).await {
-                counts.failures.fetch_add(1, Ordering::Relaxed);
+                counts.failed(&self.name, "beats", &error.message());
                 self.client.not_here(&endpoint, &error);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -272,8 +283,10 @@ impl Component {
                 let report = report.clone();
                 async move { LivenessClient::new(connection).report(report).await }
             };
-            let outcome = self.client.read(PATIENCE, call).await;
-            note(outcome.is_ok(), &counts.reports, counts);
+            match self.client.read(PATIENCE, call).await {
+                Ok(_) => drop(counts.reports.fetch_add(1, Ordering::Relaxed)),
+                Err(error) => counts.failed(&self.name, "a report", &error),
+            }
         }
     }
 
@@ -293,8 +306,11 @@ impl Component {
                 };
                 async move { TokensClient::new(connection).issue(issue).await }
             };
-            let outcome = self.client.write(PATIENCE, call).await;
-            note(outcome.is_ok_and(|reply| reply.tokens.len() == 1), &counts.renewals, counts);
+            match self.client.write(PATIENCE, call).await {
+                Ok(reply) if reply.tokens.len() == 1 => drop(counts.renewals.fetch_add(1, Ordering::Relaxed)),
+                Ok(_) => counts.failed(&self.name, "a renewal", &"no token came"),
+                Err(error) => counts.failed(&self.name, "a renewal", &error),
+            }
         }
     }
 
@@ -302,25 +318,30 @@ impl Component {
     async fn watch(&self, counts: &Counts) {
         let mut from_revision = 0;
         loop {
-            let (_, connection) = self.client.any_member();
-            let mut client = MapClient::new(connection).max_decoding_message_size(1 << 30);
-            let request = WatchRequest { from_revision, kind: self.kind.into(), id: self.id, cluster_generation: 0 };
-            if let Ok(stream) = client.watch(request).await {
-                let mut stream = stream.into_inner();
-                while let Ok(Some(reply)) = stream.message().await {
-                    match reply.event {
-                        Some(pb::watch_reply::Event::Full(map)) => from_revision = map.revision,
-                        Some(pb::watch_reply::Event::Update(update)) => {
-                            from_revision = update.revision;
-                            counts.updates.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Some(pb::watch_reply::Event::Progress(_)) | None => {}
-                    }
-                }
+            if let Err(error) = self.watch_one(&mut from_revision, counts).await {
+                counts.failed(&self.name, "the watch", &error.message());
             }
-            counts.failures.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    async fn watch_one(&self, from_revision: &mut u64, counts: &Counts) -> Result<(), tonic::Status> {
+        let (_, connection) = self.client.any_member();
+        let mut client = MapClient::new(connection).max_decoding_message_size(1 << 30);
+        let request =
+            WatchRequest { from_revision: *from_revision, kind: self.kind.into(), id: self.id, ..Default::default() };
+        let mut stream = client.watch(request).await?.into_inner();
+        while let Some(reply) = stream.message().await? {
+            match reply.event {
+                Some(pb::watch_reply::Event::Full(map)) => *from_revision = map.revision,
+                Some(pb::watch_reply::Event::Update(update)) => {
+                    *from_revision = update.revision;
+                    counts.updates.fetch_add(1, Ordering::Relaxed);
+                }
+                Some(pb::watch_reply::Event::Progress(_)) | None => {}
+            }
+        }
+        Err(tonic::Status::unavailable("it ended"))
     }
 }
 
@@ -329,11 +350,6 @@ fn paced(period: Duration) -> tokio::time::Interval {
     let mut tick = tokio::time::interval(period);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
-}
-
-fn note(ok: bool, good: &AtomicU64, counts: &Counts) {
-    let count = if ok { good } else { &counts.failures };
-    count.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Makes the volume of this client, if it is not there from an earlier run, and maps it.
