@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use pflex_common::{
     mdm::{MdmClient, Patience},
-    net::Endpoint,
+    net::{Endpoint, listen},
 };
 use pflex_proto::pb::{
     self, Access, Addresses, Beat, ComponentKind, CreateSdcRequest, CreateSdsRequest, CreateVolumeRequest, DeviceBeat,
@@ -81,12 +81,16 @@ pub(crate) async fn run(args: &FleetArgs, at: Vec<Endpoint>) -> anyhow::Result<S
     let mut arriving = JoinSet::new();
     let turn = Arc::new(Semaphore::new(AT_ONCE));
     let (all_there, whole) = watch::channel(false);
+    // The control port of all servers: takes probes and says nothing.
+    let listener = listen("control", &Endpoint::new("127.0.0.1", 0)).await?;
+    let control = listener.local_addr()?.to_string();
+    fleet.spawn(async move { while listener.accept().await.is_ok() {} });
     for (kind, count) in [(ComponentKind::Sds, args.sds), (ComponentKind::Sdc, args.sdc)] {
         for n in 0..count {
-            let (at, turn) = (at.clone(), turn.clone());
+            let (at, turn, control) = (at.clone(), turn.clone(), control.clone());
             arriving.spawn(async move {
                 let _turn = turn.acquire().await?;
-                Component::arrive(kind, n, at).await.with_context(|| format!("{kind:?} {n}"))
+                Component::arrive(kind, n, at, control).await.with_context(|| format!("{kind:?} {n}"))
             });
         }
         while let Some(component) = arriving.join_next().await {
@@ -160,7 +164,7 @@ struct Component {
 
 impl Component {
     /// Is created, registers, and a client gets a volume.
-    async fn arrive(kind: ComponentKind, n: u32, at: Vec<Endpoint>) -> anyhow::Result<Self> {
+    async fn arrive(kind: ComponentKind, n: u32, at: Vec<Endpoint>, control: String) -> anyhow::Result<Self> {
         let noun = if kind == ComponentKind::Sds { "sds" } else { "sdc" };
         let name = format!("bench-{noun}-{n}");
         let client = MdmClient::new(name.clone(), at);
@@ -198,12 +202,8 @@ impl Component {
             kind: kind.into(),
             name: name.clone(),
             process_id: process.clone(),
-            // Nobody listens: a probe would find the server dead, but probes follow only broken streams.
-            addresses: Some(Addresses {
-                control: "127.0.0.1:1".into(),
-                data: "127.0.0.1:1".into(),
-                ..Default::default()
-            }),
+            // A leader probes it when a stream breaks; a refused connect would be half a proof of death (S8).
+            addresses: Some(Addresses { control: control.clone(), data: control, ..Default::default() }),
             version: env!("CARGO_PKG_VERSION").into(),
             devices: if kind == ComponentKind::Sds { vec![device] } else { Vec::new() },
             ..Default::default()
