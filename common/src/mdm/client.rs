@@ -13,21 +13,19 @@ use pflex_proto::{
     status::{self, Reason},
 };
 use rand::RngExt as _;
-use tonic::{
-    Code, Request, Response, Status,
-    metadata::MetadataValue,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::Channel,
-};
+use tonic::{Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
-use super::{MdmError, session::Session};
+use super::{
+    MdmError,
+    connection::{Connection, NameCluster},
+    session::Session,
+    verdict::{Verdict, judge},
+};
 use crate::{durable, net::Endpoint};
 
 /// First pause after every member was asked in vain; doubles up to [`LONGEST_PAUSE`]. An election takes 0.5 to 1.5 s.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-/// No server of ours asks for more; a longer pause would look like an outage.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a call may take, and how long one member may take to answer before another is asked.
 #[derive(Clone, Copy, Debug)]
@@ -42,34 +40,6 @@ impl Patience {
     /// `deadline` in all, with attempts of 1.5 s.
     pub const fn within(deadline: Duration) -> Self {
         Self { deadline, attempt: Duration::from_millis(1_500) }
-    }
-}
-
-/// A channel that names the client's cluster in every call.
-pub type Connection = InterceptedService<Channel, NameCluster>;
-
-/// Adds the metadata by which a server refuses clients of another cluster, or of a newer generation of it (S19), and tells
-/// it how long the answer is waited for: what nobody waits for any more is not proposed.
-#[derive(Clone, Debug)]
-pub struct NameCluster {
-    cluster: Option<ClusterId>,
-    generation: ClusterGeneration,
-    timeout: Option<Duration>,
-}
-
-impl Interceptor for NameCluster {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(timeout) = self.timeout {
-            request.set_timeout(timeout);
-        }
-        if let Some(cluster) = self.cluster {
-            let value = MetadataValue::try_from(cluster.to_string()).expect("a uuid is ASCII");
-            request.metadata_mut().insert(status::CLUSTER_ID, value);
-        }
-        if self.generation != ClusterGeneration(0) {
-            request.metadata_mut().insert(status::CLUSTER_GENERATION, self.generation.0.into());
-        }
-        Ok(request)
     }
 }
 
@@ -125,18 +95,6 @@ impl Drop for Unanswered<'_> {
             state.abandoned = Some(ClientId(self.request.client_id));
         }
     }
-}
-
-/// What an attempt's failure means for the call.
-enum Verdict {
-    /// Definite: hand it to the caller.
-    Final,
-    /// Not executed: ask elsewhere.
-    NotExecuted,
-    /// Not executed, and the server asks for a pause.
-    Overloaded(Duration),
-    /// It may have been executed.
-    Ambiguous,
 }
 
 impl MdmClient {
@@ -344,7 +302,7 @@ impl MdmClient {
                 }
                 Err(error) => error,
             };
-            let verdict = judge(&error);
+            let verdict = judge(&error, FIRST_PAUSE);
             // Once an earlier attempt may have been executed, "session expired" no longer means "not executed".
             let expired_after_ambiguous = ambiguous && status::reason(&error) == Some(Reason::SessionExpired);
             match verdict {
@@ -435,41 +393,6 @@ impl State {
         let name = NameCluster { cluster: self.cluster, generation: self.generation, timeout };
         InterceptedService::new(channel, name)
     }
-}
-
-fn judge(error: &Status) -> Verdict {
-    match status::reason(error) {
-        Some(Reason::Overloaded) => {
-            let asked = status::retry_after_ms(error).map_or(FIRST_PAUSE, Duration::from_millis);
-            Verdict::Overloaded(asked.min(LONGEST_RETRY_AFTER))
-        }
-        // A member of before a restore may still run beside those of after it.
-        Some(Reason::NotLeader | Reason::Removed | Reason::DeadlinePassed | Reason::OlderGeneration) => {
-            Verdict::NotExecuted
-        }
-        Some(Reason::UnknownOutcome | Reason::NoQuorum) => Verdict::Ambiguous,
-        Some(_) => Verdict::Final,
-        // Made by tonic, not by a server of ours. A refused connect was certainly not executed, all else may have been.
-        None => match error.code() {
-            Code::Unavailable | Code::Unknown | Code::Internal if refused(error) => Verdict::NotExecuted,
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal => {
-                Verdict::Ambiguous
-            }
-            _ => Verdict::Final,
-        },
-    }
-}
-
-/// Whether the connection was never made.
-fn refused(error: &Status) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 #[cfg(test)]

@@ -5,9 +5,12 @@
 //! executes it once however often it arrives (S17).
 
 mod client;
+mod connection;
 mod error;
 mod session;
+mod verdict;
 
-pub use client::{Connection, MdmClient, Patience};
+pub use client::{MdmClient, Patience};
+pub use connection::Connection;
 pub use error::MdmError;
 pub use pflex_proto::pb::RequestId;
