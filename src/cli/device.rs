@@ -42,7 +42,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
-    /// Give a device that holds no copies to a pool. Devices come with their server, which registers what its
+    /// Give a device that holds no copies to a pool; one that is in it already stays. Devices come with their server, which registers what its
     /// configuration lists.
     #[command(after_help = "Example:\n  pflex device add 3 --pool fast")]
     Add {
@@ -51,9 +51,6 @@ pub(super) enum Verb {
         /// The pool; it must be in the protection domain of the server.
         #[arg(long, add = Of::Pools.candidates())]
         pool: String,
-        /// Accepted for scripts: a device that is in the pool already is no error anyway.
-        #[arg(long)]
-        if_not_exists: bool,
     },
     /// Forget a device that holds no copies. It must be formatted before a server can use it again.
     #[command(after_help = "Example:\n  pflex device remove 3 --yes")]
@@ -69,7 +66,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     let session = tool.session()?;
     match verb {
         Verb::List { sds, view } => list(tool, &session, sds, &view).await,
-        Verb::Add { id, pool, if_not_exists: _ } => {
+        Verb::Add { id, pool } => {
             let what = format!("add device {id} to pool {pool}");
             let request = AssignDeviceRequest { request: None, device_id: id, pool };
             change!(session, &what, TopologyClient.assign_device(request))?;
