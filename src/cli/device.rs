@@ -42,8 +42,8 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
-    /// Give a device that holds no copies to a pool; one that is in it already stays. Devices come with their server, which registers what its
-    /// configuration lists.
+    /// Give a device that holds no copies to a pool; one that is in it already stays. Devices come with their server,
+    /// which registers what its configuration lists.
     #[command(after_help = "Example:\n  pflex device add 3 --pool fast")]
     Add {
         /// As `device list` shows it.
