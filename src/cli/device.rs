@@ -42,8 +42,8 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
-    /// Give a device that holds no copies to a pool; one that is in it already stays. Devices come with their server,
-    /// which registers what its configuration lists.
+    /// Give a device that holds no copies to a pool. Devices come with their server, which registers what its
+    /// configuration lists.
     #[command(after_help = "Example:\n  pflex device add 3 --pool fast")]
     Add {
         /// As `device list` shows it.
@@ -51,6 +51,9 @@ pub(super) enum Verb {
         /// The pool; it must be in the protection domain of the server.
         #[arg(long, add = Of::Pools.candidates())]
         pool: String,
+        /// Succeed if it is in that pool already.
+        #[arg(long)]
+        if_not_exists: bool,
     },
     /// Forget a device that holds no copies. It must be formatted before a server can use it again.
     #[command(after_help = "Example:\n  pflex device remove 3 --yes")]
@@ -66,9 +69,9 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     let session = tool.session()?;
     match verb {
         Verb::List { sds, view } => list(tool, &session, sds, &view).await,
-        Verb::Add { id, pool } => {
+        Verb::Add { id, pool, if_not_exists } => {
             let what = format!("add device {id} to pool {pool}");
-            let request = AssignDeviceRequest { request: None, device_id: id, pool };
+            let request = AssignDeviceRequest { request: None, device_id: id, pool, if_not_exists };
             change!(session, &what, TopologyClient.assign_device(request))?;
             tool.print(&Document::One(find(&session, id).await?))
         }

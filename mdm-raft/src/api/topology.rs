@@ -70,8 +70,9 @@ impl Topology for Api {
     }
 
     async fn assign_device(&self, request: Request<pb::AssignDeviceRequest>) -> Result<Response<pb::Device>, Status> {
-        let pb::AssignDeviceRequest { request, device_id, pool } = request.into_inner();
-        self.propose_once(request, Body::AssignDevice(proto::AssignDevice { device_id, pool })).await?;
+        let pb::AssignDeviceRequest { request, device_id, pool, if_not_exists } = request.into_inner();
+        let body = Body::AssignDevice(proto::AssignDevice { device_id, pool, if_not_exists });
+        self.propose_once(request, body).await?;
         let row = self.look(|state| state.device(DeviceId(device_id)).map(convert::device));
         Ok(Response::new(row.unwrap_or(pb::Device { id: device_id, ..pb::Device::default() })))
     }

@@ -212,7 +212,11 @@ impl State {
         }
         let pool = pool.id;
         if before == Some(pool) {
-            return done(id.get());
+            return if assign.if_not_exists {
+                done(id.get())
+            } else {
+                Err(Refusal::new(ErrorCode::AlreadyExists, object, format!("it is in pool {} already", assign.pool)))
+            };
         }
         if !self.leave_pool(id) {
             return Err(self.holds_copies(id));

@@ -19,7 +19,7 @@ pub(super) fn rename(kind: proto::Object, name: &str, new_name: &str) -> Body {
 }
 
 pub(super) fn assign(device_id: u32, pool: &str) -> Body {
-    Body::AssignDevice(proto::AssignDevice { device_id, pool: pool.into() })
+    Body::AssignDevice(proto::AssignDevice { device_id, pool: pool.into(), if_not_exists: false })
 }
 
 fn remove(device_id: u32) -> Body {
@@ -206,7 +206,8 @@ fn a_device_is_given_to_a_pool_of_its_domain_while_it_holds_nothing() {
     world.ok(assign(3, "q"));
     assert!(world.state.pgs_of(2.into()).all(|pg| pg.replicas == [3.into()]));
     assert!(world.state.pgs_of(1.into()).all(|pg| !pg.replicas.contains(&3.into())));
-    world.ok(assign(3, "q"));
+    assert_eq!(world.refused(assign(3, "q")), ErrorCode::AlreadyExists);
+    world.ok(Body::AssignDevice(proto::AssignDevice { device_id: 3, pool: "q".into(), if_not_exists: true }));
     assert!(world.last.as_ref().unwrap().events.is_empty(), "it is there already");
     assert_eq!(world.refused(assign(2, "q")), ErrorCode::InUse, "pool p needs both that are left");
     assert_eq!(world.refused(assign(9, "q")), ErrorCode::NotFound);
