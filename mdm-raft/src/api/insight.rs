@@ -48,10 +48,11 @@ impl Insight for Api {
                 let wanted = |event: &&Event| {
                     event.severity >= least
                         && event.at_wall_ms >= request.since_ms
-                        && (request.object.is_empty() || event.object == request.object)
+                        && (request.object.is_empty() || event.told_of(&request.object).is_some())
                 };
                 let mut newest = state.events_after(Revision(request.after_revision)).rev().filter(wanted);
-                let events: Vec<_> = newest.by_ref().take(limit).map(event_message).collect();
+                let events: Vec<_> =
+                    newest.by_ref().take(limit).map(|event| event_message(event, &request.object)).collect();
                 (events, newest.next().is_some())
             })
             .await?;
@@ -116,15 +117,21 @@ impl Insight for Api {
     }
 }
 
-fn event_message(event: &Event) -> pb::Event {
+/// An event in the words that are about `object`, if it has words of its own.
+fn event_message(event: &Event, object: &str) -> pb::Event {
+    let part = event.parts.iter().find(|part| part.object == object);
+    let (kind, object, what) = match part {
+        Some(part) => (&part.kind, &part.object, &part.what),
+        None => (&event.kind, &event.object, &event.what),
+    };
     pb::Event {
         revision: event.revision.get(),
         log_time_ms: event.at.get(),
         at_ms: event.at_wall_ms,
         severity: event.severity.to_string(),
-        kind: event.kind.clone(),
-        object: event.object.clone(),
-        what: event.what.clone(),
+        kind: kind.clone(),
+        object: object.clone(),
+        what: what.clone(),
         who: event.who.clone(),
     }
 }

@@ -1,7 +1,7 @@
 //! Who is alive: the leader's soft state, and the verdicts it turns into commands (ARCHITECTURE section 6).
 //!
 //! Reading order: `tracker` (pure: what was heard, and what follows), `brake` (which verdicts wait, S23), `handle` (the tracker behind its lock), `worker`
-//! (ticks, probes, proposes), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
+//! (ticks, probes, proposes), `judgement` (verdicts as commands), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
 //!
 //! Only the leader judges. Whatever it concludes takes effect as a logged command that names the process it was about,
 //! so a verdict that comes late hits nobody else.
@@ -9,6 +9,7 @@
 mod brake;
 mod handle;
 mod health;
+mod judgement;
 mod reports;
 mod tracker;
 mod worker;

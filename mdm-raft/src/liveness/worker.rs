@@ -9,7 +9,7 @@ use std::{
 };
 
 use pflex_common::shutdown::Shutdown;
-use pflex_proto::ids::{ClusterId, DeviceId, Incarnation, LogTime, ProcessId, SdsId};
+use pflex_proto::ids::{ClusterId, LogTime, SdsId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{net::TcpStream, time::MissedTickBehavior};
 
@@ -17,7 +17,8 @@ use super::{
     Liveness, Reports,
     brake::TooMany,
     health,
-    tracker::{Known, Thresholds, Verdict},
+    judgement::{describe_verdicts, judgements, tell_results},
+    tracker::{Known, Thresholds},
 };
 use crate::{
     api::context::wall_time_ms,
@@ -93,7 +94,7 @@ impl Worker {
                 &Thresholds::of(&settings),
                 self.may_lose_many(hold, held_here.map(|at| at.elapsed())),
             );
-            self.propose_all(findings.verdicts.into_iter().map(body_of).collect()).await;
+            self.propose_all(judgements(findings.verdicts)).await;
             if let Some(held) = findings.held
                 && held_here.is_none()
             {
@@ -159,8 +160,10 @@ impl Worker {
         let proposals = bodies.into_iter().map(|body| async {
             let said = describe(&body);
             let quiet = matches!(body, Body::RecordSample(_));
+            let judged = describe_verdicts(&body);
             match self.group.propose(Command::internal(wall_time_ms(), body)).await {
                 Ok(outcome) => match outcome.error() {
+                    None if !judged.is_empty() => tell_results(&judged, &outcome),
                     None if quiet => tracing::debug!("{said}"),
                     None => tracing::info!("{said}"),
                     // The state moved on: a newer process registered, say. The next tick judges anew.
@@ -223,43 +226,11 @@ fn registered_sds(state: &State, now: LogTime) -> Vec<Known> {
         .collect()
 }
 
-fn body_of(verdict: Verdict) -> Body {
-    match verdict {
-        Verdict::Lost { sds, process, why } => lost(sds, process, Vec::new(), true, why),
-        Verdict::DevicesLost { sds, process, devices, why } => lost(sds, process, devices, false, why),
-        Verdict::Returned { sds, process, devices } => Body::SdsReturned(proto::SdsReturned {
-            sds_id: sds.get(),
-            devices: lives(devices),
-            process_id: process.as_bytes().to_vec(),
-        }),
-    }
-}
-
-fn lost(sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)>, whole: bool, why: String) -> Body {
-    Body::SdsLost(proto::SdsLost {
-        sds_id: sds.get(),
-        devices: lives(devices),
-        whole,
-        process_id: process.as_bytes().to_vec(),
-        why,
-    })
-}
-
-fn lives(devices: Vec<(DeviceId, Incarnation)>) -> Vec<proto::DeviceLife> {
-    let life = |(device, incarnation): (DeviceId, Incarnation)| proto::DeviceLife {
-        device_id: device.get(),
-        incarnation: incarnation.get(),
-    };
-    devices.into_iter().map(life).collect()
-}
-
 /// One line for the log; never the body itself, which may hold a secret (I7).
 fn describe(body: &Body) -> String {
     match body {
         Body::BootstrapCluster(_) => "bootstrapping the cluster".to_owned(),
-        Body::SdsLost(lost) if lost.whole => format!("sds {} is lost: {}", lost.sds_id, lost.why),
-        Body::SdsLost(lost) => format!("sds {} lost {} devices: {}", lost.sds_id, lost.devices.len(), lost.why),
-        Body::SdsReturned(returned) => format!("sds {} is heard again", returned.sds_id),
+        Body::JudgeSds(judge) => format!("{} verdicts", judge.verdicts.len()),
         Body::HoldEvictions(hold) => hold.why.clone(),
         Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),

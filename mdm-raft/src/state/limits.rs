@@ -36,6 +36,8 @@ pub const MAX_TEXT_BYTES: usize = 1_024;
 pub const MAX_DEVICES_PER_SDS: usize = 64;
 /// Proposals, volumes or token uses in one command, so that one apply stays short.
 pub const MAX_BATCH: usize = 16_384;
+/// Verdicts about SDSs in one command: all of a pool of the usual size at once. Each leaves its words in the event.
+pub const MAX_VERDICTS: usize = 512;
 
 /// Volumes are thin: their sizes may add up to this many times what the pool can hold (its devices' bytes divided by
 /// the copies). Five is what PowerFlex allows at most; beyond it a pool can fill up faster than anyone can react.

@@ -96,6 +96,7 @@ impl State {
             object: "cluster".to_owned(),
             what: format!("restored from a backup of revision {}; later changes are lost", before.revision),
             who: "cluster restore".to_owned(),
+            parts: Vec::new(),
         });
         state.refresh_names();
         state.check().map_err(RestoreError::Inconsistent)?;

@@ -8,7 +8,7 @@ use pflex_proto::ids::{DeviceId, PgId, PgIndex, PoolId, Revision, SdsId};
 
 use super::{
     PgState, State,
-    model::{Component, Device, Kind, Pg, Pool, Sdc, Sds, Volume},
+    model::{Component, Device, Kind, Pg, Pool, Sdc, Sds, Told, Volume},
 };
 
 /// One reason.
@@ -400,11 +400,9 @@ impl State {
         Explanation { object, state, causes }
     }
 
-    fn last_event(&self, object: &str, kinds: &[&str]) -> Option<&super::model::Event> {
-        self.events
-            .values()
-            .rev()
-            .find(|event| event.object == object && (kinds.is_empty() || kinds.contains(&event.kind.as_str())))
+    fn last_event(&self, object: &str, kinds: &[&str]) -> Option<Told<'_>> {
+        let mut told = self.events.values().rev().filter_map(|event| event.told_of(object));
+        told.find(|told| kinds.is_empty() || kinds.contains(&told.kind))
     }
 
     /// What last happened to the object itself.

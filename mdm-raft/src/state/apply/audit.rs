@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 
 use pflex_proto::ids::{ClientId, DeviceId, LogTime, SdcId, SdsId};
 
-use super::{Context, validate};
+use super::{Context, validate, verdict::Verdict};
 use crate::{
     command::{Body, Command, proto},
     state::{
         PgState, State,
         limits::MAX_EVENTS,
-        model::{Component, Event, Severity},
+        model::{Component, Event, EventPart, Severity},
     },
 };
 
@@ -34,12 +34,26 @@ struct Deed {
     /// In commands without a session.
     who: String,
     severity: Severity,
+    parts: Vec<EventPart>,
 }
 
 impl Deed {
     fn new(kind: &'static str, object: impl Into<String>, what: impl Into<String>) -> Self {
         let (object, what) = (object.into(), what.into());
-        Self { kind, object, what, who: LEADER.to_owned(), severity: Severity::Info }
+        Self { kind, object, what, who: LEADER.to_owned(), severity: Severity::Info, parts: Vec::new() }
+    }
+
+    /// One deed of several, in the words of the first few; each part keeps its own.
+    fn of_several(kind: &'static str, deeds: Vec<Self>) -> Self {
+        let severity = deeds.iter().map(|deed| deed.severity).max().unwrap_or(Severity::Info);
+        let mut said: Vec<String> =
+            deeds.iter().take(LISTED).map(|deed| format!("{} {}", deed.object, deed.what)).collect();
+        if deeds.len() > LISTED {
+            said.push(format!("and {} more", deeds.len() - LISTED));
+        }
+        let part = |Self { kind, object, what, .. }| EventPart { kind: kind.to_owned(), object, what };
+        let what = said.join("; ");
+        Self { parts: deeds.into_iter().map(part).collect(), ..Self::new(kind, "cluster", what).severe(severity) }
     }
 
     fn by(self, who: impl Into<String>) -> Self {
@@ -74,6 +88,7 @@ impl State {
             object: deed.object,
             what: deed.what,
             who: deed.who,
+            parts: deed.parts,
         });
         while self.events.len() > MAX_EVENTS {
             let Some(oldest) = self.events.values().next().map(|event| event.revision) else { return };
@@ -250,16 +265,9 @@ impl State {
                 let object = self.sds_label(SdsId(reconfigure.sds_id));
                 Deed::new("pg.reconfigure", object.clone(), self.copies_moved()).by(object)
             }
-            Body::SdsLost(lost) => {
-                let kind = if lost.whole { "sds.lost" } else { "device.lost" };
-                let kept_out =
-                    if lost.whole { self.kept_out_words(SdsId(lost.sds_id)) } else { self.devices_kept_out(lost) };
-                let what = format!("{}{kept_out}", lost.why);
-                Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(Severity::Warning)
-            }
-            Body::SdsReturned(returned) => {
-                Deed::new("sds.return", self.sds_label(SdsId(returned.sds_id)), "is heard again")
-            }
+            Body::SdsLost(lost) => self.loss(lost),
+            Body::SdsReturned(returned) => self.return_of(returned),
+            Body::JudgeSds(judge) => self.judgement(judge)?,
             Body::RecordMdms(record) => Deed::new("cluster.members", "cluster", record.what.clone()),
             Body::EndRecovery(end) => {
                 let how = match end.without.as_slice() {
@@ -289,6 +297,38 @@ impl State {
         })
     }
 
+    fn loss(&self, lost: &proto::SdsLost) -> Deed {
+        let kind = if lost.whole { "sds.lost" } else { "device.lost" };
+        let kept_out = if lost.whole { self.kept_out_words(SdsId(lost.sds_id)) } else { self.devices_kept_out(lost) };
+        let what = format!("{}{kept_out}", lost.why);
+        Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(Severity::Warning)
+    }
+
+    fn return_of(&self, returned: &proto::SdsReturned) -> Deed {
+        Deed::new("sds.return", self.sds_label(SdsId(returned.sds_id)), "is heard again")
+    }
+
+    /// The verdicts of one look that changed something.
+    fn judgement(&self, judge: &proto::JudgeSds) -> Option<Deed> {
+        let mut changed: BTreeSet<SdsId> = self.sds.changes().map(|(id, ..)| id).collect();
+        changed.extend(self.devices.changes().filter_map(|(.., now)| Some(now?.sds)));
+        let effective = judge.verdicts.iter().filter_map(|verdict| verdict.verdict.as_ref());
+        let mut deeds: Vec<Deed> = effective
+            .filter(|verdict| changed.contains(&verdict.sds()))
+            .map(|verdict| match verdict {
+                Verdict::Lost(lost) => self.loss(lost),
+                Verdict::Returned(returned) => self.return_of(returned),
+            })
+            .collect();
+        if deeds.len() < 2 {
+            return deeds.pop();
+        }
+        // The losses first: they are what people look for.
+        deeds.sort_by_key(|deed| std::cmp::Reverse(deed.severity));
+        let kind = deeds[0].kind;
+        Some(Deed::of_several(kind, deeds))
+    }
+
     /// Components whose status changed in one look, as one deed.
     fn transitions(&self, set: &proto::SetStatuses) -> Deed {
         let label = |entry: &proto::SetComponentStatus| {
@@ -306,19 +346,16 @@ impl State {
                 self.health.changes().any(|(key, ..)| component.as_ref().is_ok_and(|component| *component == key))
             })
             .collect();
-        let well = changed.iter().all(|entry| entry.status() == proto::Status::Active);
-        let severity = if well { Severity::Info } else { Severity::Warning };
-        let (object, what) = match changed.as_slice() {
-            [only] => (label(only), says(only)),
-            many => {
-                let said = many.iter().take(LISTED).map(|entry| format!("{} {}", label(entry), says(entry)));
-                let said = said.collect::<Vec<_>>().join("; ");
-                let more = many.len().saturating_sub(LISTED);
-                let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-                ("cluster".to_owned(), format!("{said}{more}"))
-            }
+        let deed = |entry: &&proto::SetComponentStatus| {
+            let severity = if entry.status() == proto::Status::Active { Severity::Info } else { Severity::Warning };
+            Deed::new("component.status", label(entry), says(entry)).severe(severity)
         };
-        Deed::new("component.status", object, what).severe(severity)
+        let mut deeds: Vec<Deed> = changed.iter().map(deed).collect();
+        match deeds.len() {
+            1 => deeds.remove(0),
+            // Thousands at once would be a large row; each component's own row has its words.
+            _ => Deed { parts: Vec::new(), ..Deed::of_several("component.status", deeds) },
+        }
     }
 
     /// How long an SDS that keeps failing is kept out, as the end of a sentence.

@@ -16,6 +16,7 @@ mod settings;
 mod token;
 mod topology;
 mod validate;
+mod verdict;
 mod volume;
 
 use pflex_proto::ids::{LogTime, Revision};
@@ -152,6 +153,7 @@ impl State {
             Body::ReconfigurePgs(reconfigure) => self.reconfigure_pgs(reconfigure),
             Body::SdsLost(lost) => self.sds_lost(context, lost),
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
+            Body::JudgeSds(judge) => self.judge_sds(context, judge),
             Body::FreezePg(freeze) => self.freeze_pg(context, freeze),
             Body::PromotePg(promote) => self.promote_pg(promote),
             Body::UnfreezePg(unfreeze) => self.unfreeze_pg(unfreeze),

@@ -9,14 +9,14 @@ use pflex_proto::ids::{
     DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId, ProcessId, Revision, SdsId, VolatilityId,
 };
 
-use super::{Context, Effect, Refusal, done, validate};
+use super::{Effect, Refusal, validate};
 use crate::{
     command::{Answer, ErrorCode, proto},
     placement,
     state::{
         State,
         limits::MAX_BATCH,
-        model::{Component, Kind, Pg, PgConfig, Registration, Status},
+        model::{Pg, PgConfig, Registration},
     },
 };
 
@@ -242,7 +242,7 @@ impl State {
     }
 
     /// Whether the caller is the SDS's registered process.
-    fn registered_process(&self, sds: SdsId, raw: &[u8]) -> Result<ProcessId, Refusal> {
+    pub(super) fn registered_process(&self, sds: SdsId, raw: &[u8]) -> Result<ProcessId, Refusal> {
         let object = format!("sds {sds}");
         let process = validate::process(&object, raw)?;
         let row = self.sds.get(sds);
@@ -260,68 +260,6 @@ impl State {
                 format!("process {process} is not the one that registered last"),
             ))
         }
-    }
-
-    /// The liveness verdict: the named device lives are lost (S23: all groups in one command).
-    pub(super) fn sds_lost(&mut self, context: Context, lost: &proto::SdsLost) -> Effect {
-        let id = SdsId(lost.sds_id);
-        self.registered_process(id, &lost.process_id)?;
-        let why = validate::text(&format!("sds {id}"), "reason", &lost.why)?;
-        let mut devices = self.present_lives(id, &lost.devices);
-        if lost.whole {
-            // The process that was lost had all of them open: a registration lists every open device.
-            devices.extend(self.devices_of(id).map(|device| device.id));
-            self.sds.update(id, |sds| sds.alive = false);
-            self.note_status(context, Component { kind: Kind::Sds, id: id.get() }, Status::Down, why);
-        }
-        for device in &devices {
-            let was_alive = self.devices.get(*device).is_some_and(|device| device.alive);
-            self.devices.update(*device, |device| device.alive = false);
-            if was_alive && !lost.whole {
-                self.note_device_loss(context, *device);
-            }
-        }
-        self.settle_pgs(&devices, &BTreeMap::new());
-        done(id.get())
-    }
-
-    /// The same process is heard again: what it has open may serve and join, unless it fails too often (S23).
-    pub(super) fn sds_returned(&mut self, context: Context, returned: &proto::SdsReturned) -> Effect {
-        let id = SdsId(returned.sds_id);
-        self.registered_process(id, &returned.process_id)?;
-        let alive = self.sds.get(id).is_some_and(|sds| sds.alive);
-        if let Some(until) = self.sds_kept_out(id, context.log_time).filter(|_| !alive) {
-            let what = format!("it was lost too often lately, and is taken back at log time {until}");
-            return Err(Refusal::new(ErrorCode::Precondition, self.sds_label(id), what));
-        }
-        let mut devices = self.present_lives(id, &returned.devices);
-        devices.retain(|device| self.device_kept_out(*device, context.log_time).is_none());
-        self.sds.update(id, |sds| sds.alive = true);
-        self.note_status(
-            context,
-            Component { kind: Kind::Sds, id: id.get() },
-            Status::Active,
-            "heard again".to_owned(),
-        );
-        for device in &devices {
-            self.devices.update(*device, |device| device.alive = true);
-        }
-        self.settle_pgs(&devices, &BTreeMap::new());
-        done(id.get())
-    }
-
-    /// The named devices of an SDS that are still in the named life.
-    fn present_lives(&self, sds: SdsId, lives: &[proto::DeviceLife]) -> BTreeSet<DeviceId> {
-        lives
-            .iter()
-            .filter_map(|life| {
-                let device = self.devices.get(DeviceId(life.device_id))?;
-                // One that has not reported since a restore comes back by a registration only (S19).
-                let present =
-                    device.sds == sds && device.incarnation == Incarnation(life.incarnation) && !device.awaited;
-                present.then_some(device.id)
-            })
-            .collect()
     }
 }
 

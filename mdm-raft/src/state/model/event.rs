@@ -44,4 +44,42 @@ pub struct Event {
     pub what: String,
     /// Who did it.
     pub who: String,
+    /// What it did to each object, of a command about several; else nothing.
+    pub parts: Vec<EventPart>,
+}
+
+/// What a command about several objects did to one of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EventPart {
+    /// As of an event.
+    pub kind: String,
+    /// As of an event.
+    pub object: String,
+    /// As of an event.
+    pub what: String,
+}
+
+/// What an event says of one object.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// The command.
+    pub revision: Revision,
+    /// As of an event.
+    pub kind: &'a str,
+    /// One sentence.
+    pub what: &'a str,
+    /// Who did it.
+    pub who: &'a str,
+}
+
+impl Event {
+    /// What it says of this object, if anything.
+    pub fn told_of(&self, object: &str) -> Option<Told<'_>> {
+        let (kind, what) = if self.object == object {
+            (&self.kind, &self.what)
+        } else {
+            self.parts.iter().find(|part| part.object == object).map(|part| (&part.kind, &part.what))?
+        };
+        Some(Told { revision: self.revision, kind, what, who: &self.who })
+    }
 }

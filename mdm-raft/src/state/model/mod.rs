@@ -15,7 +15,7 @@ mod volume;
 pub use cluster::{
     Cluster, Component, Counters, EvictionHold, Kind, MdmStores, Node, NodeMetadata, Position, Secret, SecretRow,
 };
-pub use event::{Event, Severity};
+pub use event::{Event, EventPart, Severity, Told};
 pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status};
 pub use pg::{Pg, PgConfig};
 pub use recovery::{GroupReports, KnownConfig};

@@ -8,7 +8,7 @@ use super::{
     open, proto, seal,
 };
 use crate::state::{
-    model::{Event, Severity},
+    model::{Event, EventPart, Severity},
     table::Table,
 };
 
@@ -37,6 +37,12 @@ impl Row for Event {
             object: self.object.clone(),
             what: self.what.clone(),
             who: self.who.clone(),
+            parts: self
+                .parts
+                .iter()
+                .cloned()
+                .map(|EventPart { kind, object, what }| proto::EventPart { kind, object, what })
+                .collect(),
         })
     }
 
@@ -56,6 +62,11 @@ impl Row for Event {
             object: row.object,
             what: row.what,
             who: row.who,
+            parts: row
+                .parts
+                .into_iter()
+                .map(|proto::EventPart { kind, object, what }| EventPart { kind, object, what })
+                .collect(),
         })
     }
 }

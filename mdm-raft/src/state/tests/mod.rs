@@ -13,6 +13,7 @@ mod secrets;
 mod sessions;
 mod tokens;
 mod topology;
+mod verdicts;
 mod volumes;
 mod why;
 mod world;

@@ -1,7 +1,10 @@
 //! Every check is shown to fail: a bug is planted in a good state and `check` or `check_step` must name it.
 
-use pflex_proto::ids::{ByteCount, ClientId, DeviceId, Epoch, PgId, PgIndex, SdcId, TokenId, VolumeEpoch, VolumeId};
+use pflex_proto::ids::{
+    ByteCount, ClientId, DeviceId, Epoch, KeyId, LogTime, PgId, PgIndex, SdcId, TokenId, VolumeEpoch, VolumeId,
+};
 
+use super::secrets::{rotate, sign};
 use super::world::{GIB, POOL, World, create_sdc, create_volume, map, member, register_sdc};
 use crate::{
     command::{Body, Request, proto},
@@ -77,6 +80,21 @@ fn check_finds_bad_names_volumes_sessions_and_tokens() {
     found(|s| drop(s.sessions.remove(ClientId(1))), "no session");
     found(|s| s.tokens.update(TokenId(1), |token| token.link = Link([1; 32])), "hash chain");
     found(|s| s.pools.update(POOL, |pool| pool.used = false), "placed anew");
+}
+
+#[test]
+fn check_finds_secrets_that_do_not_fit_their_tokens() {
+    let forget = |s: &mut State| {
+        s.secrets.remove(KeyId(1));
+    };
+    found(forget, "generation that signs is missing");
+    found(|s| s.secrets.update(KeyId(1), |row| row.last_expiry = Some(LogTime(5))), "missing or retired");
+    let mut rotated = World { state: good(), revision: 1_000, now: 2_000, ..World::default() };
+    rotated.ok(rotate());
+    rotated.ok(sign(2));
+    let mut state = rotated.state;
+    state.secrets.update(KeyId(1), |row| row.last_expiry = Some(LogTime(5)));
+    assert!(state.check().unwrap_err().contains("outlives its secret"));
 }
 
 #[test]

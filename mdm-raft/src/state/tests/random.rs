@@ -9,9 +9,10 @@ use pflex_proto::ids::{Epoch, PgId};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
+use super::secrets::{drop_old, rotate, sign};
 use super::topology::{assign, create_fault_set, rename};
 use super::world::{
-    GIB, World, create_pool, create_sdc, create_volume, delete, lost, map, opened, register_sdc, returned, unmap,
+    GIB, World, create_pool, create_sdc, create_volume, delete, judge, lost, map, opened, register_sdc, returned, unmap,
 };
 use crate::{
     command::{Answer, Body, Request, proto},
@@ -100,8 +101,36 @@ fn a_proposal(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
     }))
 }
 
+/// A step of a rotation of the secret: mostly the one that is due, now and then another.
+fn a_rotation(rng: &mut ChaCha8Rng, world: &World) -> Body {
+    let due = match (world.state.next_key(), world.state.retiring_key()) {
+        (Some(key), _) => sign(key.get()),
+        (None, Some((old, _))) => drop_old(old.get()),
+        (None, None) => rotate(),
+    };
+    match rng.random_range(0..8_u32) {
+        0 => rotate(),
+        1 => sign(rng.random_range(1..=4)),
+        2 => drop_old(rng.random_range(1..=4)),
+        _ => due,
+    }
+}
+
+/// What one look may conclude, some of it wrong, late or said twice.
+fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
+    let verdicts: Vec<Body> = (0..rng.random_range(1..=5))
+        .map(|_| {
+            let n = rng.random_range(1..=6_u8);
+            let (process, incarnation) = memory.starts.get(&n).copied().unwrap_or((0, 0));
+            let process = if rng.random_bool(0.1) { process.wrapping_sub(1) } else { process };
+            if rng.random_bool(0.5) { lost(n, process) } else { returned(n, process, incarnation) }
+        })
+        .collect();
+    judge(verdicts)
+}
+
 fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
-    match rng.random_range(0..24_u32) {
+    match rng.random_range(0..27_u32) {
         0..=4 => start_sds(rng, memory),
         5..=6 => {
             let n = rng.random_range(1..=5_u8);
@@ -157,6 +186,8 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
             sds_id: 1,
             uses: vec![proto::TokenUse { token_id: rng.random_range(1..=20), reads: 1, ..Default::default() }],
         }),
+        23..=24 => a_look(rng, memory),
+        25 => a_rotation(rng, world),
         _ => {
             let n = rng.random_range(1..=5_u32);
             let fault_set = if n >= 4 { name(rng, "rack", 2) } else { String::new() };
@@ -194,8 +225,15 @@ fn epochs(world: &World) -> BTreeMap<PgId, Epoch> {
 /// - a pool placed anew gave a group the same copies in another order, at the same epoch.
 const FOUND_SOMETHING: [u64; 1] = [3_272_999_997_917_134_188];
 
+/// S21: whatever was issued and has not expired can be verified.
+fn tokens_verify(world: &World) -> bool {
+    let live = world.state.tokens.values().filter(|token| token.expires.get() >= world.now);
+    live.into_iter().all(|token| world.state.secret(token.key).is_some())
+}
+
 #[test]
 fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
+    let (mut conversations, mut rotations) = (0, 0);
     for seed in FOUND_SOMETHING.into_iter().chain(Seeds::new(60)) {
         let mut rng = rng(seed);
         let mut twin_rng = crate::testing::rng(seed);
@@ -206,6 +244,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
             world.now += rng.random_range(0..5_000_u64);
             let body = next(&mut rng, &world, &mut memory);
             say(&mut rng, &mut world, &mut memory, body, seed);
+            assert!(tokens_verify(&world), "seed {seed}, step {step}: a live token has no secret");
             for (pg, epoch) in epochs(&world) {
                 assert!(before.get(&pg).is_none_or(|old| *old <= epoch), "seed {seed}: an epoch of {pg} went back");
             }
@@ -220,8 +259,12 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
             say(&mut twin_rng, &mut twin, &mut twin_memory, body, seed);
             let _ = twin_rng.random_bool(0.1);
         }
+        conversations += 1;
+        rotations += world.state.all_secrets().next().map_or(0, |(oldest, _)| oldest.get() - 1);
         assert!(world.state == twin.state && world.store == twin.store, "seed {seed}: the same log, another state");
     }
+    println!("{rotations} rotations of the secret in {conversations} conversations");
+    assert!(rotations > 0 || conversations < 50, "no rotation ever came to its end");
 }
 
 fn start(world: &mut World) -> Memory {

@@ -8,15 +8,15 @@ use crate::{
     state::limits::TOKEN_LIFE_MS,
 };
 
-fn rotate() -> Body {
+pub(super) fn rotate() -> Body {
     Body::RotateSecret(proto::RotateSecret { secret: vec![0xAB; 32] })
 }
 
-fn sign(key_id: u32) -> Body {
+pub(super) fn sign(key_id: u32) -> Body {
     Body::SignWithSecret(proto::SignWithSecret { key_id })
 }
 
-fn drop_old(key_id: u32) -> Body {
+pub(super) fn drop_old(key_id: u32) -> Body {
     Body::DropSecret(proto::DropSecret { key_id })
 }
 

@@ -188,6 +188,17 @@ pub(super) fn returned(n: u8, process: u8, incarnation: u64) -> Body {
     })
 }
 
+/// Verdicts of one look, from commands of one each.
+pub(super) fn judge(bodies: impl IntoIterator<Item = Body>) -> Body {
+    let verdict = |body| match body {
+        Body::SdsLost(lost) => proto::sds_verdict::Verdict::Lost(lost),
+        Body::SdsReturned(returned) => proto::sds_verdict::Verdict::Returned(returned),
+        other => panic!("{other:?} is no verdict"),
+    };
+    let verdicts = bodies.into_iter().map(|body| proto::SdsVerdict { verdict: Some(verdict(body)) }).collect();
+    Body::JudgeSds(proto::JudgeSds { verdicts })
+}
+
 pub(super) fn create_volume(name: &str, size: u64) -> Body {
     Body::CreateVolume(proto::CreateVolume { name: name.into(), size_bytes: size, ..Default::default() })
 }
