@@ -77,8 +77,9 @@ impl Session {
     /// A call that changes nothing. `what` names it in an error: "list volumes".
     pub(crate) async fn read<T, F, Fut>(&self, what: &str, freshness: Freshness, call: F) -> Result<T, Failure>
     where
-        F: Fn(Connection) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
+        T: Send,
+        F: Fn(Connection) -> Fut + Sync,
+        Fut: Future<Output = Result<Response<T>, Status>> + Send,
     {
         match freshness {
             Freshness::Linearizable => {
@@ -91,8 +92,9 @@ impl Session {
     /// A call that changes something, exactly once.
     pub(crate) async fn write<T, F, Fut>(&self, what: &str, call: F) -> Result<T, Failure>
     where
-        F: Fn(Connection, RequestId) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
+        T: Send,
+        F: Fn(Connection, RequestId) -> Fut + Sync,
+        Fut: Future<Output = Result<Response<T>, Status>> + Send,
     {
         self.mdm.write(self.patience(), call).await.map_err(|error| self.failure(what, "; nothing was changed", error))
     }

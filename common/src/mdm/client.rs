@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -97,6 +98,37 @@ impl Drop for Unanswered<'_> {
     }
 }
 
+/// One sending of a request. The loops that send take any kind of it, so that they are compiled once and not for each of
+/// the hundred requests there are; its answer is put aside in an [`Answer`].
+type Sending<'a> = Pin<Box<dyn Future<Output = Result<(), Status>> + Send + 'a>>;
+type Attempt<'a> = dyn Fn(Connection) -> Sending<'a> + Sync + 'a;
+type Writing<'a> = dyn Fn(Connection, RequestId) -> Sending<'a> + Sync + 'a;
+
+/// Where a sending leaves its answer.
+struct Answer<T>(Mutex<Option<T>>);
+
+impl<T> Default for Answer<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T: Send> Answer<T> {
+    fn of<'a>(&'a self, call: impl Future<Output = Result<Response<T>, Status>> + Send + 'a) -> Sending<'a> {
+        Box::pin(async move {
+            let answer = call.await?.into_inner();
+            *self.0.lock().expect("no code panics while it holds this lock") = Some(answer);
+            Ok(())
+        })
+    }
+
+    /// The answer of a sending that succeeded.
+    fn take(self) -> T {
+        let answer = self.0.into_inner().expect("no code panics while it holds this lock");
+        answer.expect("a sending that succeeds leaves its answer")
+    }
+}
+
 impl MdmClient {
     /// `name` says who asks, for the audit; `members` is the configured list.
     pub fn new(name: impl Into<String>, members: Vec<Endpoint>) -> Self {
@@ -169,14 +201,17 @@ impl MdmClient {
     /// See [`MdmError`]; never `Unknown`.
     pub async fn read<T, F, Fut>(&self, patience: Patience, call: F) -> Result<T, MdmError>
     where
-        F: Fn(Connection) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
+        T: Send,
+        F: Fn(Connection) -> Fut + Sync,
+        Fut: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        match self.attempts(patience, call).await {
+        let answer = Answer::default();
+        match self.attempts(patience, &|connection| answer.of(call(connection))).await {
+            Ok(()) => Ok(answer.take()),
             Err(MdmError::Unknown { waited, last }) => {
                 Err(MdmError::NoLeader { members: self.member_list(), waited, last: Some(last) })
             }
-            other => other,
+            Err(other) => Err(other),
         }
     }
 
@@ -186,15 +221,22 @@ impl MdmClient {
     /// See [`MdmError`].
     pub async fn write<T, F, Fut>(&self, patience: Patience, call: F) -> Result<T, MdmError>
     where
-        F: Fn(Connection, RequestId) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
+        T: Send,
+        F: Fn(Connection, RequestId) -> Fut + Sync,
+        Fut: Future<Output = Result<Response<T>, Status>> + Send,
     {
+        let answer = Answer::default();
+        self.write_once(patience, &|connection, request| answer.of(call(connection, request))).await?;
+        Ok(answer.take())
+    }
+
+    async fn write_once(&self, patience: Patience, call: &Writing<'_>) -> Result<(), MdmError> {
         let started = Instant::now();
         loop {
             let left = Patience { deadline: patience.deadline.saturating_sub(started.elapsed()), ..patience };
             let request = self.begin(left).await?;
             let mut unanswered = Unanswered { shared: &self.shared, request, answered: false };
-            let outcome = self.attempts(left, |connection| call(connection, request)).await;
+            let outcome = self.attempts(left, &|connection| call(connection, request)).await;
             unanswered.answered = !matches!(outcome, Err(MdmError::Unknown { .. }));
             drop(unanswered);
             let mut session = self.shared.session.lock().await;
@@ -210,7 +252,7 @@ impl MdmClient {
                     }
                 }
                 Err(MdmError::Unknown { .. }) => {}
-                Ok(_) | Err(MdmError::Refused(_) | MdmError::NoLeader { .. }) => {
+                Ok(()) | Err(MdmError::Refused(_) | MdmError::NoLeader { .. }) => {
                     if let Some(session) = ours {
                         session.answered(request);
                     }
@@ -275,11 +317,7 @@ impl MdmClient {
         Ok(open.begin())
     }
 
-    async fn attempts<T, F, Fut>(&self, patience: Patience, call: F) -> Result<T, MdmError>
-    where
-        F: Fn(Connection) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
-    {
+    async fn attempts(&self, patience: Patience, call: &Attempt<'_>) -> Result<(), MdmError> {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut ambiguous = false;
@@ -296,9 +334,9 @@ impl MdmClient {
                 Err(_) => Err(Status::deadline_exceeded(format!("{endpoint} did not answer"))),
             };
             let error = match answer {
-                Ok(response) => {
+                Ok(()) => {
                     self.state().leader = Some(endpoint);
-                    return Ok(response.into_inner());
+                    return Ok(());
                 }
                 Err(error) => error,
             };
@@ -484,7 +522,7 @@ mod tests {
     async fn an_attempt_without_answer_makes_the_outcome_unknown() {
         let client = client(&[1]);
         let patience = Patience { deadline: Duration::from_millis(50), attempt: Duration::from_millis(20) };
-        let error = client.attempts::<(), _, _>(patience, |_| std::future::pending()).await.unwrap_err();
+        let error = client.attempts(patience, &|_| Box::pin(std::future::pending())).await.unwrap_err();
         assert!(matches!(error, MdmError::Unknown { .. }), "{error:?}");
     }
 
