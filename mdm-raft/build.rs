@@ -26,6 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // A map in order: the same membership always encodes to the same bytes.
         .btree_map(".")
+        // Shared by the log, the peers it is sent to, and the message it came in.
+        .bytes(".pflex.mdm.raft.v1.Proposal.command")
         // Secrets never reach a log (I7); `command` prints these by hand.
         .skip_debug(["pflex.mdm.log.v1.BootstrapCluster", "pflex.mdm.log.v1.RotateSecret", "pflex.mdm.rows.v1.Secret"])
         .include_file(Path::new("mdm_proto.rs"))

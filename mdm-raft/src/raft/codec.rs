@@ -13,7 +13,9 @@ use openraft::{EntryPayload, vote::RaftLeaderId as _};
 use pflex_proto::ids::{LogTime, MdmId, StoreUuid};
 use prost::Message;
 
-use super::types::{Entry, LeaderId, LogId, MdmNode, Membership, Proposal, StoredMembership, Vote, log_id};
+use super::types::{
+    EncodedCommand, Entry, LeaderId, LogId, MdmNode, Membership, Proposal, StoredMembership, Vote, log_id,
+};
 use crate::pb::pflex::mdm::raft::v1 as pb;
 
 const VERSION: u8 = 1;
@@ -83,7 +85,7 @@ pub(super) fn entry_to_pb(entry: &Entry) -> pb::Entry {
         EntryPayload::Blank => pb::entry::Payload::Blank(pb::Blank {}),
         EntryPayload::Normal(proposal) => pb::entry::Payload::Proposal(pb::Proposal {
             log_time_ms: proposal.log_time.get(),
-            command: proposal.command.encode_to_vec(),
+            command: proposal.command.bytes().clone(),
         }),
         EntryPayload::Membership(membership) => pb::entry::Payload::Membership(membership_to_pb(membership)),
     };
@@ -97,7 +99,7 @@ pub(super) fn entry_from_pb(entry: pb::Entry) -> Result<Entry, RecordError> {
         pb::entry::Payload::Blank(pb::Blank {}) => EntryPayload::Blank,
         pb::entry::Payload::Proposal(proposal) => EntryPayload::Normal(Proposal {
             log_time: LogTime(proposal.log_time_ms),
-            command: Message::decode(proposal.command.as_slice())?,
+            command: EncodedCommand::decode(proposal.command)?,
         }),
         pb::entry::Payload::Membership(membership) => EntryPayload::Membership(membership_from_pb(membership)?),
     };
@@ -167,6 +169,7 @@ fn node_from_pb(node: pb::Node) -> Result<MdmNode, RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Command;
 
     #[test]
     fn a_record_is_read_back_under_its_own_key_only() {
@@ -193,7 +196,7 @@ mod tests {
     fn every_payload_survives() {
         let members = [(MdmId(1), MdmNode::default()), (MdmId(2), MdmNode::default())];
         let membership = Membership::from(std::collections::BTreeMap::from(members));
-        let proposal = Proposal { log_time: LogTime(5), command: Default::default() };
+        let proposal = Proposal { log_time: LogTime(5), command: Command::default().into() };
         for payload in [EntryPayload::Blank, EntryPayload::Normal(proposal), EntryPayload::Membership(membership)] {
             let entry = Entry { log_id: log_id(1, 2), payload };
             assert_eq!(entry_from_pb(entry_to_pb(&entry)).unwrap(), entry);

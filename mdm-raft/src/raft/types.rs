@@ -3,10 +3,12 @@
 //! Leader ids are those of standard Raft: at most one leader in a term, so a term alone orders leaders (S20 needs
 //! that for log time). openraft's default lets a term have several, told apart by node id.
 
-use std::fmt;
+use std::{fmt, ops::Deref, sync::Arc};
 
+use bytes::Bytes;
 use openraft::RaftTypeConfig;
 use pflex_proto::ids::{LogTime, MdmId, StoreUuid};
+use prost::Message as _;
 
 use crate::command::{Command, Outcome};
 
@@ -28,7 +30,57 @@ pub struct Proposal {
     /// larger of this and the time of the entry before.
     pub log_time: LogTime,
     /// What to do.
-    pub command: Command,
+    pub command: EncodedCommand,
+}
+
+/// A command with its bytes. Each member encodes or decodes it once, however often it is written, sent and applied.
+/// Clones share both.
+#[derive(Clone)]
+pub struct EncodedCommand {
+    command: Arc<Command>,
+    bytes: Bytes,
+}
+
+impl EncodedCommand {
+    /// From the bytes of [`bytes`](Self::bytes).
+    ///
+    /// # Errors
+    /// When they are not those of a command.
+    pub fn decode(bytes: Bytes) -> Result<Self, prost::DecodeError> {
+        Ok(Self { command: Arc::new(Command::decode(bytes.clone())?), bytes })
+    }
+
+    /// What stands in the log and is sent to peers.
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl From<Command> for EncodedCommand {
+    fn from(command: Command) -> Self {
+        Self { bytes: command.encode_to_vec().into(), command: Arc::new(command) }
+    }
+}
+
+impl Deref for EncodedCommand {
+    type Target = Command;
+
+    fn deref(&self) -> &Command {
+        &self.command
+    }
+}
+
+impl PartialEq for EncodedCommand {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl fmt::Debug for EncodedCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The command alone: its own `Debug` leaves secrets out (I7), the bytes would not.
+        self.command.fmt(f)
+    }
 }
 
 impl fmt::Display for Proposal {

@@ -1,14 +1,13 @@
 //! Proposing a command: from the leader's stamp to the outcome of its apply.
 
 use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
-use prost::Message as _;
 
 use super::{Group, LeaderInfo};
 use crate::{
     command::{Command, Outcome},
     raft::{
         network::COMMAND_BYTES,
-        types::{Proposal, TypeConfig},
+        types::{EncodedCommand, Proposal, TypeConfig},
     },
 };
 
@@ -51,11 +50,12 @@ impl Group {
     /// # Errors
     /// See [`ProposeError`]: everything but `Unknown` means that nothing was appended.
     pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
-        let bytes = command.encoded_len();
+        let _permit = self.0.proposals.try_acquire().map_err(|_| ProposeError::Busy)?;
+        let command = EncodedCommand::from(command);
+        let bytes = command.bytes().len();
         if bytes > COMMAND_BYTES {
             return Err(ProposeError::TooLarge { bytes });
         }
-        let _permit = self.0.proposals.try_acquire().map_err(|_| ProposeError::Busy)?;
         let proposal = Proposal { log_time: self.log_time(), command };
         let written = tokio::time::timeout(self.0.config.propose_timeout, self.0.raft.client_write(proposal)).await;
         let unknown = |reason: &str| ProposeError::Unknown { reason: reason.to_owned() };

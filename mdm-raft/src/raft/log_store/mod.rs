@@ -17,6 +17,7 @@ mod flusher;
 mod mark;
 mod open;
 mod reader;
+mod recent;
 mod reclaim;
 mod storage;
 
@@ -55,13 +56,14 @@ struct Inner {
     cached: Mutex<Cached>,
 }
 
-/// What openraft asks for all the time, as it stands in the database.
+/// What openraft asks for all the time, as it was written to the database.
 #[derive(Default)]
 struct Cached {
     vote: Option<Vote>,
     purged: Option<LogId>,
     last: Option<LogId>,
     committed: Option<LogId>,
+    recent: recent::Recent,
 }
 
 impl LogStore {
@@ -121,6 +123,13 @@ impl LogStore {
             fatal,
             cached: Mutex::new(cached),
         })))
+    }
+
+    /// From now on everything is read from the database.
+    #[cfg(test)]
+    pub(super) fn forget(self) -> Self {
+        self.0.cached().recent = recent::Recent::of(0);
+        self
     }
 
     /// How many records were made durable by how many syncs.

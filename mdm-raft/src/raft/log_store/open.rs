@@ -137,6 +137,7 @@ pub(super) fn read_all(db: &Database, path: &Path) -> Result<Cached, StoreError>
         committed: get::<pb::LogId>(db, path, COMMITTED)?.map(codec::log_id_from_pb),
         last: purged,
         purged,
+        ..Cached::default()
     };
     let log = db.cf_handle(LOG).expect("opened with this column family");
     // Without a purged entry the log starts where it starts: at 0, or at 1 after a bootstrap from elsewhere.

@@ -58,6 +58,9 @@ impl Inner {
     /// The entries of `start..end` the log has, up to `limit_bytes` but at least one. A gap is an error: openraft would
     /// apply over it.
     fn entries(&self, start: u64, end: u64, limit_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        if let Some(entries) = self.cached().recent.read(start, end, limit_bytes) {
+            return Ok(entries);
+        }
         let damaged = |what: String| StoreError::Damaged { path: self.path.clone(), what };
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(end.to_be_bytes());

@@ -66,20 +66,23 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
+        let entries: Vec<Entry> = entries.into_iter().collect();
         let mut batch = WriteBatch::default();
-        let mut last = None;
         {
             let log = self.0.column(LOG);
-            for entry in entries {
+            for entry in &entries {
                 let key = entry.log_id.index.to_be_bytes();
-                batch.put_cf(&log, key, codec::seal(&key, &codec::entry_to_pb(&entry)));
-                last = Some(entry.log_id);
+                batch.put_cf(&log, key, codec::seal(&key, &codec::entry_to_pb(entry)));
             }
         }
         self.0.reclaimer.appended(batch.size_in_bytes());
         self.0.write(batch)?;
-        if last.is_some() {
-            self.0.cached().last = last;
+        {
+            let mut cached = self.0.cached();
+            for entry in entries {
+                cached.last = Some(entry.log_id);
+                cached.recent.push(entry);
+            }
         }
         self.0.flusher.push(Waiter::Append(callback));
         Ok(())
@@ -94,6 +97,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut cached = self.0.cached();
             cached.last = cached.last.min(last);
+            cached.recent.truncate_after(last.map(|last| last.index));
         }
         self.0.synced().await
     }
@@ -107,6 +111,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.0.write(batch)?;
         let mut cached = self.0.cached();
         cached.purged = Some(upto);
+        cached.recent.purge(upto.index);
         if cached.last.is_none_or(|last| last.index <= upto.index) {
             cached.last = Some(upto);
         }

@@ -2,13 +2,15 @@
 
 use std::{collections::HashMap, fs::File, future::Future, io::Read as _, time::Duration};
 
+use futures::Stream;
 use openraft::{
     OptionalSend, RPCTypes,
+    base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::{RPCOption, RaftNetworkFactory, RaftNetworkV2},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use pflex_proto::ids::MdmId;
@@ -20,8 +22,7 @@ use tonic::{
 };
 
 use super::{
-    APPEND_DEADLINE, APPEND_PAYLOAD_BYTES, CONNECT_DEADLINE, MESSAGE_BYTES, SNAPSHOT_PART_BYTES, links::Links,
-    standing::Told,
+    APPEND_DEADLINE, CONNECT_DEADLINE, MESSAGE_BYTES, SNAPSHOT_PART_BYTES, links::Links, standing::Told, stream,
 };
 use crate::{
     pb::pflex::mdm::raft::v1::{self as pb, raft_peer_client::RaftPeerClient},
@@ -29,12 +30,12 @@ use crate::{
         codec,
         identity::StoreIdentity,
         snapshot::SnapshotHandle,
-        types::{LogId, MdmNode, TypeConfig, Vote},
+        types::{MdmNode, TypeConfig, Vote},
     },
 };
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotHandle>;
-type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
+pub(super) type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
 
 /// Parts of a snapshot read ahead of the network.
 const SNAPSHOT_READ_AHEAD: usize = 2;
@@ -114,42 +115,60 @@ impl RaftNetworkFactory<TypeConfig> for PeerFactory {
     }
 }
 
+pub(super) type Client = RaftPeerClient<Channel>;
+
 /// One peer, for one purpose.
 pub(in crate::raft) struct Peer {
     me: MdmId,
     target: MdmId,
     ends: pb::Ends,
-    client: Result<RaftPeerClient<Channel>, String>,
+    client: Result<Client, String>,
     purpose: Purpose,
     links: Links,
     told: Told,
 }
 
 impl Peer {
+    pub(super) const fn ends(&self) -> &pb::Ends {
+        &self.ends
+    }
+
+    pub(super) const fn links(&self) -> &Links {
+        &self.links
+    }
+
     /// One call with a deadline. Any error is an error: silence is never a granted vote.
-    async fn call<T, F>(
+    pub(super) async fn call<T, F>(
         &self,
         action: RPCTypes,
         deadline: Duration,
-        call: impl FnOnce(RaftPeerClient<Channel>) -> F,
+        call: impl FnOnce(Client) -> F,
     ) -> RpcResult<T>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let unreachable = |reason: &str| RPCError::Unreachable(Unreachable::from_string(reason));
         if self.links.are_cut() {
-            return Err(unreachable("the links of this member are cut"));
+            return Err(Self::cut());
         }
-        let client = self.client.clone().map_err(|reason| unreachable(&reason))?;
+        let client = self.client.clone();
+        let client = client.map_err(|reason| RPCError::Unreachable(Unreachable::from_string(reason)))?;
         match tokio::time::timeout(deadline, call(client)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.failed(&status)),
-            Err(_) => Err(RPCError::Timeout(Timeout { action, id: self.me, target: self.target, timeout: deadline })),
+            Err(_) => Err(self.timed_out(action, deadline)),
         }
     }
 
+    pub(super) fn cut() -> RPCError<TypeConfig> {
+        RPCError::Unreachable(Unreachable::from_string("the links of this member are cut"))
+    }
+
+    pub(super) fn timed_out(&self, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
+        RPCError::Timeout(Timeout { action, id: self.me, target: self.target, timeout })
+    }
+
     /// Refused or not there: wait before the next try. Anything else: try again.
-    fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
+    pub(super) fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
         if status.code() == Code::FailedPrecondition {
             tracing::warn!(peer = %self.target, "refused by a peer: {}", status.message());
         }
@@ -161,7 +180,7 @@ impl Peer {
         }
     }
 
-    fn malformed(&self, what: &str) -> RPCError<TypeConfig> {
+    pub(super) fn malformed(&self, what: &str) -> RPCError<TypeConfig> {
         RPCError::Network(NetworkError::from_string(format!("MDM {} answered without {what}", self.target)))
     }
 
@@ -194,21 +213,30 @@ impl Peer {
 impl RaftNetworkV2<TypeConfig> for Peer {
     type SnapshotData = SnapshotHandle;
 
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, RpcResult<BoxStream<'s, RpcResult<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let deadline = self.append_deadline(&option);
+        Box::pin(stream::append(self, input, deadline))
+    }
+
+    /// A heartbeat: entries go by stream.
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<TypeConfig>> {
-        let (request, sent) = self.append_request(&rpc);
-        let partial = sent.filter(|sent| rpc.entries.last().is_some_and(|last| last.log_id != *sent));
+        let request = stream::request(Some(self.ends.clone()), &rpc);
         let deadline = self.append_deadline(&option);
-        let call = |mut client: RaftPeerClient<Channel>| async move { client.append(request).await };
+        let call = |mut client: Client| async move { client.append(request).await };
         let reply = self.call(RPCTypes::AppendEntries, deadline, call).await?;
         Ok(match reply.result.ok_or_else(|| self.malformed("a result"))? {
-            pb::append_reply::Result::Success(_) => match partial {
-                Some(sent) => AppendEntriesResponse::PartialSuccess(Some(sent)),
-                None => AppendEntriesResponse::Success,
-            },
+            pb::append_reply::Result::Success(_) => AppendEntriesResponse::Success,
             pb::append_reply::Result::Partial(id) => {
                 AppendEntriesResponse::PartialSuccess(Some(codec::log_id_from_pb(id)))
             }
@@ -219,7 +247,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
 
     async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> RpcResult<VoteResponse<TypeConfig>> {
         let request = self.vote_request(&rpc);
-        let call = |mut client: RaftPeerClient<Channel>| async move { client.vote(request).await };
+        let call = |mut client: Client| async move { client.vote(request).await };
         let reply = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
         self.vote_reply(reply)
     }
@@ -230,7 +258,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> RpcResult<VoteResponse<TypeConfig>> {
         let request = self.vote_request(&rpc);
-        let call = |mut client: RaftPeerClient<Channel>| async move { client.pre_vote(request).await };
+        let call = |mut client: Client| async move { client.pre_vote(request).await };
         let reply = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
         self.vote_reply(reply)
     }
@@ -248,7 +276,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             manifest: Some(snapshot.snapshot.manifest().clone()),
         };
         let parts = ReceiverStream::new(send_parts(head, snapshot.snapshot));
-        let call = |mut client: RaftPeerClient<Channel>| async move { client.install_snapshot(parts).await };
+        let call = |mut client: Client| async move { client.install_snapshot(parts).await };
         let reply = tokio::select! {
             reply = self.call(RPCTypes::InstallSnapshot, option.soft_ttl(), call) => reply?,
             closed = cancel => return Err(StreamingError::Closed(closed)),
@@ -268,37 +296,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             to_node: rpc.to_node_id().get(),
             last_log: rpc.last_log_id().map(codec::log_id_to_pb),
         };
-        let call = |mut client: RaftPeerClient<Channel>| async move { client.transfer_leader(request).await };
+        let call = |mut client: Client| async move { client.transfer_leader(request).await };
         let reply = self.call(RPCTypes::TransferLeader, option.soft_ttl(), call).await?;
         self.transfer_reply(reply)
     }
 }
 
 impl Peer {
-    /// The request, cut to what one message carries, and the last entry that is in it.
-    fn append_request(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> (pb::AppendRequest, Option<LogId>) {
-        let mut bytes = 0;
-        let mut entries = Vec::with_capacity(rpc.entries.len());
-        let mut sent = None;
-        for entry in &rpc.entries {
-            let encoded = codec::entry_to_pb(entry);
-            bytes += prost::Message::encoded_len(&encoded);
-            if bytes > APPEND_PAYLOAD_BYTES && !entries.is_empty() {
-                break;
-            }
-            entries.push(encoded);
-            sent = Some(entry.log_id);
-        }
-        let request = pb::AppendRequest {
-            ends: Some(self.ends.clone()),
-            vote: Some(codec::vote_to_pb(&rpc.vote)),
-            previous: rpc.prev_log_id.as_ref().map(codec::log_id_to_pb),
-            entries,
-            leader_commit: rpc.leader_commit.as_ref().map(codec::log_id_to_pb),
-        };
-        (request, sent)
-    }
-
     fn transfer_reply(&self, reply: pb::TransferLeaderReply) -> RpcResult<TransferLeaderResponse<TypeConfig>> {
         use pb::transfer_leader_reply::{LogNotFlushed, Result as Reply, VoteChanged};
         let vote = |vote: Option<pb::VoteValue>| vote.map(codec::vote_from_pb).ok_or_else(|| self.malformed("a vote"));

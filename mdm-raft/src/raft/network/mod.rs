@@ -9,6 +9,7 @@ pub(in crate::raft) mod heard;
 pub mod links;
 mod server;
 pub(in crate::raft) mod standing;
+mod stream;
 
 use std::time::Duration;
 

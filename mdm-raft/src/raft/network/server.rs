@@ -2,14 +2,18 @@
 
 use std::{
     future::Future,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use futures::{Stream, StreamExt as _, stream::BoxStream};
 use openraft::{
     Raft,
     async_runtime::watch::WatchReceiver as _,
-    raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderError, TransferLeaderRequest,
+        VoteRequest,
+    },
 };
 use pflex_proto::ids::MdmId;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,32 +35,28 @@ use crate::{
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotHandle>;
 
-/// The Raft port of one member.
-pub(in crate::raft) struct PeerService {
+/// Who may speak, and what is noted of it. Clones share it.
+#[derive(Clone)]
+struct Gate {
     identity: StoreIdentity,
     raft: Raft<TypeConfig, StateStore>,
-    snapshots: Arc<SnapshotStore>,
     links: Links,
     heard: Heard,
     told: Told,
+}
+
+/// The Raft port of one member.
+pub(in crate::raft) struct PeerService {
+    gate: Gate,
+    raft: Raft<TypeConfig, StateStore>,
+    snapshots: Arc<SnapshotStore>,
     // One snapshot is taken in at a time: two would only fight for the disk.
     receiving: tokio::sync::Mutex<()>,
 }
 
-impl PeerService {
-    pub(in crate::raft) fn new(
-        identity: StoreIdentity,
-        raft: Raft<TypeConfig, StateStore>,
-        snapshots: Arc<SnapshotStore>,
-        links: Links,
-        (heard, told): (Heard, Told),
-    ) -> RaftPeerServer<Self> {
-        let service = Self { identity, raft, snapshots, links, heard, told, receiving: tokio::sync::Mutex::new(()) };
-        RaftPeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
-    }
-
+impl Gate {
     /// Refuses a request that is not between the two stores it should be between (S18).
-    fn check(&self, ends: Option<pb::Ends>) -> Result<(), Status> {
+    fn check(&self, ends: Option<&pb::Ends>) -> Result<(), Status> {
         if self.links.are_cut() {
             return Err(Status::unavailable("the links of this member are cut"));
         }
@@ -73,8 +73,8 @@ impl PeerService {
             return refuse(format!("MDM {} has store {}, not the one of the membership", mine.node, mine.store));
         }
         // A member that is new here knows nobody yet and takes the caller's word; the caller named this store.
-        let membership = self.raft.metrics().borrow_watched().membership_config.clone();
-        match membership.get_node(&MdmId(ends.from)) {
+        let metrics = self.raft.metrics();
+        match metrics.borrow_watched().membership_config.get_node(&MdmId(ends.from)) {
             Some(node) if ends.from_store != node.store.as_bytes() => {
                 refuse(format!("MDM {} is a member with store {}, not with the caller's", ends.from, node.store))
             }
@@ -82,6 +82,55 @@ impl PeerService {
         }
     }
 
+    /// A leader's append was taken, or refused for what its log lacks.
+    fn led(&self) {
+        self.heard.note(Instant::now());
+        self.told.belongs();
+    }
+
+    /// The requests of a stream, until one is refused; `refused` is then why.
+    fn admit(
+        self,
+        requests: Streaming<pb::AppendRequest>,
+        refused: Arc<OnceLock<Status>>,
+    ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+        futures::stream::unfold((self, requests, None), move |(gate, mut requests, mut ends)| {
+            let refused = refused.clone();
+            async move {
+                let rpc = async {
+                    let Some(mut request) = requests.message().await? else { return Ok(None) };
+                    if let Some(named) = request.ends.take() {
+                        ends = Some(named);
+                    }
+                    // Each of them: the caller may have been removed or cut off since the first.
+                    gate.check(ends.as_ref())?;
+                    append_request(request).map(Some)
+                };
+                match rpc.await {
+                    Ok(rpc) => rpc.map(|rpc| (rpc, (gate, requests, ends))),
+                    Err(status) => {
+                        // The only one that sets it, and the last thing it does.
+                        drop(refused.set(status));
+                        None
+                    }
+                }
+            }
+        })
+    }
+}
+
+impl PeerService {
+    pub(in crate::raft) fn new(
+        identity: StoreIdentity,
+        raft: Raft<TypeConfig, StateStore>,
+        snapshots: Arc<SnapshotStore>,
+        links: Links,
+        (heard, told): (Heard, Told),
+    ) -> RaftPeerServer<Self> {
+        let gate = Gate { identity, raft: raft.clone(), links, heard, told };
+        let service = Self { gate, raft, snapshots, receiving: tokio::sync::Mutex::new(()) };
+        RaftPeerServer::new(service).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
+    }
     /// The membership this member has applied, if the caller is not in it and cannot win this member's vote: its log
     /// does not reach that far. A caller whose log does may have been added again by an entry not seen here; refusing it
     /// could leave a group of members that lag without any leader.
@@ -108,7 +157,7 @@ impl PeerService {
         let Some(pb::snapshot_part::Part::Head(head)) = next_part(&mut parts).await? else {
             return Err(Status::invalid_argument("a snapshot starts with its head"));
         };
-        self.check(head.ends)?;
+        self.gate.check(head.ends.as_ref())?;
         let vote = vote(head.vote)?;
         let manifest = head.manifest.ok_or_else(|| missing("manifest"))?;
         let snapshots = self.snapshots.clone();
@@ -128,18 +177,10 @@ impl PeerService {
 impl RaftPeer for PeerService {
     async fn append(&self, request: Request<pb::AppendRequest>) -> Result<Response<pb::AppendReply>, Status> {
         let request = request.into_inner();
-        self.check(request.ends)?;
-        let entries = request.entries.into_iter().map(codec::entry_from_pb).collect::<Result<_, _>>();
-        let rpc = AppendEntriesRequest {
-            vote: vote(request.vote)?,
-            prev_log_id: request.previous.map(codec::log_id_from_pb),
-            entries: entries.map_err(|error| Status::invalid_argument(error.to_string()))?,
-            leader_commit: request.leader_commit.map(codec::log_id_from_pb),
-        };
-        let response = within(SERVE_DEADLINE, self.raft.append_entries(rpc)).await?;
+        self.gate.check(request.ends.as_ref())?;
+        let response = within(SERVE_DEADLINE, self.raft.append_entries(append_request(request)?)).await?;
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-            self.heard.note(Instant::now());
-            self.told.belongs();
+            self.gate.led();
         }
         use pb::append_reply::Result as Reply;
         let result = match response {
@@ -153,9 +194,38 @@ impl RaftPeer for PeerService {
         Ok(Response::new(pb::AppendReply { result: Some(result) }))
     }
 
+    type AppendStreamStream = BoxStream<'static, Result<pb::AppendStreamReply, Status>>;
+
+    async fn append_stream(
+        &self,
+        requests: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStreamStream>, Status> {
+        let refused = Arc::new(OnceLock::new());
+        let gate = self.gate.clone();
+        let taken = self.raft.stream_append(self.gate.clone().admit(requests.into_inner(), refused.clone()));
+        let replies = taken.map(move |taken| {
+            let taken = taken.map_err(|fatal| Status::internal(fatal.to_string()))?;
+            if !matches!(taken, Err(StreamAppendError::HigherVote(_))) {
+                gate.led();
+            }
+            use pb::append_stream_reply::Result as Reply;
+            let result = match taken {
+                Ok(Some(id)) => Reply::Matches(codec::log_id_to_pb(&id)),
+                Ok(None) => Reply::Empty(pb::Blank {}),
+                Err(StreamAppendError::Conflict(at)) => Reply::Conflict(codec::log_id_to_pb(&at)),
+                Err(StreamAppendError::HigherVote(vote)) => Reply::HigherVote(codec::vote_to_pb(&vote)),
+            };
+            Ok(pb::AppendStreamReply { result: Some(result) })
+        });
+        // What came before a refused request is answered first.
+        let last = futures::stream::once(async move { refused.get().cloned() });
+        let last = last.filter_map(|refused| async move { refused.map(Err) });
+        Ok(Response::new(replies.chain(last).boxed()))
+    }
+
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
-        self.check(request.ends.clone())?;
+        self.gate.check(request.ends.as_ref())?;
         if let Some(refused) = self.refuse_removed(&request) {
             return Ok(refused);
         }
@@ -165,7 +235,7 @@ impl RaftPeer for PeerService {
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = request.into_inner();
-        self.check(request.ends.clone())?;
+        self.gate.check(request.ends.as_ref())?;
         if let Some(refused) = self.refuse_removed(&request) {
             return Ok(refused);
         }
@@ -193,7 +263,7 @@ impl RaftPeer for PeerService {
         request: Request<pb::TransferLeaderRequest>,
     ) -> Result<Response<pb::TransferLeaderReply>, Status> {
         let request = request.into_inner();
-        self.check(request.ends)?;
+        self.gate.check(request.ends.as_ref())?;
         let last_log = request.last_log.map(codec::log_id_from_pb);
         let rpc = TransferLeaderRequest::new(vote(request.from_leader)?, MdmId(request.to_node), last_log);
         let response = within(SERVE_DEADLINE, self.raft.handle_transfer_leader(rpc)).await?;
@@ -211,6 +281,16 @@ impl RaftPeer for PeerService {
         };
         Ok(Response::new(pb::TransferLeaderReply { result: Some(result) }))
     }
+}
+
+fn append_request(request: pb::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let entries = request.entries.into_iter().map(codec::entry_from_pb).collect::<Result<_, _>>();
+    Ok(AppendEntriesRequest {
+        vote: vote(request.vote)?,
+        prev_log_id: request.previous.map(codec::log_id_from_pb),
+        entries: entries.map_err(|error| Status::invalid_argument(error.to_string()))?,
+        leader_commit: request.leader_commit.map(codec::log_id_from_pb),
+    })
 }
 
 fn vote_request(request: pb::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {

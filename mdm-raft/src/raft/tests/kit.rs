@@ -23,7 +23,7 @@ use crate::{
 pub(super) const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xc105));
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) fn identity(node: u64) -> StoreIdentity {
+pub(in crate::raft) fn identity(node: u64) -> StoreIdentity {
     StoreIdentity { cluster: CLUSTER, node: MdmId(node), store: StoreUuid(Uuid::from_u128(u128::from(node))) }
 }
 
@@ -41,8 +41,8 @@ pub(super) fn domain(name: &str) -> Command {
     Command::internal(0, Body::CreateDomain(proto::CreateDomain { name: name.into(), if_not_exists: true }))
 }
 
-pub(super) fn entry(term: u64, index: u64) -> Entry {
-    let proposal = Proposal { log_time: LogTime(index), command: domain(&format!("d{index}")) };
+pub(in crate::raft) fn entry(term: u64, index: u64) -> Entry {
+    let proposal = Proposal { log_time: LogTime(index), command: domain(&format!("d{index}")).into() };
     Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(proposal) }
 }
 

@@ -5,7 +5,7 @@ mod cluster;
 mod crash;
 mod faults;
 mod five;
-mod kit;
+pub(super) mod kit;
 mod log_store;
 mod membership;
 mod refusals;

@@ -8,9 +8,22 @@ use openraft::{
 use tempfile::TempDir;
 
 use super::kit::{entry, identity, no_failure};
-use crate::raft::{FatalHook, RaftGroup, log_store::LogStore, state_store::StateStore, types::TypeConfig};
+use crate::{
+    command::Command,
+    raft::{FatalHook, RaftGroup, log_store::LogStore, state_store::StateStore, types::TypeConfig},
+};
 
+/// As members run.
 struct Builder;
+/// With a log that reads everything from the database.
+struct Forgetful;
+
+impl StoreBuilder<TypeConfig, LogStore, StateStore, TempDir> for Forgetful {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateStore), StorageError<TypeConfig>> {
+        let (dir, log, state) = Builder.build().await?;
+        Ok((dir, log.forget(), state))
+    }
+}
 
 impl StoreBuilder<TypeConfig, LogStore, StateStore, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateStore), StorageError<TypeConfig>> {
@@ -25,6 +38,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateStore, TempDir> for Builder {
 #[tokio::test]
 async fn openrafts_suite_passes() {
     Suite::test_all(Builder).await.unwrap();
+    Suite::test_all(Forgetful).await.unwrap();
 }
 
 /// A command this version does not know: applying less than the others would make the copies differ.
@@ -37,7 +51,8 @@ async fn a_command_of_a_newer_version_stops_the_process() {
     let mut state = StateStore::open(dir.path(), identity(0), hook).unwrap();
     let mut entry = entry(1, 1);
     if let EntryPayload::Normal(proposal) = &mut entry.payload {
-        proposal.command.version = u32::MAX;
+        let newer = Command { version: u32::MAX, ..Command::clone(&proposal.command) };
+        proposal.command = newer.into();
     }
     let entries = futures::stream::iter([Ok((entry, None))]);
     assert!(state.apply(entries).await.is_err());
