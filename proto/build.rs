@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "pflex/control.proto",
             "pflex/topology.proto",
             "pflex/vitals.proto",
+            "pflex/work.proto",
         ],
         ["."],
     )?;

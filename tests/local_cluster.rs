@@ -94,6 +94,19 @@ fn a_cluster_is_made_used_hurt_continued_and_wiped() {
     assert!(cluster.registrations("sdc1") > registrations, "`up` ended before the client was back");
     cluster.expect(0, "status --check");
 
+    // Hurt for longer: what it held is to be filled again, and that waits for it. No command made the rebuild.
+    assert_eq!(cluster.json("rebuild list --unfinished -o json").as_array().map(Vec::len), Some(0));
+    cluster.kill("sds0");
+    let waits = cluster.until("rebuild list --unfinished", |rows| rows[0]["state"] == "waiting");
+    assert_eq!(waits[0]["waits_for"], serde_json::json!(["sds1 is DOWN"]), "{waits}");
+    assert!(cluster.run("status", &[]).stdout.windows(8).any(|part| part == b"rebuild:"));
+    cluster.up(0);
+    let done = cluster.until("rebuild show default", |row| row["state"] == "done");
+    assert_eq!((&done["id"], &done["groups_left"]), (&waits[0]["id"], &serde_json::json!(0)), "{done}");
+    assert_eq!(done["groups_done"], waits[0]["groups_left"], "{done}");
+    cluster.expect(3, "rebuild list --pool nowhere");
+    cluster.expect(0, "status --check");
+
     // Started by hand at the same moment: whichever comes first runs, and `up` is content with it.
     cluster.kill("sds0");
     let by_hand = cluster.by_hand("sds0");

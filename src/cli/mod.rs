@@ -16,6 +16,7 @@ mod object;
 mod pg;
 mod pool;
 mod rebalance;
+mod rebuild;
 mod sdc;
 mod sds;
 mod settings;
@@ -120,6 +121,9 @@ enum Command {
         after_help = "Examples:\n  pflex volume list\n  pflex volume create db --size 10GiB\n  pflex volume map db sdc1"
     )]
     Volume(volume::Args),
+    /// Copies that are being filled again.
+    #[command(after_help = "Example:\n  pflex rebuild list --watch")]
+    Rebuild(rebuild::Args),
     /// IO tokens.
     #[command(after_help = "Example:\n  pflex token list")]
     Token(token::Args),
@@ -193,6 +197,7 @@ fn run(cli: Cli, trace: Trace) -> Result<Exit, Failure> {
         Command::Pg(args) => done(tool(args.target).block_on(async |tool| pg::run(args.verb, tool).await)),
         Command::Device(args) => done(tool(args.target).block_on(async |tool| device::run(args.verb, tool).await)),
         Command::Volume(args) => done(tool(args.target).block_on(async |tool| volume::run(args.verb, tool).await)),
+        Command::Rebuild(args) => done(tool(args.target).block_on(async |tool| rebuild::run(args.verb, tool).await)),
         Command::Token(args) => done(tool(args.target).block_on(async |tool| token::run(args.verb, tool).await)),
         Command::Event(args) => done(tool(args.target).block_on(async |tool| event::run(args.verb, tool).await)),
         Command::Why(args) => done(tool(args.target.clone()).block_on(async |tool| why::run(args, tool).await)),

@@ -174,6 +174,9 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
     );
     let whole = status.pgs.saturating_sub(status.pgs_degraded).saturating_sub(status.pgs_unavailable);
     line("groups", format!("{whole} whole, {} degraded, {} unavailable", status.pgs_degraded, status.pgs_unavailable));
+    if let Some(words) = rebuilds(status) {
+        line("rebuild", words);
+    }
     for client in io {
         line("io", client_line(client));
     }
@@ -188,6 +191,20 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
         line("flapping", format!("{} {} was not well {times}", health::kind(component), component.name));
     }
     text
+}
+
+/// What is being filled again, if anything is.
+fn rebuilds(status: &ClusterStatus) -> Option<String> {
+    let (running, waiting) = (status.rebuilds_running, status.rebuilds_waiting);
+    let pools = |n: u32| if n == 1 { "1 pool".to_owned() } else { format!("{n} pools") };
+    let who = match (running, waiting) {
+        (0, 0) => return None,
+        (running, 0) => format!("{} running", pools(running)),
+        (0, waiting) => format!("{} waiting", pools(waiting)),
+        (running, waiting) => format!("{} running, {waiting} waiting", pools(running)),
+    };
+    let (left, done) = (status.rebuild_groups_left, status.rebuild_groups_done);
+    Some(format!("{who}; {done} of {} groups done (`pflex rebuild list`)", left + done))
 }
 
 fn named<'a>(servers: impl Iterator<Item = &'a Sds>) -> Vec<&'a str> {
@@ -250,6 +267,10 @@ fn record(status: &ClusterStatus, io: &[ClientIo]) -> Record {
         .hidden("pgs", status.pgs)
         .hidden("pgs_degraded", status.pgs_degraded)
         .hidden("pgs_unavailable", status.pgs_unavailable)
+        .hidden("rebuilds_running", status.rebuilds_running)
+        .hidden("rebuilds_waiting", status.rebuilds_waiting)
+        .hidden("rebuild_groups_left", status.rebuild_groups_left)
+        .hidden("rebuild_groups_done", status.rebuild_groups_done)
         .hidden("components", Value::List(status.components.iter().map(component).collect()))
         .hidden("io", Value::List(volumes))
 }
@@ -325,6 +346,20 @@ mod tests {
         let mut critical = ClusterStatus { health: "critical".into(), ..ClusterStatus::default() };
         suspect(&mut critical, vec![reason("nobody listens")]);
         assert_eq!(critical.health, "critical", "never better than what the MDM says");
+    }
+
+    #[test]
+    fn a_rebuild_is_one_line_and_none_is_no_line() {
+        let mut status = status();
+        assert!(!screen(&status, &[], &[], false).contains("rebuild"));
+        (status.rebuilds_running, status.rebuilds_waiting) = (1, 0);
+        (status.rebuild_groups_left, status.rebuild_groups_done) = (40, 24);
+        let shown = screen(&status, &[], &[], false);
+        assert!(shown.contains("rebuild:   1 pool running; 24 of 64 groups done"), "{shown}");
+        status.rebuilds_waiting = 2;
+        assert!(screen(&status, &[], &[], false).contains("1 pool running, 2 waiting; "));
+        status.rebuilds_running = 0;
+        assert!(screen(&status, &[], &[], false).contains("2 pools waiting; "));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{Api, backup, convert, membership};
 use crate::{
     command::{Body, proto},
     raft::group::{GroupStatus, MembershipError, Role, Standing},
-    state::State,
+    state::{State, model::JobState},
 };
 
 /// A member without a sign of a majority for longer says so. Above the second that an election takes.
@@ -282,6 +282,14 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
                 }
             }
         }
+    }
+    for job in state.all_rebuilds().filter(|job| !job.is_finished()) {
+        match job.state {
+            JobState::Running => answer.rebuilds_running += 1,
+            JobState::Waiting | JobState::Done => answer.rebuilds_waiting += 1,
+        }
+        answer.rebuild_groups_left += u64::from(job.groups_left);
+        answer.rebuild_groups_done += job.groups_done;
     }
     for pool in state.all_pools() {
         let usage = state.usage_of(pool);

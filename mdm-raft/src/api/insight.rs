@@ -197,6 +197,13 @@ fn limits_of(state: &State) -> Vec<pb::Limit> {
     let mapped = mapped.into_iter().max_by_key(|(_, n)| *n);
     let mapped = mapped.and_then(|(id, n)| Some((format!("volume {}", state.volume(id)?.name), n)));
     limits.push(fullest("mappings of one volume", max::MAX_MAPPINGS_PER_VOLUME as u64, mapped));
+    let mut snapshots = std::collections::BTreeMap::new();
+    for snapshot in state.all_snapshots() {
+        *snapshots.entry(snapshot.volume).or_insert(0_u64) += 1;
+    }
+    let snapshots = snapshots.into_iter().max_by_key(|(_, n)| *n);
+    let snapshots = snapshots.and_then(|(id, n)| Some((format!("volume {}", state.volume(id)?.name), n)));
+    limits.push(fullest("snapshots of one volume", max::MAX_SNAPSHOTS_PER_VOLUME as u64, snapshots));
     let largest = state.all_volumes().max_by_key(|volume| volume.size);
     let largest = largest.map(|volume| (format!("volume {}", volume.name), volume.size.get()));
     limits.push(fullest("bytes of one volume", max::MAX_VOLUME_BYTES, largest));

@@ -137,6 +137,7 @@ fn parse(beat: Beat) -> Result<Heard, Status> {
         completed_ios: device.completed_ios,
         waiting: device.waiting,
         failed: device.failed.then_some(device.why),
+        resync: (device.resync_left_bytes, device.resync_sent_bytes),
     };
     Ok(Heard {
         sds: SdsId(beat.sds_id),

@@ -25,6 +25,7 @@ mod sessions;
 mod tokens;
 mod topology;
 mod vitals;
+mod work;
 
 pub use context::{Api, Limits};
 pub(crate) use convert::used_of;
@@ -35,7 +36,7 @@ use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
     insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
     recovery_server::RecoveryServer, sessions_server::SessionsServer, tokens_server::TokensServer,
-    topology_server::TopologyServer, vitals_server::VitalsServer,
+    topology_server::TopologyServer, vitals_server::VitalsServer, work_server::WorkServer,
 };
 use tonic::service::{Routes, RoutesBuilder, interceptor::InterceptedService};
 
@@ -72,6 +73,7 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         TopologyServer: SMALL_BYTES,
         VitalsServer: SMALL_BYTES,
         InsightServer: SMALL_BYTES,
+        WorkServer: SMALL_BYTES,
         RecoveryServer: LIST_BYTES,
         ClusterServer: SMALL_BYTES
     );

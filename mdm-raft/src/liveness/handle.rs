@@ -1,6 +1,7 @@
 //! The tracker behind its lock, as streams, the worker and revocations use it.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -8,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pflex_proto::ids::{KeyId, ProcessId, Revision, SdsId};
+use pflex_proto::ids::{DeviceId, KeyId, ProcessId, Revision, SdsId};
 use tokio::sync::watch;
 
-use super::tracker::{Findings, Heard, Known, Thresholds, Tracker};
+use super::tracker::{Findings, Heard, Known, Resync, Thresholds, Tracker};
 use crate::state::State;
 
 /// One liveness stream, told apart from an earlier one of the same SDS.
@@ -64,6 +65,11 @@ impl Liveness {
     /// How long nobody has heard an SDS; none of one that was not heard in this leadership.
     pub(crate) fn silence(&self, sds: SdsId) -> Option<Duration> {
         self.tracker().silence(Instant::now(), sds)
+    }
+
+    /// How fast devices fill the copies of which they are primary; only what the last beats said.
+    pub(crate) fn resync(&self) -> BTreeMap<DeviceId, Resync> {
+        self.tracker().resync(Instant::now())
     }
 
     /// Changes with every beat.

@@ -20,4 +20,4 @@ pub use worker::run;
 
 pub(crate) use handle::StreamId;
 pub(crate) use reports::MAX_METRICS;
-pub(crate) use tracker::{Heard, HeardDevice};
+pub(crate) use tracker::{Heard, HeardDevice, Resync};

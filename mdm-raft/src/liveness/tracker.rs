@@ -42,6 +42,11 @@ impl Thresholds {
 /// A tick this late means that this process slept: what it did not hear then proves nothing.
 const SLEPT: Duration = Duration::from_secs(1);
 
+/// What a beat said of resync is shown for this long.
+const RESYNC_GOOD: Duration = Duration::from_secs(5);
+/// Two beats nearer than this give no rate.
+const LEAST_INTERVAL_MS: u128 = 100;
+
 /// A beat, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
@@ -61,6 +66,17 @@ pub(crate) struct HeardDevice {
     pub(crate) completed_ios: u64,
     pub(crate) waiting: bool,
     pub(crate) failed: Option<String>,
+    /// Bytes that its groups' new copies may still lack, and those sent to them since its process started.
+    pub(crate) resync: (u64, u64),
+}
+
+/// How fast a device fills the copies of which it is primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Resync {
+    /// At most this much is still to be sent.
+    pub(crate) left_bytes: u64,
+    /// Of the last beats, the newest counting most.
+    pub(crate) bytes_per_second: u64,
 }
 
 /// An SDS as the state has it.
@@ -121,6 +137,9 @@ struct DeviceEntry {
     /// When it last completed something or had nothing to do.
     progress: Instant,
     failed: Option<String>,
+    resync: Resync,
+    /// Bytes sent as of the last beat, and when that was.
+    resync_sent: (u64, Instant),
 }
 
 /// The leader's memory of who beats. Empty on other members.
@@ -181,6 +200,13 @@ impl Tracker {
     pub(super) fn silence(&self, now: Instant, sds: SdsId) -> Option<Duration> {
         let entry = self.entries.get(&sds).filter(|entry| entry.heard)?;
         Some(now.saturating_duration_since(entry.last_heard))
+    }
+
+    /// What the devices of those who beat say of the copies they fill.
+    pub(super) fn resync(&self, now: Instant) -> BTreeMap<DeviceId, Resync> {
+        let heard = self.entries.values().filter(|entry| now.saturating_duration_since(entry.last_heard) < RESYNC_GOOD);
+        let devices = heard.flat_map(|entry| &entry.devices).filter(|(_, device)| device.resync != Resync::default());
+        devices.map(|(id, device)| (*id, device.resync)).collect()
     }
 
     /// What the registered process of an SDS has in force.
@@ -335,12 +361,32 @@ impl Entry {
 
 impl DeviceEntry {
     fn new(heard: &HeardDevice, now: Instant) -> Self {
-        Self { incarnation: heard.incarnation, completed_ios: heard.completed_ios, progress: now, failed: None }
+        Self {
+            incarnation: heard.incarnation,
+            completed_ios: heard.completed_ios,
+            progress: now,
+            failed: None,
+            resync: Resync::default(),
+            resync_sent: (heard.resync.1, now),
+        }
     }
 
     fn update(&mut self, heard: &HeardDevice, now: Instant) {
         if !heard.waiting || heard.completed_ios != self.completed_ios || heard.incarnation != self.incarnation {
             self.progress = now;
+        }
+        let (left_bytes, sent) = heard.resync;
+        let (sent_before, at) = self.resync_sent;
+        let took_ms = now.saturating_duration_since(at).as_millis();
+        self.resync.left_bytes = left_bytes;
+        if took_ms >= LEAST_INTERVAL_MS {
+            let rate = u128::from(sent.saturating_sub(sent_before)) * 1_000 / took_ms;
+            let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+            let before = self.resync.bytes_per_second;
+            // A steady figure, and nothing at once when all is sent.
+            let smooth = if before == 0 { rate } else { before / 10 * 7 + rate / 10 * 3 };
+            self.resync.bytes_per_second = if left_bytes == 0 && rate == 0 { 0 } else { smooth };
+            self.resync_sent = (sent, now);
         }
         self.incarnation = heard.incarnation;
         self.completed_ios = heard.completed_ios;
@@ -371,9 +417,35 @@ mod tests {
         }]
     }
 
+    #[test]
+    fn the_pace_of_resync_is_read_from_beats_and_forgotten_with_them() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut tracker = Tracker::default();
+        let mut beat = |s, left, sent| {
+            let mut heard = heard(0, false);
+            heard.devices[0].resync = (left, sent);
+            tracker.beat(at(s), ONE, &heard);
+            tracker.resync(at(s)).get(&DeviceId(1)).map(|resync| (resync.left_bytes, resync.bytes_per_second))
+        };
+        assert_eq!(beat(0, 0, 5_000), None, "what it sent to others before is not of now");
+        assert_eq!(beat(1, 9_000, 5_000), Some((9_000, 0)));
+        assert_eq!(beat(2, 8_000, 6_000), Some((8_000, 1_000)));
+        assert_eq!(beat(3, 6_000, 8_000), Some((6_000, 1_300)), "the newest counts, and not alone");
+        assert_eq!(beat(4, 0, 8_000), None, "all is sent");
+        beat(5, 6_000, 9_000);
+        assert!(tracker.resync(at(60)).is_empty(), "old news are none");
+    }
+
     fn heard(completed_ios: u64, waiting: bool) -> Heard {
-        let device =
-            HeardDevice { device: DeviceId(1), incarnation: Incarnation(1), completed_ios, waiting, failed: None };
+        let device = HeardDevice {
+            device: DeviceId(1),
+            incarnation: Incarnation(1),
+            completed_ios,
+            waiting,
+            failed: None,
+            resync: (0, 0),
+        };
         Heard { sds: SdsId(1), process: process(1), applied: Revision(5), newest_key: KeyId(1), devices: vec![device] }
     }
 

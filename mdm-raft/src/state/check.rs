@@ -10,7 +10,10 @@ use super::{State, names::Names, sums::Sums};
 use crate::{
     placement::FaultDomain,
     state::{
-        limits::{MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_REGISTRATIONS_KEPT},
+        limits::{
+            MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_REGISTRATIONS_KEPT,
+            MAX_SNAPSHOTS_PER_VOLUME,
+        },
         model::{Component, Kind, MAX_LOSSES_KEPT},
     },
 };
@@ -39,7 +42,10 @@ impl State {
         self.check_sessions()?;
         self.check_secrets()?;
         self.check_tokens()?;
-        hold!(self.sums == Sums::of(self), "the bytes of pools differ from the tables");
+        let sums = Sums::of(self);
+        hold!(self.sums.missing == sums.missing, "the copies that pools lack differ from the groups");
+        self.check_rebuilds()?;
+        hold!(self.sums == sums, "the bytes of pools differ from the tables");
         Ok(())
     }
 
@@ -85,9 +91,12 @@ impl State {
         for set in self.fault_sets.values() {
             hold!(self.domains.contains(set.domain), "fault set {} is in no domain", set.name);
         }
+        // Sets, not a search for each: a check follows each apply of a test.
+        let former_sds: BTreeSet<&str> = self.sds.values().filter_map(|sds| sds.former_name.as_deref()).collect();
+        let former_sdcs: BTreeSet<&str> = self.sdcs.values().filter_map(|sdc| sdc.former_name.as_deref()).collect();
         for sds in self.sds.values() {
-            let formerly = self.sds_formerly(&sds.name);
-            hold!(formerly.is_none(), "sds {} has the name that another answers to until it restarts", sds.name);
+            let free = !former_sds.contains(sds.name.as_str());
+            hold!(free, "sds {} has the name that another answers to until it restarts", sds.name);
             hold!(self.domains.contains(sds.domain), "sds {} is in no domain", sds.name);
             if let Some(set) = sds.fault_set {
                 let set = self.fault_sets.get(set);
@@ -96,8 +105,8 @@ impl State {
             hold!(!sds.alive || sds.registration.is_some(), "sds {} is alive and was never seen", sds.name);
         }
         for sdc in self.sdcs.values() {
-            let formerly = self.sdc_formerly(&sdc.name);
-            hold!(formerly.is_none(), "sdc {} has the name that another answers to until it restarts", sdc.name);
+            let free = !former_sdcs.contains(sdc.name.as_str());
+            hold!(free, "sdc {} has the name that another answers to until it restarts", sdc.name);
         }
         for device in self.devices.values() {
             let Some(sds) = self.sds.get(device.sds) else {
@@ -199,6 +208,15 @@ impl State {
             hold!(self.volumes.contains(mapping.volume), "volume {} is mapped and not there", mapping.volume);
             hold!(self.sdcs.contains(mapping.sdc), "sdc {} has a volume and is not there", mapping.sdc);
         }
+        let mut names: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
+        for snapshot in self.snapshots.values() {
+            let (volume, name) = (snapshot.volume, snapshot.name.as_str());
+            hold!(self.volumes.contains(volume), "snapshot {name} is of volume {volume}, which is not there");
+            let of_volume = names.entry(volume).or_default();
+            hold!(of_volume.insert(name), "volume {volume} has two snapshots {name}");
+            hold!(of_volume.len() <= MAX_SNAPSHOTS_PER_VOLUME, "volume {volume} has too many snapshots");
+            hold!(snapshot.id <= self.counters().snapshot, "snapshot {name} has a number that was never given out");
+        }
         Ok(())
     }
 
@@ -273,6 +291,17 @@ impl State {
                 hold!(now.incarnation >= before.incarnation, "device {id} went back to an older life");
             }
         }
+        for (_, before, now) in self.jobs.changes() {
+            if let (Some(before), Some(now)) = (before, now) {
+                hold!(!before.is_finished(), "rebuild {} changed after it was done", now.id);
+                hold!(now.groups_done >= before.groups_done, "rebuild {} has undone groups", now.id);
+            }
+        }
+        for (key, before, now) in self.snapshots.changes() {
+            if let (Some(before), Some(now)) = (before, now) {
+                hold!(before.state < now.state, "snapshot {} went from {} to {}", key.1, before.state, now.state);
+            }
+        }
         for (id, before, now) in self.volumes.changes() {
             if let (Some(before), Some(now)) = (before, now) {
                 hold!(now.epoch >= before.epoch, "volume {id} went back to an older epoch");
@@ -301,6 +330,7 @@ impl State {
             || self.metrics.changes().next().is_some()
             || self.pgs.changes().next().is_some()
             || self.volumes.changes().next().is_some()
+            || self.snapshots.changes().next().is_some()
             || self.mappings.changes().next().is_some()
             || self.tokens.changes().next().is_some()
             || self.group_reports.changes().next().is_some()

@@ -20,6 +20,12 @@ pub const MAX_NODES: usize = 1_024;
 pub const MAX_MDM_IDS: usize = 4_096;
 /// Volumes.
 pub const MAX_VOLUMES: usize = 524_288;
+/// Snapshots of one volume: PowerFlex's documented limit.
+pub const MAX_SNAPSHOTS_PER_VOLUME: usize = 126;
+/// Finished rebuilds kept of each pool: a day of one disk that comes and goes does not push out those of other pools.
+pub const MAX_REBUILDS_KEPT: usize = 8;
+/// Bytes kept of what opened a rebuild.
+pub const MAX_REBUILD_WHY_BYTES: usize = 256;
 /// Mappings of one volume: every watcher gets them all with each change.
 pub const MAX_MAPPINGS_PER_VOLUME: usize = 1_024;
 /// Bytes of a volume: 1 PiB.

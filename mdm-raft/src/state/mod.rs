@@ -13,9 +13,11 @@ mod apply;
 mod check;
 mod event;
 pub mod limits;
+mod missing;
 pub mod model;
 mod names;
 mod query;
+mod rebuild;
 pub mod recovery;
 mod restore;
 pub mod rows;
@@ -39,7 +41,7 @@ use self::{
     model::{
         Cluster, ClusterMetrics, Counters, Device, Domain, Event, EvictionHold, FaultSet, GroupReports, Health,
         HeartbeatLog, HistoryRow, IoToken, KeptOutcome, Mapping, MdmStores, Node, NodeMetadata, Pg, Pool, Position,
-        Sdc, Sds, SecretRow, Session, Settings, TokenChain, Volume,
+        RebuildJob, Sdc, Sds, SecretRow, Session, Settings, Snapshot, TokenChain, Volume,
     },
     names::Names,
     rows::{
@@ -98,6 +100,8 @@ pub struct State {
     metrics: Tracked<ClusterMetrics>,
     pgs: Tracked<Pg>,
     volumes: Tracked<Volume>,
+    snapshots: Tracked<Snapshot>,
+    jobs: Tracked<RebuildJob>,
     mappings: Tracked<Mapping>,
     tokens: Tracked<IoToken>,
     events: Tracked<Event>,
@@ -112,7 +116,8 @@ pub struct State {
 macro_rules! each_table {
     ($state:expr, $table:ident => $code:expr) => {{
         each_table!(@ $state, $table => $code; config secrets sessions outcomes domains pools fault_sets sds devices
-            sdcs nodes history metadata health heartbeats metrics pgs volumes mappings tokens events group_reports);
+            sdcs nodes history metadata health heartbeats metrics pgs volumes snapshots jobs mappings
+            tokens events group_reports);
     }};
     (@ $state:expr, $table:ident => $code:expr; $($field:ident)*) => {
         $({ let $table = &mut $state.$field; $code; })*
@@ -155,6 +160,8 @@ impl State {
             Table::ComponentHealth => self.health.load(key, value),
             Table::Replicas => self.pgs.load(key, value),
             Table::Volumes => self.volumes.load(key, value),
+            Table::Snapshots => self.snapshots.load(key, value),
+            Table::RebuildJobs => self.jobs.load(key, value),
             Table::VolumeMappings => self.mappings.load(key, value),
             Table::IoTokens => self.tokens.load(key, value),
             Table::Events => self.events.load(key, value),

@@ -12,7 +12,7 @@ use super::{
     limits::OVERCOMMIT_RATIO,
     model::{
         ClusterMetrics, Component, Device, Domain, Event, FaultSet, Health, HeartbeatLog, IoToken, Kind, Mapping, Node,
-        NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Volume,
+        NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Snapshot, SnapshotId, Volume,
     },
 };
 use crate::placement::Candidate;
@@ -264,6 +264,16 @@ impl State {
             .filter(|device| pg.config.member(**device).is_none())
             .filter_map(|device| self.devices.get(*device))
             .filter(|device| device.alive)
+    }
+
+    /// The snapshots of a volume, the oldest first.
+    pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.range((volume, SnapshotId(0))..=(volume, SnapshotId(u64::MAX)))
+    }
+
+    /// Every snapshot, by volume.
+    pub fn all_snapshots(&self) -> impl ExactSizeIterator<Item = &Snapshot> {
+        self.snapshots.values()
     }
 
     /// The mappings of a volume.

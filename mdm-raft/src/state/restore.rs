@@ -10,7 +10,9 @@ use pflex_proto::ids::{ClusterGeneration, Epoch, KeyId, LogTime, ProcessId, Revi
 
 use super::{
     LoadError, State, StoredRow,
-    model::{Cluster, Event, GroupReports, Kind, KnownConfig, MdmStores, Position, Secret, SecretRow, Severity},
+    model::{
+        Cluster, Event, GroupReports, Kind, KnownConfig, MdmStores, Moment, Position, Secret, SecretRow, Severity,
+    },
     rows::cluster::ConfigRow,
 };
 
@@ -99,6 +101,10 @@ impl State {
             parts: Vec::new(),
         });
         state.refresh_names();
+        state.refresh_sums();
+        // Nobody serves: open rebuilds wait.
+        let (revision, at, wall_ms) = (position.revision, position.log_time, wall_seconds.saturating_mul(1_000));
+        state.follow_rebuilds(Moment { revision, at, wall_ms });
         state.check().map_err(RestoreError::Inconsistent)?;
         Ok(RestoredState { state, revision: position.revision, log_time: position.log_time, generation })
     }
@@ -116,6 +122,8 @@ impl State {
         counters.volume.0 += SKIP;
         counters.token.0 += SKIP;
         counters.client.0 += SKIP;
+        counters.snapshot.0 += SKIP;
+        counters.job.0 += SKIP;
         self.config.put(ConfigRow::Counters(counters));
         let pgs: Vec<_> = self.pgs.values().map(|pg| pg.id).collect();
         for id in pgs {

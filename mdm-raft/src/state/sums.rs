@@ -1,4 +1,4 @@
-//! Bytes of each pool: derived from the tables, never stored.
+//! Bytes of each pool, and the copies its groups lack: derived from the tables, never stored.
 //!
 //! A sum over all volumes at each creation made the hundred-thousandth volume cost a hundred thousand steps, on every
 //! member.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use pflex_proto::ids::PoolId;
 
-use super::State;
+use super::{State, missing::Missing};
 
 /// What the devices and volumes of each pool add up to; a pool without any has no entry.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -16,6 +16,8 @@ pub(super) struct Sums {
     pub(super) capacity: BTreeMap<PoolId, u64>,
     /// Sizes of its volumes.
     pub(super) provisioned: BTreeMap<PoolId, u64>,
+    /// Copies that are not in sync.
+    pub(super) missing: BTreeMap<PoolId, Missing>,
 }
 
 impl Sums {
@@ -27,6 +29,9 @@ impl Sums {
         }
         for volume in state.volumes.values() {
             add(&mut sums.provisioned, volume.pool, volume.size.get());
+        }
+        for pg in state.pgs.values() {
+            Missing::follow(&mut sums.missing, None, Some(pg));
         }
         sums
     }
@@ -42,6 +47,9 @@ impl State {
         for (_, before, now) in self.volumes.changes() {
             let bytes = |row: Option<&super::model::Volume>| row.map(|row| (row.pool, row.size.get()));
             follow(&mut self.sums.provisioned, bytes(before), bytes(now));
+        }
+        for (_, before, now) in self.pgs.changes() {
+            Missing::follow(&mut self.sums.missing, before, now);
         }
     }
 }

@@ -59,6 +59,10 @@ tables! {
     Replicas = "replicas",
     /// Volumes.
     Volumes = "volumes",
+    /// Snapshots of volumes. Nothing makes one yet; see `model::Snapshot`.
+    Snapshots = "snapshots",
+    /// Pools with copies that are not in sync, and how far filling them is.
+    RebuildJobs = "rebuild_jobs",
     /// Which SDC may use which volume.
     VolumeMappings = "volume_mappings",
     /// Issued tokens and their use.

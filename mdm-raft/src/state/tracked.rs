@@ -47,6 +47,11 @@ impl<R: Row> Tracked<R> {
         self.rows.values()
     }
 
+    /// Every key, in order.
+    pub fn keys(&self) -> impl Iterator<Item = R::Key> {
+        self.rows.keys().copied()
+    }
+
     /// The rows of a range of keys.
     pub fn range(&self, keys: impl RangeBounds<R::Key>) -> impl DoubleEndedIterator<Item = &R> {
         self.rows.range(keys).map(|(_, row)| row)

@@ -20,3 +20,4 @@ mod sds;
 mod secrets;
 mod topology;
 mod watch;
+mod work;

@@ -48,6 +48,8 @@ pub(crate) struct Says {
     pub(crate) no_keys: bool,
     /// How far it has counted log time.
     pub(crate) log_time_ms: u64,
+    /// Bytes that new copies still lack, and that were sent to them.
+    pub(crate) resync: (u64, u64),
 }
 
 impl FakeSds {
@@ -200,6 +202,8 @@ async fn beat(beats: Beats) {
                         device_id: beats.device,
                         incarnation: beats.incarnation,
                         failed: says.device_failed,
+                        resync_left_bytes: says.resync.0,
+                        resync_sent_bytes: says.resync.1,
                         ..Default::default()
                     };
                     let beat = Beat {

@@ -157,6 +157,8 @@ fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
         waiting: device.counters.waiting.load(Ordering::Relaxed),
         failed: sick.is_some(),
         why: sick.unwrap_or_default(),
+        resync_left_bytes: device.counters.resync_left_bytes.load(Ordering::Relaxed),
+        resync_sent_bytes: device.counters.resync_sent_bytes.load(Ordering::Relaxed),
     }
 }
 

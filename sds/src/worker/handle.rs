@@ -41,6 +41,10 @@ pub(crate) struct DeviceCounters {
     pub(crate) pgs_primary: AtomicU32,
     pub(crate) pgs_backup: AtomicU32,
     pub(crate) pgs_joining: AtomicU32,
+    /// Of the copies this device fills as primary: the chunks still to be compared, whole.
+    pub(crate) resync_left_bytes: AtomicU64,
+    /// To such copies, since the process started.
+    pub(crate) resync_sent_bytes: AtomicU64,
     /// Map changes up to here are in force and older admissions have drained (S20).
     pub(crate) confirmed: AtomicU64,
     /// Tokens are verified with every generation of the secret up to this one; 0: with none yet.

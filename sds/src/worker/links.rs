@@ -1,7 +1,7 @@
 //! Connections between devices that share placement groups: one for replication and one for leases per pair, dialed by
 //! the device with the lower id and used in both directions.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use pflex_common::{
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     admission::ConnectionId,
     payload::Payload,
-    replication::{Event, Message},
+    replication::{Body, Event, Message},
 };
 
 /// Between two attempts to reach a peer.
@@ -263,6 +263,11 @@ impl Worker {
     /// To another copy; into the void if there is no link to that life of it.
     pub(super) fn send(&mut self, message: &Message<Payload>) {
         let Some(id) = self.links.replication_to(message.to) else { return };
+        if let Body::SyncChunk { image, .. } = &message.body {
+            let data = image.runs.iter().filter_map(|run| run.data.as_ref());
+            let bytes = data.map(|payload| payload.data.len() as u64).sum();
+            self.counters.resync_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
         let mut body = Vec::with_capacity(256);
         let payload = wire::encode(message, &mut body);
         self.push(id, FrameKind::Replication, 0, &Encoded(body), payload);

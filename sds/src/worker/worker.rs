@@ -327,8 +327,11 @@ impl Worker {
     fn publish(&mut self) {
         use crate::replication::RoleName;
         let mut roles = [0_u32; 3];
+        let mut resync_chunks = 0_u64;
         for slot in self.slots.values() {
-            match slot.core.status().role {
+            let status = slot.core.status();
+            resync_chunks += status.joining.and_then(|(_, chunks)| chunks).unwrap_or(0) as u64;
+            match status.role {
                 RoleName::Opening { .. } | RoleName::Serving => roles[0] += 1,
                 RoleName::Backup { .. } | RoleName::Orphan => roles[1] += 1,
                 RoleName::Joiner => roles[2] += 1,
@@ -341,6 +344,7 @@ impl Worker {
         counters.pgs_primary.store(roles[0], Ordering::Relaxed);
         counters.pgs_backup.store(roles[1], Ordering::Relaxed);
         counters.pgs_joining.store(roles[2], Ordering::Relaxed);
+        counters.resync_left_bytes.store(resync_chunks * unit, Ordering::Relaxed);
         counters.capacity_bytes.store(u64::from(stats.units_total) * unit, Ordering::Relaxed);
         let used = u64::from(stats.units_total - stats.units_available.min(stats.units_total));
         counters.used_bytes.store(used * unit, Ordering::Relaxed);

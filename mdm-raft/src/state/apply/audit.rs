@@ -244,6 +244,13 @@ impl State {
                 Deed::new(kind, format!("{word} {}", rename.new_name), format!("renamed from {}", rename.name))
             }
             Body::RemoveDevice(remove) => Deed::new("device.remove", format!("device {}", remove.device_id), "removed"),
+            Body::CreateSnapshot(create) => {
+                Deed::new("snapshot.create", format!("snapshot {}@{}", create.volume, create.name), "being prepared")
+            }
+            Body::SetSnapshotState(set) => {
+                let state = set.state().as_str_name().trim_start_matches("SNAPSHOT_STATE_").to_lowercase();
+                Deed::new("snapshot.state", format!("snapshot {}", set.snapshot_id), format!("is {state}"))
+            }
             Body::CreateVolume(create) => {
                 let what = format!("created with {} bytes", create.size_bytes);
                 Deed::new("volume.create", format!("volume {}", create.name), what)

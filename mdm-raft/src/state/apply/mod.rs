@@ -13,6 +13,7 @@ mod rename;
 mod secret;
 mod session;
 mod settings;
+mod snapshot;
 mod token;
 mod topology;
 mod validate;
@@ -23,7 +24,7 @@ use pflex_proto::ids::{LogTime, Revision};
 
 use super::{
     Applied, MapEvent, State, each_table,
-    model::{Counters, Position, TokenChain},
+    model::{Counters, Moment, Position, TokenChain},
     rows::cluster::ConfigRow,
 };
 use crate::command::{Answer, Body, COMMAND_VERSION, Command, ErrorCode, Outcome, proto};
@@ -90,6 +91,7 @@ impl State {
 
         self.refresh_names();
         self.refresh_sums();
+        self.follow_rebuilds(Moment { revision, at: log_time, wall_ms: command.wall_time_ms });
         if cfg!(debug_assertions) {
             let held = self.check_step().and_then(|()| self.check());
             assert!(held.is_ok(), "log entry {revision} broke an invariant: {held:?}");
@@ -166,6 +168,8 @@ impl State {
             Body::RotateSecret(rotate) => self.rotate_secret(rotate),
             Body::SignWithSecret(sign) => self.sign_with_secret(context, sign),
             Body::DropSecret(drop) => self.drop_secret(context, drop),
+            Body::CreateSnapshot(create) => self.create_snapshot(context, create),
+            Body::SetSnapshotState(set) => self.set_snapshot_state(set),
         }
     }
 

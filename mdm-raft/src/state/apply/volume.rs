@@ -150,6 +150,14 @@ impl State {
             let what = format!("it is mapped to sdc {sdc}; unmap it first");
             return Err(Refusal::new(ErrorCode::InUse, format!("volume {name}"), what));
         }
+        if let Some(snapshot) = self.snapshots_of(id).next() {
+            let more = match self.snapshots_of(id).count() {
+                0 | 1 => String::new(),
+                all => format!(" and {} more", all - 1),
+            };
+            let what = format!("it has snapshot {name}@{}{more}; delete what depends on it first", snapshot.name);
+            return Err(Refusal::new(ErrorCode::InUse, format!("volume {name}"), what));
+        }
         self.volumes.remove(id);
         done(id.get())
     }

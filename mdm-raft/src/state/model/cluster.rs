@@ -7,7 +7,7 @@ use pflex_proto::ids::{
     SdcId, SdsId, StoreUuid, TokenId, VolumeId,
 };
 
-use super::Registration;
+use super::{JobId, Registration, SnapshotId};
 
 /// Who the cluster is; made once by the bootstrap command.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +43,8 @@ pub struct Counters {
     pub volume: VolumeId,
     pub token: TokenId,
     pub client: ClientId,
+    pub snapshot: SnapshotId,
+    pub job: JobId,
 }
 
 /// The last command applied.

@@ -3,11 +3,13 @@
 mod cluster;
 mod event;
 mod health;
+mod job;
 mod pg;
 mod recovery;
 mod sample;
 mod session;
 mod settings;
+mod snapshot;
 mod token;
 mod topology;
 mod volume;
@@ -17,11 +19,13 @@ pub use cluster::{
 };
 pub use event::{Event, EventPart, Severity, Told};
 pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status};
+pub use job::{JobId, JobState, Moment, RebuildJob};
 pub use pg::{Pg, PgConfig};
 pub use recovery::{GroupReports, KnownConfig};
 pub use sample::{ClusterMetrics, HeartbeatLog, Heartbeats};
 pub use session::{KeptOutcome, Session};
 pub use settings::{Setting, Settings};
+pub use snapshot::{Snapshot, SnapshotId, SnapshotState};
 pub use token::{IoToken, Link, TokenChain, TokenUse};
 pub use topology::{
     Addresses, Device, Domain, FaultSet, Freeze, HistoryRow, Pool, Registration, Sdc, Sds, WritePolicy,

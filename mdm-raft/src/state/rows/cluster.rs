@@ -13,8 +13,8 @@ use super::{
 };
 use crate::state::{
     model::{
-        Cluster, Component, Counters, EvictionHold, HistoryRow, Kind, Link, MdmStores, Node, Position, Secret,
-        SecretRow, Setting, Settings, TokenChain,
+        Cluster, Component, Counters, EvictionHold, HistoryRow, JobId, Kind, Link, MdmStores, Node, Position, Secret,
+        SecretRow, Setting, Settings, SnapshotId, TokenChain,
     },
     table::Table,
 };
@@ -115,6 +115,8 @@ impl Row for ConfigRow {
                 volume: c.volume.get(),
                 token: c.token.get(),
                 client: c.client.get(),
+                snapshot: c.snapshot.0,
+                job: c.job.0,
             }),
             Self::Position(position) => {
                 seal(&proto::Position { revision: position.revision.get(), log_time_ms: position.log_time.get() })
@@ -162,6 +164,8 @@ impl Row for ConfigRow {
                     volume: VolumeId(row.volume),
                     token: TokenId(row.token),
                     client: ClientId(row.client),
+                    snapshot: SnapshotId(row.snapshot),
+                    job: JobId(row.job),
                 })
             }
             ConfigKey::Position => {

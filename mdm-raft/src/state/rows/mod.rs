@@ -12,6 +12,7 @@ mod session;
 mod token;
 mod topology;
 mod volume;
+mod work;
 
 use prost::Message;
 

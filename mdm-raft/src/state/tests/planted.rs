@@ -1,19 +1,26 @@
 //! Every check is shown to fail: a bug is planted in a good state and `check` or `check_step` must name it.
 
 use pflex_proto::ids::{
-    ByteCount, ClientId, DeviceId, Epoch, KeyId, LogTime, PgId, PgIndex, SdcId, TokenId, VolumeEpoch, VolumeId,
+    ByteCount, ClientId, DeviceId, Epoch, KeyId, LogTime, PgId, PgIndex, PoolId, SdcId, TokenId, VolumeEpoch, VolumeId,
 };
 
-use super::secrets::{rotate, sign};
-use super::world::{GIB, POOL, World, create_sdc, create_volume, map, member, register_sdc};
+use super::{
+    rebuilds::{fill_all, fillable, filled},
+    secrets::{rotate, sign},
+    world::{GIB, POOL, World, create_sdc, create_volume, lost, map, member, register_sdc, returned},
+};
 use crate::{
     command::{Body, Request, proto},
     state::{
         State,
-        model::{Link, Volume},
+        model::{JobId, JobState, Link, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume},
     },
 };
 
+const DONE: (PoolId, JobId) = (POOL, JobId(1));
+/// Waits for the third SDS.
+const REBUILD: (PoolId, JobId) = (POOL, JobId(2));
+const SNAPSHOT: (VolumeId, SnapshotId) = (VolumeId(1), SnapshotId(1));
 const PG: PgId = PgId { pool: POOL, index: PgIndex(0) };
 
 /// A state with something in every table that `check` looks at.
@@ -27,6 +34,17 @@ fn good() -> State {
     world.ok(Body::OpenClientSession(proto::OpenClientSession { name: "t".into() }));
     let request = Request { client: ClientId(1), sequence: 1.into(), low_water: 0.into() };
     world.say_once(request, create_sdc("d"));
+    world.ok(super::snapshots::create_snapshot("v", "monday"));
+    world.ok(super::snapshots::set_snapshot(1, 1, proto::SnapshotState::Ready));
+    // One rebuild that is done, and one that has done something and waits.
+    world.ok(lost(2, 2));
+    world.ok(returned(2, 2, 1));
+    fill_all(&mut world);
+    world.ok(lost(3, 3));
+    world.ok(returned(3, 3, 1));
+    let first = fillable(&world)[0];
+    filled(&mut world, first);
+    world.ok(lost(3, 3));
     assert_eq!(world.state.check(), Ok(()));
     world.state
 }
@@ -82,6 +100,69 @@ fn check_finds_bad_names_volumes_sessions_and_tokens() {
     found(|s| s.pools.update(POOL, |pool| pool.used = false), "placed anew");
 }
 
+/// A rebuild that differs from the groups in any way is found: they are what it is derived from.
+#[test]
+fn check_finds_bad_rebuilds_and_snapshots() {
+    found(|s| s.sums.missing.clear(), "differ from the groups");
+    found(|s| s.jobs.update(REBUILD, |job| job.groups_left += 1), "says");
+    found(|s| s.jobs.update(REBUILD, |job| job.state = JobState::Running), "says");
+    found(|s| s.jobs.update(REBUILD, |job| job.state = JobState::Done), "half finished");
+    found(|s| drop(s.jobs.remove(REBUILD)), "has no rebuild");
+    found(|s| s.jobs.update(REBUILD, |job| job.done_before = 9), "done less than before");
+    found(
+        |s| {
+            let newer = RebuildJob { id: JobId(3), ..s.jobs.get(REBUILD).unwrap().clone() };
+            s.jobs.put(newer);
+        },
+        "a newer one",
+    );
+    found(
+        |s| {
+            let job = s.jobs.remove(REBUILD).unwrap();
+            s.jobs.put(RebuildJob { id: JobId(3), ..job });
+        },
+        "never given out",
+    );
+    found(
+        |s| {
+            let of_nobody = RebuildJob { pool: 9.into(), ..s.jobs.get(REBUILD).unwrap().clone() };
+            s.jobs.put(of_nobody);
+        },
+        "no such pool",
+    );
+    // A group that became whole without anybody noticing.
+    found(
+        |s| {
+            let all: Vec<PgId> = s.pgs.values().map(|pg| pg.id).collect();
+            for id in all {
+                s.pgs.update(id, |pg| pg.replicas.retain(|device| device.get() != 3));
+            }
+            let pool = s.pools.get(POOL).unwrap().clone();
+            s.pools.put(Pool { copies: 1, ..pool });
+            s.pgs.values().map(|pg| pg.id).collect::<Vec<_>>().into_iter().for_each(|id| {
+                s.pgs.update(id, |pg| {
+                    let primary = pg.config.primary.unwrap();
+                    pg.replicas.retain(|device| *device == primary);
+                    pg.config.in_sync.retain(|member| member.device == primary);
+                });
+            });
+        },
+        "is whole",
+    );
+    let twin = |s: &mut State| {
+        let twin = Snapshot { id: SnapshotId(2), ..s.snapshots.get(SNAPSHOT).unwrap().clone() };
+        s.snapshots.put(twin);
+    };
+    found(twin, "two snapshots");
+    found(
+        |s| {
+            let orphan = Snapshot { volume: VolumeId(7), ..s.snapshots.get(SNAPSHOT).unwrap().clone() };
+            s.snapshots.put(orphan);
+        },
+        "which is not there",
+    );
+}
+
 #[test]
 fn check_finds_secrets_that_do_not_fit_their_tokens() {
     let forget = |s: &mut State| {
@@ -106,11 +187,14 @@ fn check_step_finds_what_does_not_grow() {
     };
     assert_eq!(step(|_| {}), Ok(()));
     type Plant = fn(&mut State);
-    let steps: [(Plant, &str); 4] = [
+    let steps: [(Plant, &str); 7] = [
         (|s| s.pgs.update(PG, |pg| pg.config.primary = None), "epoch"),
         (|s| s.pgs.update(PG, |pg| pg.config.epoch = Epoch(0)), "epoch"),
         (|s| s.devices.update(DeviceId(1), |d| d.incarnation.0 = 0), "older life"),
         (|s| s.volumes.update(VolumeId(1), |v| v.epoch = VolumeEpoch(0)), "older epoch"),
+        (|s| s.snapshots.update(SNAPSHOT, |snapshot| snapshot.state = SnapshotState::Preparing), "went from"),
+        (|s| s.jobs.update(REBUILD, |job| job.groups_done = 0), "undone"),
+        (|s| s.jobs.update(DONE, |job| job.groups_done = 9), "after it was done"),
     ];
     for (plant, words) in steps {
         let verdict = step(plant);

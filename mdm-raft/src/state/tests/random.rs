@@ -10,6 +10,7 @@ use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::secrets::{drop_old, rotate, sign};
+use super::snapshots::{create_snapshot, set_snapshot};
 use super::topology::{assign, create_fault_set, rename};
 use super::world::{
     GIB, World, create_pool, create_sdc, create_volume, delete, judge, lost, map, opened, register_sdc, returned, unmap,
@@ -146,7 +147,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         15 => map(&name(rng, "v", 6), &name(rng, "c", 3)),
         16 => unmap(&name(rng, "v", 6), &name(rng, "c", 3)),
         17 => delete(proto::Object::Volume, &name(rng, "v", 6)),
-        18 => match rng.random_range(0..14_u32) {
+        18 => match rng.random_range(0..16_u32) {
             0 => delete(proto::Object::Pool, "p"),
             1 => delete(proto::Object::Sds, &name(rng, "s", 5)),
             2 => delete(proto::Object::Sdc, &name(rng, "c", 3)),
@@ -168,7 +169,12 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
                     })
                     .collect(),
             }),
-            12 => assign(rng.random_range(1..=8), "p"),
+            12 => create_snapshot(&name(rng, "v", 6), &name(rng, "snap", 3)),
+            13 => {
+                let state = proto::SnapshotState::try_from(rng.random_range(1..=4)).unwrap_or_default();
+                set_snapshot(rng.random_range(1..=6), rng.random_range(1..=8), state)
+            }
+            14 => assign(rng.random_range(1..=8), "p"),
             _ => Body::Rename(proto::Rename {
                 kind: proto::Object::Volume.into(),
                 name: name(rng, "v", 6),
@@ -234,6 +240,8 @@ fn tokens_verify(world: &World) -> bool {
 #[test]
 fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     let (mut conversations, mut rotations) = (0, 0);
+    // Not vacuous: some conversations lose copies and fill them again.
+    let mut rebuilds = 0;
     for seed in FOUND_SOMETHING.into_iter().chain(Seeds::new(60)) {
         let mut rng = rng(seed);
         let mut twin_rng = crate::testing::rng(seed);
@@ -258,6 +266,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
             let body = next(&mut twin_rng, &twin, &mut twin_memory);
             say(&mut twin_rng, &mut twin, &mut twin_memory, body, seed);
             let _ = twin_rng.random_bool(0.1);
+            rebuilds = rebuilds.max(world.state.all_rebuilds().len());
         }
         conversations += 1;
         rotations += world.state.all_secrets().next().map_or(0, |(oldest, _)| oldest.get() - 1);
@@ -265,6 +274,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     }
     println!("{rotations} rotations of the secret in {conversations} conversations");
     assert!(rotations > 0 || conversations < 50, "no rotation ever came to its end");
+    assert!(rebuilds > 1 || conversations < 50, "no conversation had two rebuilds");
 }
 
 fn start(world: &mut World) -> Memory {

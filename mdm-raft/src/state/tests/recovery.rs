@@ -26,7 +26,7 @@ fn two_left_after_the_backup() -> Story {
     Story { before, backup, pg }
 }
 
-fn restored(backup: &[StoredRow]) -> World {
+pub(super) fn restored(backup: &[StoredRow]) -> World {
     let restored =
         State::restored(backup.iter().filter(|row| crate::backup::is_kept(row.0)).cloned(), 1_800_000_000, [1; 32])
             .unwrap();

@@ -1,0 +1,249 @@
+//! Rebuilds: opened when a group of a pool first lacks a copy, followed as groups become whole, finished when all are.
+//!
+//! No command speaks of them. `follow_rebuilds` runs at the end of each apply and derives everything from the groups that
+//! apply has changed, so what is recorded is what is, on every member, and progress costs no log entry of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pflex_proto::ids::{PgId, PoolId};
+
+use super::{
+    State,
+    limits::{MAX_REBUILD_WHY_BYTES, MAX_REBUILDS_KEPT},
+    missing::Missing,
+    model::{EventPart, JobId, JobState, Moment, RebuildJob},
+    rows::cluster::ConfigRow,
+};
+
+/// Pools named one by one in an event.
+const LISTED: usize = 4;
+/// Pools that have a part of an event: one that hits a thousand pools must not be a row of a hundred kilobytes.
+const MAX_PARTS: usize = 64;
+
+impl State {
+    /// Every rebuild that is kept, by pool, the oldest first.
+    pub fn all_rebuilds(&self) -> impl ExactSizeIterator<Item = &RebuildJob> {
+        self.jobs.values()
+    }
+
+    /// The rebuilds of a pool, the oldest first.
+    pub fn rebuilds_of(&self, pool: PoolId) -> impl DoubleEndedIterator<Item = &RebuildJob> {
+        self.jobs.range((pool, JobId(0))..=(pool, JobId(u64::MAX)))
+    }
+
+    /// The rebuild of a pool that is not finished.
+    pub fn open_rebuild(&self, pool: PoolId) -> Option<&RebuildJob> {
+        self.rebuilds_of(pool).next_back().filter(|job| !job.is_finished())
+    }
+
+    /// The copies that groups of a pool lack; none when all are whole.
+    pub fn missing_in(&self, pool: PoolId) -> Option<&Missing> {
+        self.sums.missing.get(&pool)
+    }
+
+    /// What keeps missing copies of a pool from being filled, each once.
+    pub fn rebuild_waits_for(&self, pool: PoolId) -> Vec<String> {
+        let Some(missing) = self.missing_in(pool) else { return Vec::new() };
+        if self.is_recovering() {
+            return vec!["the recovery after a restore is not over".to_owned()];
+        }
+        let mut waits = Vec::new();
+        let mut down = BTreeSet::new();
+        let mut unserved = 0_u64;
+        for (id, copies) in &missing.copies {
+            let Some(device) = self.devices.get(*id) else { continue };
+            let name = self.sds.get(device.sds).map_or_else(|| format!("#{}", device.sds), |sds| sds.name.clone());
+            if device.alive {
+                unserved += u64::from(copies.all - copies.served);
+            } else if !self.sds.get(device.sds).is_some_and(|sds| sds.alive) {
+                if down.insert(device.sds) {
+                    waits.push(format!("{name} is DOWN"));
+                }
+            } else {
+                waits.push(format!("device {id} of {name} is out of service"));
+            }
+        }
+        if unserved > 0 {
+            let copies = if unserved == 1 { "1 copy belongs".to_owned() } else { format!("{unserved} copies belong") };
+            waits.push(format!("{copies} to groups that nobody serves"));
+        }
+        waits
+    }
+
+    /// Whether a missing copy can be filled now: its device is in service and its group has a primary.
+    fn rebuild_state(&self, missing: &Missing) -> JobState {
+        let fillable = |(device, copies): (_, &super::missing::Copies)| {
+            copies.served > 0 && self.devices.get(device).is_some_and(|device| device.alive)
+        };
+        let running = missing.copies.iter().any(|(device, copies)| fillable((*device, copies)));
+        if running { JobState::Running } else { JobState::Waiting }
+    }
+
+    /// Makes the rebuilds say what the running apply made of the groups and devices. `self.sums` must have followed it.
+    pub(super) fn follow_rebuilds(&mut self, now: Moment) {
+        // Groups that were not whole and are now.
+        let mut mended: BTreeMap<PoolId, u64> = BTreeMap::new();
+        for (PgId { pool, .. }, before, after) in self.pgs.changes() {
+            let done = before.is_some_and(|pg| !pg.is_whole()) && after.is_none_or(|pg| pg.is_whole());
+            *mended.entry(pool).or_default() += u64::from(done);
+        }
+        for (_, before, after) in self.devices.changes() {
+            let alive = |row: Option<&super::model::Device>| row.is_some_and(|device| device.alive);
+            if alive(before) != alive(after)
+                && let Some(pool) = after.and_then(|device| device.pool)
+            {
+                mended.entry(pool).or_default();
+            }
+        }
+        let part = |kind: &str, pool: &str, what| EventPart { kind: kind.into(), object: format!("pool {pool}"), what };
+        let mut news = Vec::new();
+        for (pool, done) in mended {
+            let Some(row) = self.pools.get(pool) else {
+                self.forget_rebuilds(pool);
+                continue;
+            };
+            let name = row.name.clone();
+            let open = self.open_rebuild(pool).cloned();
+            match (open, self.missing_in(pool)) {
+                (None, None) => {}
+                (None, Some(missing)) => {
+                    let (groups_left, state) = (missing.groups, self.rebuild_state(missing));
+                    let job = self.open_job(pool, groups_left, state, now);
+                    let what = format!("rebuild {job} of pool {name} begins, {groups_left} groups, {state}");
+                    news.push(part("rebuild.begin", &name, what));
+                }
+                (Some(job), Some(missing)) => {
+                    let (groups_left, state) = (missing.groups, self.rebuild_state(missing));
+                    self.advance(&job, groups_left, done, state, now);
+                }
+                (Some(job), None) => {
+                    self.advance(&job, 0, done, JobState::Done, now);
+                    let took = now.at.get().saturating_sub(job.opened.at.get());
+                    let what = format!("rebuild {} of pool {name} is done after {took} ms", job.id);
+                    news.push(part("rebuild.done", &name, what));
+                }
+            }
+        }
+        self.add_to_event(now, news);
+    }
+
+    fn open_job(&mut self, pool: PoolId, groups_left: u32, state: JobState, opened: Moment) -> JobId {
+        let mut counters = self.counters();
+        counters.job = JobId(counters.job.0 + 1);
+        let id = counters.job;
+        self.config.put(ConfigRow::Counters(counters));
+        self.jobs.put(RebuildJob {
+            pool,
+            id,
+            state,
+            groups_left,
+            groups_done: 0,
+            opened,
+            finished: None,
+            since: opened.at,
+            done_before: 0,
+            why: self.why_opened(opened),
+        });
+        id
+    }
+
+    /// What the command did that opened a rebuild: the first part of its event, which may be gone when somebody asks.
+    fn why_opened(&self, opened: Moment) -> String {
+        let Some(event) = self.events.get(opened.revision) else { return String::new() };
+        let mut why = match event.parts.as_slice() {
+            [] => format!("{}: {}", event.object, event.what.split("; ").next().unwrap_or_default()),
+            parts => {
+                let said = parts.iter().take(LISTED).map(|part| format!("{}: {}", part.object, part.what));
+                said.collect::<Vec<_>>().join("; ")
+            }
+        };
+        why.truncate(why.floor_char_boundary(MAX_REBUILD_WHY_BYTES));
+        why
+    }
+
+    fn advance(&mut self, job: &RebuildJob, groups_left: u32, done: u64, state: JobState, now: Moment) {
+        self.jobs.update((job.pool, job.id), |job| {
+            job.groups_left = groups_left;
+            job.groups_done += done;
+            if job.state != state {
+                (job.state, job.since, job.done_before) = (state, now.at, job.groups_done);
+            }
+            if state == JobState::Done {
+                job.finished = Some(now);
+            }
+        });
+        if state == JobState::Done {
+            while self.rebuilds_of(job.pool).count() > MAX_REBUILDS_KEPT {
+                let Some(oldest) = self.rebuilds_of(job.pool).next().map(|job| (job.pool, job.id)) else { return };
+                self.jobs.remove(oldest);
+            }
+        }
+    }
+
+    /// Its pool is gone.
+    fn forget_rebuilds(&mut self, pool: PoolId) {
+        let gone: Vec<_> = self.rebuilds_of(pool).map(|job| (job.pool, job.id)).collect();
+        gone.into_iter().for_each(|key| drop(self.jobs.remove(key)));
+    }
+
+    /// Says in the command's event which rebuilds it began and ended: a command has one event, and a part of it for each
+    /// pool, so that whoever asks for the events of a pool finds it.
+    fn add_to_event(&mut self, now: Moment, mut news: Vec<EventPart>) {
+        if news.is_empty() || !self.events.contains(now.revision) {
+            return;
+        }
+        let shown = news.iter().take(LISTED).map(|part| part.what.clone()).collect::<Vec<_>>().join("; ");
+        let more = match news.len().saturating_sub(LISTED) {
+            0 => String::new(),
+            more => format!("; and {more} rebuilds more"),
+        };
+        news.truncate(MAX_PARTS);
+        self.events.update(now.revision, |event| {
+            event.what = format!("{}; {shown}{more}", event.what);
+            event.parts.extend(news);
+        });
+    }
+
+    /// What is recorded of rebuilds is what the groups say.
+    pub(super) fn check_rebuilds(&self) -> Result<(), String> {
+        for job in self.jobs.values() {
+            let id = job.id;
+            let wrong = |what: &str| Err(format!("rebuild {id} of pool {}: {what}", job.pool));
+            if !self.pools.contains(job.pool) {
+                return wrong("there is no such pool");
+            }
+            if id > self.counters().job {
+                return wrong("its number was never given out");
+            }
+            if job.is_finished() != job.finished.is_some() || (job.is_finished() && job.groups_left > 0) {
+                return wrong("it is half finished");
+            }
+            if job.done_before > job.groups_done {
+                return wrong("it has done less than before");
+            }
+            let newest = self.rebuilds_of(job.pool).next_back().map(|job| job.id);
+            if !job.is_finished() && newest != Some(id) {
+                return wrong("a newer one was begun before it was done");
+            }
+        }
+        for pool in self.pools.keys() {
+            let (open, missing) = (self.open_rebuild(pool), self.missing_in(pool));
+            match (open, missing) {
+                (None, None) => {}
+                (Some(job), Some(missing)) => {
+                    let (groups, state) = (missing.groups, self.rebuild_state(missing));
+                    if (job.groups_left, job.state) != (groups, state) {
+                        let told = format!("{} groups, {}", job.groups_left, job.state);
+                        return Err(format!("rebuild {}: says {told} of {groups} groups, {state}", job.id));
+                    }
+                }
+                (Some(job), None) => return Err(format!("rebuild {}: pool {pool} is whole", job.id)),
+                (None, Some(_)) => return Err(format!("pool {pool} lacks copies and has no rebuild")),
+            }
+            if self.rebuilds_of(pool).count() > MAX_REBUILDS_KEPT + 1 {
+                return Err(format!("pool {pool} keeps too many rebuilds"));
+            }
+        }
+        Ok(())
+    }
+}
