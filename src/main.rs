@@ -18,6 +18,10 @@ mod units;
 
 use std::process::ExitCode;
 
+/// For the daemons, which allocate and free small messages on many threads all the time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::main()
 }

@@ -1,8 +1,9 @@
 //! Between the members: a tonic client and server on the Raft port.
 //!
 //! Each request names the cluster and, for both ends, the member and its store; the server refuses one that is not meant
-//! for it or comes from a store the membership does not know under that id (S18). Every call has a deadline. Heartbeats,
-//! replication and snapshots have connections of their own, so that a large one never delays a small one.
+//! for it or comes from a store the membership does not know under that id (S18). Every call has a deadline; replication
+//! is one call for as long as it goes well, with a deadline for each answer (`stream`). Heartbeats, replication and
+//! snapshots have connections of their own, so that a large one never delays a small one.
 
 mod client;
 pub(in crate::raft) mod heard;
