@@ -29,6 +29,8 @@ use crate::{
 
 /// Entries applied under one write lock and written as one batch: readers wait this long at most.
 const BATCH_ENTRIES: usize = 256;
+/// Entries that may take longer than a heartbeat should wait.
+const LONG_BATCH: usize = 32;
 
 type Responder = Option<ApplyResponder<TypeConfig>>;
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotHandle>;
@@ -49,7 +51,11 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         let mut batches = entries.chunks(BATCH_ENTRIES);
         while let Some(batch) = batches.next().await {
             let batch: Vec<EntryResponder<TypeConfig>> = batch.into_iter().collect::<Result<_, _>>()?;
-            self.apply_batch(batch)?;
+            if batch.len() > LONG_BATCH {
+                giving_the_thread_away(|| self.apply_batch(batch))?;
+            } else {
+                self.apply_batch(batch)?;
+            }
         }
         Ok(())
     }
@@ -62,7 +68,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, handle: SnapshotHandle) -> Result<(), io::Error> {
         let started = Instant::now();
-        self.install(meta, &handle).inspect_err(|error| {
+        giving_the_thread_away(|| self.install(meta, &handle)).inspect_err(|error| {
             // The old state is whole, but openraft cut the log for the new one; only a restart sorts that out.
             self.fatal.call(&format!("cannot install a snapshot: {error}"));
         })?;
@@ -148,6 +154,16 @@ impl StateStore {
         self.shared.replace(state, &mark, database);
         self.mark = mark;
         Ok(())
+    }
+}
+
+/// Runs what takes long; the other tasks of the Raft thread go on on another one.
+fn giving_the_thread_away<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        // A test's own thread: nobody else is on it.
+        _ => work(),
     }
 }
 
