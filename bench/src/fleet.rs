@@ -70,6 +70,7 @@ struct Counts {
     beats: AtomicU64,
     reports: AtomicU64,
     renewals: AtomicU64,
+    messages: AtomicU64,
     updates: AtomicU64,
     failures: AtomicU64,
 }
@@ -112,7 +113,7 @@ pub(crate) async fn run(args: &FleetArgs, at: Vec<Endpoint>) -> anyhow::Result<S
     Ok(json!({
         "sds": args.sds, "sdc": args.sdc,
         "arrival_ms": arrival.as_millis(),
-        "beats": done[0], "reports": done[1], "renewals": done[2], "map_updates": done[3], "failures": done[4],
+        "beats": done[0], "reports": done[1], "renewals": done[2], "map_updates": done[3], "map_messages": done[5], "failures": done[4],
         "cores": cores.iter().map(|cores| json!((cores * 1000.0).round() / 1000.0)).collect::<Vec<Value>>(),
     })
     .to_string())
@@ -127,9 +128,9 @@ impl Counts {
     }
 }
 
-fn snapshot(counts: &Counts) -> [u64; 5] {
-    let Counts { beats, reports, renewals, updates, failures } = counts;
-    [beats, reports, renewals, updates, failures].map(|count| count.load(Ordering::Relaxed))
+fn snapshot(counts: &Counts) -> [u64; 6] {
+    let Counts { beats, reports, renewals, messages, updates, failures } = counts;
+    [beats, reports, renewals, updates, failures, messages].map(|count| count.load(Ordering::Relaxed))
 }
 
 /// Seconds of processor time of each process so far.
@@ -332,13 +333,13 @@ impl Component {
             WatchRequest { from_revision: *from_revision, kind: self.kind.into(), id: self.id, ..Default::default() };
         let mut stream = client.watch(request).await?.into_inner();
         while let Some(reply) = stream.message().await? {
-            match reply.event {
-                Some(pb::watch_reply::Event::Full(map)) => *from_revision = map.revision,
-                Some(pb::watch_reply::Event::Update(update)) => {
-                    *from_revision = update.revision;
-                    counts.updates.fetch_add(1, Ordering::Relaxed);
-                }
-                Some(pb::watch_reply::Event::Progress(_)) | None => {}
+            if let Some(pb::watch_reply::Event::Full(map)) = reply.event {
+                *from_revision = map.revision;
+            }
+            if let Some(newest) = reply.updates.last() {
+                *from_revision = newest.revision;
+                counts.messages.fetch_add(1, Ordering::Relaxed);
+                counts.updates.fetch_add(reply.updates.len() as u64, Ordering::Relaxed);
             }
         }
         Err(tonic::Status::unavailable("it ended"))

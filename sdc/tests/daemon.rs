@@ -62,7 +62,8 @@ impl pb::map_server::Map for FakeMdm {
 
     async fn watch(&self, _request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let maps = WatchStream::new(self.map.subscribe());
-        let replies = maps.map(|map| Ok(pb::WatchReply { event: Some(pb::watch_reply::Event::Full(map)) }));
+        let replies =
+            maps.map(|map| Ok(pb::WatchReply { event: Some(pb::watch_reply::Event::Full(map)), ..Default::default() }));
         Ok(Response::new(Box::pin(replies)))
     }
 }

@@ -2,8 +2,10 @@
 
 mod cluster_map;
 mod objects;
+mod table;
 mod watcher;
 
 pub use cluster_map::ClusterMap;
 pub use objects::{Access, DeviceInfo, Mapping, PoolInfo, SdcInfo, SdsInfo, VolumeInfo};
+pub use table::{Table, TableKey};
 pub use watcher::{Watcher, watch};

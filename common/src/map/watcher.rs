@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use pflex_proto::{
     ids::{ClusterGeneration, Revision},
-    pb::{ComponentKind, WatchReply, WatchRequest, map_client::MapClient, watch_reply::Event},
+    pb::{ComponentKind, MapUpdate, WatchReply, WatchRequest, map_client::MapClient, watch_reply::Event},
     pg::MalformedMessage,
     status::{self, Reason},
 };
@@ -37,6 +37,8 @@ enum StreamError {
     Malformed(#[from] MalformedMessage),
     #[error("behind: it is at revision {theirs}, this process at {ours}")]
     Behind { theirs: Revision, ours: Revision },
+    #[error("out of order: update {theirs} after {ours}")]
+    Disorder { theirs: Revision, ours: Revision },
     #[error("of another cluster")]
     OtherCluster,
     #[error("of generation {theirs} of the cluster, this process has followed {ours}")]
@@ -49,8 +51,8 @@ impl StreamError {
         match self {
             // What came between is gone there; elsewhere it may not be, but a full map is never wrong.
             Self::Status(status) if status::reason(status) == Some(Reason::Compacted) => Begin::Anew,
-            // Part of an update may be in the map.
-            Self::Malformed(_) => Begin::Anew,
+            // What is missing cannot be told from what is known.
+            Self::Malformed(_) | Self::Disorder { .. } => Begin::Anew,
             Self::Status(_)
             | Self::Silent
             | Self::Ended
@@ -128,8 +130,9 @@ impl Stream<'_> {
         let mut stream = opened?.into_inner();
         loop {
             let next = tokio::time::timeout(SILENCE, stream.message()).await.map_err(|_| StreamError::Silent)?;
-            let WatchReply { event } = next?.ok_or(StreamError::Ended)?;
+            let WatchReply { event, updates } = next?.ok_or(StreamError::Ended)?;
             self.take(event).await?;
+            self.apply(updates)?;
         }
     }
 
@@ -154,12 +157,6 @@ impl Stream<'_> {
                 self.mdms.set_generation(map.generation);
                 self.sender.send_replace(Some(Arc::new(map)));
             }
-            Some(Event::Update(update)) => {
-                // The stream starts with a full map if this side has none; an update before it is a server's mistake.
-                let mut map = known.as_deref().cloned().ok_or(MalformedMessage::Missing("full"))?;
-                map.apply(update)?;
-                self.sender.send_replace(Some(Arc::new(map)));
-            }
             Some(Event::Progress(progress)) => {
                 // A server names members that parsed once; one that does not is left out.
                 let members = progress.mdms.iter().filter_map(|mdm| mdm.parse().ok()).collect();
@@ -168,5 +165,61 @@ impl Stream<'_> {
             None => {}
         }
         Ok(())
+    }
+
+    /// Makes one new map of all updates of a message, so that thousands of changes at once are not as many maps.
+    fn apply(&self, updates: Vec<MapUpdate>) -> Result<(), StreamError> {
+        if updates.is_empty() {
+            return Ok(());
+        }
+        // The stream starts with a full map if this side has none; an update before it is a server's mistake.
+        let known = self.sender.borrow().clone().ok_or(MalformedMessage::Missing("full"))?;
+        self.sender.send_replace(Some(Arc::new(applied(&known, updates)?)));
+        Ok(())
+    }
+}
+
+/// The map after these updates, or nothing of them.
+fn applied(known: &ClusterMap, updates: Vec<MapUpdate>) -> Result<ClusterMap, StreamError> {
+    let mut map = known.clone();
+    for update in updates {
+        let (theirs, ours) = (Revision(update.revision), map.revision);
+        if theirs <= ours {
+            return Err(StreamError::Disorder { theirs, ours });
+        }
+        map.apply(update)?;
+    }
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use pflex_proto::pb;
+
+    use super::*;
+
+    fn update(revision: u64) -> MapUpdate {
+        let volume = pb::Volume { id: 1, name: format!("v{revision}"), ..Default::default() };
+        MapUpdate { revision, volumes: vec![volume], ..Default::default() }
+    }
+
+    fn at_ten() -> ClusterMap {
+        let full = pb::ClusterMap { cluster_id: vec![1; 16], revision: 10, ..Default::default() };
+        ClusterMap::from_full(full).unwrap()
+    }
+
+    #[test]
+    fn the_updates_of_a_message_are_applied_in_order() {
+        let map = applied(&at_ten(), vec![update(11), update(15), update(16)]).unwrap();
+        assert_eq!(map.revision, Revision(16));
+        assert!(map.volume_named("v16").is_some());
+    }
+
+    #[test]
+    fn updates_out_of_order_or_told_twice_are_a_reason_to_list_again() {
+        for bad in [vec![update(12), update(11)], vec![update(11), update(11)], vec![update(10)]] {
+            let error = applied(&at_ten(), bad).unwrap_err();
+            assert!(matches!(error, StreamError::Disorder { .. }) && error.next() == Begin::Anew, "{error}");
+        }
     }
 }

@@ -147,6 +147,60 @@ async fn renames(cluster: &Cluster) -> Vec<String> {
     }
 }
 
+/// What is left of a run, and what must be true of it. The histories alone are judged, so that the test can also show
+/// that it would have found a bug.
+#[derive(Clone)]
+struct Seen {
+    /// How many renames each client got an answer to.
+    answered: Vec<u64>,
+    /// Of the volumes, in order.
+    names: Vec<String>,
+    /// The names that renames gave, as the audit has them.
+    renamed: Vec<String>,
+}
+
+impl Seen {
+    fn check(&self) -> Result<(), String> {
+        let expected: Vec<String> =
+            (0..).zip(&self.answered).map(|(n, done): (u64, _)| format!("c{n}-{done}")).collect();
+        if self.names != expected {
+            return Err(format!("the volumes are {:?}, not {expected:?}", self.names));
+        }
+        for (n, done) in self.answered.iter().enumerate() {
+            let prefix = format!("c{n}-");
+            let own: Vec<&String> = self.renamed.iter().filter(|name| name.starts_with(&prefix)).collect();
+            let each: Vec<String> = (1..=*done).map(|step| format!("{prefix}{step}")).collect();
+            if !own.iter().copied().eq(&each) {
+                return Err(format!("client {n} had {done} answers, and these were executed: {own:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a group would leave that executes a command twice, loses one, or answers before the log has it.
+    fn spoiled_it_is_found_out(&self, rng: &mut impl Rng) {
+        let at = rng.random_range(0..self.renamed.len());
+        let mine = self.renamed[at].split('-').next().unwrap().to_owned();
+        let spoil = |what: &str, change: &dyn Fn(&mut Self)| {
+            let mut bad = self.clone();
+            change(&mut bad);
+            assert!(bad.check().is_err(), "{what} of {} was not found", self.renamed[at]);
+        };
+        spoil("a rename executed twice", &|bad| bad.renamed.insert(at + 1, bad.renamed[at].clone()));
+        spoil("a rename executed again much later", &|bad| bad.renamed.push(bad.renamed[at].clone()));
+        spoil("an acknowledged rename that is lost", &|bad| drop(bad.renamed.remove(at)));
+        spoil("two renames out of order", &|bad| {
+            let own: Vec<usize> = (0..bad.renamed.len()).filter(|n| bad.renamed[*n].starts_with(&mine)).collect();
+            bad.renamed.swap(own[0], own[1]);
+        });
+        spoil("a volume that went back", &|bad| {
+            let volume = bad.names.iter_mut().find(|name| name.starts_with(&mine)).unwrap();
+            *volume = format!("{mine}-0");
+        });
+        spoil("a rename that nobody had an answer to", &|bad| bad.renamed.push(format!("{mine}-1000000")));
+    }
+}
+
 async fn fault(cluster: &Cluster, rng: &mut impl Rng) -> &'static str {
     match rng.random_range(0..3) {
         0 => {
@@ -204,16 +258,17 @@ async fn no_command_is_lost_or_applied_twice_whatever_is_sent_again() {
 
     let mut names: Vec<String> = volumes(&cluster).await.into_iter().map(|volume| volume.name).collect();
     names.sort();
-    let expected: Vec<String> = done.iter().map(|client| format!("c{}-{}", client.name, client.done)).collect();
-    assert_eq!(names, expected, "seed {seed}");
-    let renamed = renames(&cluster).await;
+    let seen = Seen {
+        answered: done.iter().map(|client| client.done).collect(),
+        names: names.clone(),
+        renamed: renames(&cluster).await,
+    };
+    assert_eq!(seen.check(), Ok(()), "seed {seed}");
     for client in &done {
-        let own: Vec<&String> = renamed.iter().filter(|name| name.starts_with(&format!("c{}-", client.name))).collect();
-        let each: Vec<String> = (1..=client.done).map(|n| format!("c{}-{n}", client.name)).collect();
-        assert!(own.iter().copied().eq(&each), "seed {seed}: {own:?}");
         println!("{}: {} renames, {} sent late, {} given up", client.name, client.done, client.late, client.unanswered);
-        assert!(client.done > 0);
+        assert!(client.done > 1);
     }
+    seen.spoiled_it_is_found_out(&mut rng);
 
     // Log time passes the sessions' hour: what was never answered is said to be unknown, and is not done.
     let last = done[0].step(done[0].done + 1);

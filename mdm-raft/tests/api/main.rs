@@ -18,6 +18,7 @@ mod registration;
 mod revocation;
 mod sds;
 mod secrets;
+mod told;
 mod topology;
 mod watch;
 mod work;

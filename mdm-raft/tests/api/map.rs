@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pflex_proto::{
-    pb::{WatchRequest, map_client::MapClient, watch_reply::Event},
+    pb::{MapUpdate, WatchRequest, map_client::MapClient, watch_reply::Event},
     status::{self, Reason},
 };
 
@@ -28,24 +28,25 @@ async fn watchers_get_a_map_then_each_change_and_go_on_where_they_were() {
 
     cluster.create_domain("e").await.unwrap();
     let update = loop {
-        match stream.message().await.unwrap().unwrap().event.unwrap() {
-            Event::Update(update) if update.domains.iter().any(|domain| domain.name == "e") => break update,
-            Event::Update(_) | Event::Progress(_) => {}
-            Event::Full(_) => panic!("a second full map"),
+        let reply = stream.message().await.unwrap().unwrap();
+        assert!(!matches!(reply.event, Some(Event::Full(_))), "a second full map");
+        let is_it = |update: &MapUpdate| update.domains.iter().any(|domain| domain.name == "e");
+        if let Some(update) = reply.updates.into_iter().find(is_it) {
+            break update;
         }
     };
     assert!(update.revision > full.revision);
 
     // From where it was: the missed updates, no full map.
     let mut resumed = watch(full.revision).await.unwrap();
-    loop {
-        match resumed.message().await.unwrap().unwrap().event.unwrap() {
-            Event::Update(again) if again == update => break,
-            Event::Update(other) => assert!(other.revision < update.revision, "{other:?}"),
-            Event::Progress(_) => {}
-            Event::Full(_) => panic!("the ring still had the updates"),
+    let again = loop {
+        let reply = resumed.message().await.unwrap().unwrap();
+        assert!(!matches!(reply.event, Some(Event::Full(_))), "the ring still had the updates");
+        if let Some(last) = reply.updates.last().filter(|last| last.revision >= update.revision) {
+            break last.clone();
         }
-    }
+    };
+    assert_eq!(again, update);
     let ahead = watch(u64::MAX).await.unwrap_err();
     assert_eq!(status::reason(&ahead), Some(Reason::Behind), "never back in time (S18)");
     cluster.stop().await;

@@ -42,17 +42,18 @@ async fn map_of(cluster: &Cluster, at_least: u64) -> Vec<String> {
     let mut stream = MapClient::new(api.channel()).watch(WatchRequest::default()).await.unwrap().into_inner();
     let (mut told, mut revision) = (Vec::new(), 0);
     loop {
-        match stream.message().await.unwrap().unwrap().event.unwrap() {
-            Event::Full(map) => {
+        let reply = stream.message().await.unwrap().unwrap();
+        for update in reply.updates {
+            revision = update.revision;
+            told.push(format!("{:?}", MapUpdate { revision: 0, ..update }));
+        }
+        match reply.event {
+            Some(Event::Full(map)) => {
                 revision = map.revision;
                 told.push(format!("{:?}", ClusterMap { revision: 0, ..map }));
             }
-            Event::Update(update) => {
-                revision = update.revision;
-                told.push(format!("{:?}", MapUpdate { revision: 0, ..update }));
-            }
-            Event::Progress(_) if revision >= at_least => return told,
-            Event::Progress(_) => {}
+            Some(Event::Progress(_)) if revision >= at_least => return told,
+            Some(Event::Progress(_)) | None => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The volumes mapped to this client, as the map has them, offered as NBD exports under their names.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use pflex_common::map::{Access, ClusterMap, VolumeInfo, Watcher};
@@ -35,6 +35,8 @@ pub struct MappedVolumes {
     keeper: Arc<TokenKeeper>,
     sdc: SdcId,
     volumes: RwLock<BTreeMap<String, Mapped>>,
+    /// The map they are from: what is the same in the next one is not looked at again.
+    followed: Mutex<ClusterMap>,
     changes: watch::Sender<u64>,
 }
 
@@ -55,7 +57,14 @@ pub(super) async fn follow(volumes: Arc<MappedVolumes>, mut watcher: Watcher, sh
 impl MappedVolumes {
     /// No volumes yet.
     pub fn new(engine: Arc<Engine>, keeper: Arc<TokenKeeper>, sdc: SdcId) -> Self {
-        Self { engine, keeper, sdc, volumes: RwLock::default(), changes: watch::Sender::new(0) }
+        Self {
+            engine,
+            keeper,
+            sdc,
+            volumes: RwLock::default(),
+            followed: Mutex::default(),
+            changes: watch::Sender::new(0),
+        }
     }
 
     /// The engine behind them.
@@ -66,17 +75,22 @@ impl MappedVolumes {
     /// Takes a map: routes first, so that a volume that appears can be used.
     pub fn follow(&self, map: Option<&ClusterMap>) {
         let Some(map) = map else { return };
-        let addresses = map.devices.values().filter_map(|device| {
-            let sds = map.sds.get(&device.sds)?;
-            Some((device.id, sds.data.clone()?))
-        });
-        self.engine.routes().replace(map.pgs.values().map(AsRef::as_ref), addresses);
+        let before = std::mem::replace(&mut *self.followed.lock().unwrap_or_else(PoisonError::into_inner), map.clone());
+        let same_routes =
+            map.pgs.is_same(&before.pgs) && map.devices.is_same(&before.devices) && map.sds.is_same(&before.sds);
+        if !same_routes {
+            let addresses = map.devices.values().filter_map(|device| {
+                let sds = map.sds.get(&device.sds)?;
+                Some((device.id, sds.data.clone()?))
+            });
+            self.engine.routes().replace(map.pgs.values().map(AsRef::as_ref), addresses);
+        }
 
-        let present = map.volumes.values().filter_map(|volume| self.mapped(map, volume));
-        let present: BTreeMap<_, _> = present.map(|mapped| (mapped.spec.name.clone(), mapped)).collect();
+        let present = self.present(&before, map);
+        let epochs: HashMap<_, _> = self.read().values().map(|old| (old.spec.id, old.epoch)).collect();
         for new in present.values() {
             let auth = self.keeper.auth(new.spec.id);
-            let known = self.read().values().find(|old| old.spec.id == new.spec.id).map(|old| old.epoch);
+            let known = epochs.get(&new.spec.id).copied();
             if known.is_none() {
                 info!(volume = new.spec.name, size = new.info.size.0, read_only = new.info.read_only, "volume mapped");
             }
@@ -87,8 +101,8 @@ impl MappedVolumes {
         }
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *volumes, present);
-        let gone: Vec<_> =
-            before.values().filter(|old| volumes.values().all(|new| new.spec.id != old.spec.id)).cloned().collect();
+        let still: HashSet<_> = volumes.values().map(|new| new.spec.id).collect();
+        let gone: Vec<_> = before.values().filter(|old| !still.contains(&old.spec.id)).cloned().collect();
         drop(volumes);
         for old in gone {
             info!(volume = old.spec.name, "volume unmapped");
@@ -100,6 +114,19 @@ impl MappedVolumes {
             self.keeper.forget(old.spec.id);
         }
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// The volumes that are mapped here now; those that did not change since `before` are as they were.
+    fn present(&self, before: &ClusterMap, map: &ClusterMap) -> BTreeMap<String, Mapped> {
+        let mapped = |volume: &VolumeInfo| self.mapped(map, volume).map(|mapped| (mapped.spec.name.clone(), mapped));
+        if !map.pools.is_same(&before.pools) {
+            return map.volumes.values().filter_map(|volume| mapped(volume)).collect();
+        }
+        let changed: HashSet<_> = map.volumes.changed_since(&before.volumes).into_iter().collect();
+        let mut present = self.read().clone();
+        present.retain(|_, known| !changed.contains(&known.spec.id));
+        present.extend(changed.iter().filter_map(|id| map.volumes.get(id)).filter_map(|volume| mapped(volume)));
+        present
     }
 
     fn mapped(&self, map: &ClusterMap, volume: &VolumeInfo) -> Option<Mapped> {

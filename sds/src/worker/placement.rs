@@ -110,13 +110,14 @@ impl Worker {
     /// that were have been answered.
     fn revoke(&mut self, before: &ClusterMap) {
         let mut waiting = HashSet::new();
-        if !Arc::ptr_eq(&before.volumes, &self.map.volumes) {
-            let changed: HashSet<VolumeId> = before
-                .volumes
-                .values()
-                .filter(|old| self.map.volumes.get(&old.id).is_none_or(|new| new.epoch > old.epoch))
-                .map(|old| old.id)
-                .collect();
+        let void = |id: &VolumeId| match (before.volumes.get(id), self.map.volumes.get(id)) {
+            (Some(old), Some(new)) => new.epoch > old.epoch,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let changed: HashSet<VolumeId> =
+            self.map.volumes.changed_since(&before.volumes).into_iter().filter(void).collect();
+        if !changed.is_empty() {
             let revoked = self.pending.matching(|request| changed.contains(&request.volume));
             waiting.extend(revoked.iter().map(|(request, _)| *request));
             self.cancel(revoked);
@@ -128,11 +129,13 @@ impl Worker {
     /// this server was away is found by looking at the store ([`super::orphans`]).
     fn forget_deleted(&mut self, before: &ClusterMap) {
         let closed = before.generation != self.map.generation || self.map.recovering;
-        if Arc::ptr_eq(&before.volumes, &self.map.volumes) || closed {
+        if closed {
             return;
         }
-        for old in before.volumes.values().filter(|old| !self.map.volumes.contains_key(&old.id)) {
-            self.orphans.doom(old.vtree);
+        for id in self.map.volumes.changed_since(&before.volumes) {
+            if let Some(old) = before.volumes.get(&id).filter(|_| !self.map.volumes.contains_key(&id)) {
+                self.orphans.doom(old.vtree);
+            }
         }
     }
 }

@@ -40,7 +40,7 @@ const LISTINGS: usize = 16;
 #[derive(Clone)]
 pub(super) struct Encoded {
     pub(super) revision: Revision,
-    /// A whole `WatchReply`.
+    /// A whole `WatchReply`; those of updates may be put behind one another.
     pub(super) bytes: Bytes,
 }
 
@@ -82,13 +82,22 @@ impl Ring {
         }
     }
 
-    /// At most `most` updates after `revision`; none if some of them are gone.
+    /// Updates after `revision`, as many as have at most `most` bytes, but at least one if there is any; none if some
+    /// of them are gone.
     fn after(&self, revision: Revision, most: usize) -> Option<Vec<Encoded>> {
         if revision < self.complete_after {
             return None;
         }
         let first = self.updates.partition_point(|update| update.revision <= revision);
-        Some(self.updates.range(first..).take(most).cloned().collect())
+        let (mut bytes, mut taken) = (0_usize, Vec::new());
+        for update in self.updates.range(first..) {
+            bytes = bytes.saturating_add(update.bytes.len());
+            if bytes > most && !taken.is_empty() {
+                break;
+            }
+            taken.push(update.clone());
+        }
+        Some(taken)
     }
 }
 
@@ -129,12 +138,13 @@ impl MapFeed {
 
     fn publish(&self, revision: Revision, events: &[MapEvent]) {
         if !events.is_empty() && revision > self.newest_known() {
-            self.push(revision, convert::update(revision, events));
+            self.push(convert::update(revision, events));
         }
     }
 
-    fn push(&self, revision: Revision, update: MapUpdate) {
-        let bytes = encode(Event::Update(update));
+    fn push(&self, update: MapUpdate) {
+        let revision = Revision(update.revision);
+        let bytes = WatchReply { event: None, updates: vec![update] }.encode_to_vec().into();
         self.ring().push(Encoded { revision, bytes });
         self.0.turns.send_modify(|turn| *turn += 1);
     }
@@ -145,7 +155,7 @@ impl MapFeed {
         self.0.turns.send_modify(|turn| *turn += 1);
     }
 
-    /// At most `most` updates after `revision`, oldest first.
+    /// Updates after `revision`, oldest first: as many as have at most `most` bytes, but at least one if there is any.
     ///
     /// # Errors
     /// When some of them are gone; the status names the oldest revision that is not.
@@ -196,7 +206,8 @@ impl MapFeed {
         self.ring().updates.back().map_or(Revision(0), |update| update.revision)
     }
 
-    fn newest_known(&self) -> Revision {
+    /// Up to where this member's updates go; a watcher that has less has something to take, or to list again.
+    pub(super) fn newest_known(&self) -> Revision {
         let ring = self.ring();
         ring.updates.back().map_or(ring.complete_after, |update| update.revision)
     }
@@ -207,7 +218,7 @@ impl MapFeed {
 }
 
 pub(super) fn encode(event: Event) -> Bytes {
-    WatchReply { event: Some(event) }.encode_to_vec().into()
+    WatchReply { event: Some(event), updates: Vec::new() }.encode_to_vec().into()
 }
 
 #[cfg(test)]
@@ -218,9 +229,11 @@ mod tests {
 
     fn feed(revisions: impl IntoIterator<Item = u64>) -> MapFeed {
         let feed = MapFeed::at(Revision(10));
-        revisions.into_iter().for_each(|revision| feed.push(Revision(revision), MapUpdate::default()));
+        revisions.into_iter().for_each(|revision| feed.push(MapUpdate { revision, ..Default::default() }));
         feed
     }
+
+    const ANY: usize = usize::MAX;
 
     fn held(feed: &MapFeed, after: u64, most: usize) -> Option<Vec<u64>> {
         let updates = feed.after(Revision(after), most).ok()?;
@@ -230,10 +243,10 @@ mod tests {
     #[test]
     fn who_comes_back_gets_what_came_after() {
         let feed = feed([12, 15, 16]);
-        assert_eq!(held(&feed, 10, 9), Some(vec![12, 15, 16]));
+        assert_eq!(held(&feed, 10, ANY), Some(vec![12, 15, 16]));
         assert_eq!(held(&feed, 12, 1), Some(vec![15]));
-        assert_eq!(held(&feed, 14, 9), Some(vec![15, 16]));
-        assert_eq!(held(&feed, 16, 9), Some(vec![]));
+        assert_eq!(held(&feed, 14, ANY), Some(vec![15, 16]));
+        assert_eq!(held(&feed, 16, ANY), Some(vec![]));
         assert_eq!(feed.newest(), Revision(16));
     }
 
@@ -241,13 +254,26 @@ mod tests {
     fn what_is_gone_is_said_with_the_oldest_that_is_held() {
         let end = 11 + u64::try_from(RING).unwrap();
         let feed = feed(11..=end);
-        let gone = feed.after(Revision(10), 9).err().unwrap();
+        let gone = feed.after(Revision(10), ANY).err().unwrap();
         assert_eq!(status::reason(&gone), Some(Reason::Compacted));
         assert_eq!(status::oldest_revision(&gone), Some(Revision(11)));
         assert_eq!(held(&feed, 11, 1), Some(vec![12]));
         feed.restart(Revision(end + 100));
-        let gone = feed.after(Revision(end), 9).err().unwrap();
+        let gone = feed.after(Revision(end), ANY).err().unwrap();
         assert_eq!(status::oldest_revision(&gone), Some(Revision(end + 100)));
+    }
+
+    #[test]
+    fn a_bundle_is_bounded_and_is_one_message_with_all_of_its_updates() {
+        let feed = feed([12, 15, 16]);
+        let one = feed.after(Revision(10), 1).unwrap().remove(0).bytes.len();
+        assert_eq!(held(&feed, 10, 2 * one), Some(vec![12, 15]));
+        assert_eq!(held(&feed, 10, 2 * one - 1), Some(vec![12]));
+        let bundle: Vec<u8> =
+            feed.after(Revision(10), ANY).unwrap().iter().flat_map(|update| update.bytes.clone()).collect();
+        let WatchReply { event, updates } = WatchReply::decode(bundle.as_slice()).unwrap();
+        assert_eq!(updates.iter().map(|update| update.revision).collect::<Vec<_>>(), [12, 15, 16]);
+        assert_eq!(event, None);
     }
 
     #[test]

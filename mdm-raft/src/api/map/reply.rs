@@ -21,21 +21,32 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::api::Api;
 
-/// Replies on their way to one client; HTTP/2 flow control holds the rest back.
-pub(super) const IN_FLIGHT: usize = 16;
+/// Replies on their way to one client; HTTP/2 flow control holds the rest back. Few: what waits in the ring is sent
+/// together, what waits here is not.
+pub(super) const IN_FLIGHT: usize = 4;
 /// A request has three numbers.
 const REQUEST_BYTES: usize = 4 << 10;
 const WATCH: &str = "/pflex.v1.Map/Watch";
 
+/// One message: parts that were encoded before, behind one another, each shared by all who get it.
+#[derive(Debug)]
+pub(super) struct Reply(pub(super) Vec<Bytes>);
+
+impl From<Bytes> for Reply {
+    fn from(whole: Bytes) -> Self {
+        Self(vec![whole])
+    }
+}
+
 /// A stream of replies, and why it ended, told after the last of them even if nobody read for long.
 pub(super) struct Replies {
-    queue: mpsc::Receiver<Bytes>,
+    queue: mpsc::Receiver<Reply>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
 /// The other side.
 pub(super) struct Sender {
-    pub(super) queue: mpsc::Sender<Bytes>,
+    pub(super) queue: mpsc::Sender<Reply>,
     end: Arc<Mutex<Option<Status>>>,
 }
 
@@ -53,11 +64,11 @@ impl Sender {
 }
 
 impl Stream for Replies {
-    type Item = Result<Bytes, Status>;
+    type Item = Result<Reply, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.queue.poll_recv(context).map(|next| match next {
-            Some(bytes) => Some(Ok(bytes)),
+            Some(reply) => Some(Ok(reply)),
             None => self.end.lock().unwrap_or_else(PoisonError::into_inner).take().map(Err),
         })
     }
@@ -70,7 +81,7 @@ struct EncodedCodec;
 struct AsItIs;
 
 impl Codec for EncodedCodec {
-    type Encode = Bytes;
+    type Encode = Reply;
     type Decode = WatchRequest;
     type Encoder = AsItIs;
     type Decoder = ProstDecoder<WatchRequest>;
@@ -85,11 +96,12 @@ impl Codec for EncodedCodec {
 }
 
 impl Encoder for AsItIs {
-    type Item = Bytes;
+    type Item = Reply;
     type Error = Status;
 
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
+    fn encode(&mut self, Reply(parts): Reply, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(parts.iter().map(Bytes::len).sum());
+        parts.into_iter().for_each(|part| buffer.put(part));
         Ok(())
     }
 }
@@ -105,7 +117,7 @@ impl NamedService for MapService {
 struct Watch(Api);
 
 impl ServerStreamingService<WatchRequest> for Watch {
-    type Response = Bytes;
+    type Response = Reply;
     type ResponseStream = Replies;
     type Future = std::future::Ready<Result<Response<Replies>, Status>>;
 

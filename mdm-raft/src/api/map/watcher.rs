@@ -7,13 +7,16 @@ use pflex_proto::{
     pb::{WatchProgress, watch_reply::Event},
     status,
 };
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
 use tonic::Status;
 
 use super::{
     RETRY_MS,
     feed::encode,
-    reply::{IN_FLIGHT, Sender},
+    reply::{IN_FLIGHT, Reply, Sender},
 };
 use crate::{api::Api, raft::group::Members};
 
@@ -21,8 +24,11 @@ use crate::{api::Api, raft::group::Members};
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// A client that takes nothing for so long, though something waits for it, is cut off. Its machine may answer pings.
 const STALLED: Duration = Duration::from_secs(5);
-/// Taken from the ring at once.
-const BATCH: usize = IN_FLIGHT;
+/// A watcher gets no updates more often, but what came meanwhile together: a storm of changes costs each of thousands of
+/// watchers fifty messages a second. The first change after a quiet moment goes at once.
+const GATHER: Duration = Duration::from_millis(20);
+/// Updates in one message: well below the 4 MiB that gRPC clients take by default. One alone may have more.
+const BUNDLE_BYTES: usize = 1 << 20;
 
 /// One client's stream.
 pub(super) struct Watcher {
@@ -30,6 +36,8 @@ pub(super) struct Watcher {
     api: Api,
     /// The client has everything up to this revision.
     sent: Revision,
+    /// When updates may be sent again.
+    rested: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -37,8 +45,8 @@ pub(super) struct Watcher {
 type End = Option<Status>;
 
 impl Watcher {
-    pub(super) const fn new(sender: Sender, api: Api, from: Revision, place: OwnedSemaphorePermit) -> Self {
-        Self { sender, api, sent: from, _place: place }
+    pub(super) fn new(sender: Sender, api: Api, from: Revision, place: OwnedSemaphorePermit) -> Self {
+        Self { sender, api, sent: from, rested: Instant::now(), _place: place }
     }
 
     /// Sends until the client or the server ends.
@@ -59,7 +67,12 @@ impl Watcher {
         loop {
             self.catch_up().await?;
             tokio::select! {
-                turned = turns.changed() => if turned.is_err() { return Ok(()) },
+                turned = turns.changed() => {
+                    if turned.is_err() {
+                        return Ok(());
+                    }
+                    tokio::time::sleep_until(self.rested).await;
+                },
                 () = self.sender.queue.closed() => return Err(None),
                 _ = progress.tick() => {
                     self.tell_members(&mut members).await?;
@@ -88,7 +101,7 @@ impl Watcher {
         let _listing = feed.take_listing().await.ok_or(None)?;
         let full = feed.full(self.api.group()).await;
         self.sent = full.revision;
-        self.send(full.bytes).await?;
+        self.send(full.bytes.into()).await?;
         // The next one may list when this one is on its way.
         let queue = self.sender.queue.clone();
         self.unless_stalled(queue.reserve_many(IN_FLIGHT)).await.map(drop)
@@ -96,16 +109,17 @@ impl Watcher {
 
     /// Sends what the ring has after `sent`.
     async fn catch_up(&mut self) -> Result<(), End> {
-        loop {
-            let updates = self.api.feed().after(self.sent, BATCH).map_err(Some)?;
-            if updates.is_empty() {
-                return Ok(());
-            }
-            for update in updates {
-                self.send(update.bytes).await?;
-                self.sent = update.revision;
-            }
+        let queue = self.sender.queue.clone();
+        while self.api.feed().newest_known() > self.sent {
+            // First a place, then what is put there: whatever comes while the client is slow goes together.
+            let place = self.unless_stalled(queue.reserve()).await?;
+            let updates = self.api.feed().after(self.sent, BUNDLE_BYTES).map_err(Some)?;
+            let Some(newest) = updates.last().map(|update| update.revision) else { return Ok(()) };
+            place.send(Reply(updates.into_iter().map(|update| update.bytes).collect()));
+            self.sent = newest;
+            self.rested = Instant::now() + GATHER;
         }
+        Ok(())
     }
 
     async fn tell_members(&mut self, members: &mut watch::Receiver<Members>) -> Result<(), End> {
@@ -113,16 +127,13 @@ impl Watcher {
         self.send(self.progress(&now)).await
     }
 
-    fn progress(&self, members: &Members) -> bytes::Bytes {
-        encode(Event::Progress(WatchProgress {
-            revision: self.sent.get(),
-            mdms: members.apis.clone(),
-            mdms_as_of: members.as_of,
-        }))
+    fn progress(&self, members: &Members) -> Reply {
+        let (revision, mdms, mdms_as_of) = (self.sent.get(), members.apis.clone(), members.as_of);
+        encode(Event::Progress(WatchProgress { revision, mdms, mdms_as_of })).into()
     }
 
-    async fn send(&self, bytes: bytes::Bytes) -> Result<(), End> {
-        self.unless_stalled(self.sender.queue.send(bytes)).await
+    async fn send(&self, reply: Reply) -> Result<(), End> {
+        self.unless_stalled(self.sender.queue.send(reply)).await
     }
 
     async fn unless_stalled<T, E>(&self, sending: impl Future<Output = Result<T, E>>) -> Result<T, End> {

@@ -32,6 +32,8 @@ struct Memory {
     /// The last request in the session, for a retry.
     last: Option<(Request, Body, crate::command::Outcome)>,
     processes: u8,
+    /// A planted bug: the session table forgets before a retry comes.
+    forgets: bool,
 }
 
 fn name(rng: &mut ChaCha8Rng, prefix: &str, n: u32) -> String {
@@ -213,6 +215,9 @@ fn say(rng: &mut ChaCha8Rng, world: &mut World, memory: &mut Memory, body: Body,
     let outcome = world.say_once(request, body.clone());
     memory.client = Some((client, sequence + 1));
     if rng.random_bool(0.3) {
+        if memory.forgets {
+            world.forget(request);
+        }
         let before = world.state.clone();
         let retry = world.say_once(request, body.clone());
         assert_eq!(retry, outcome, "seed {seed}: a retry answers as the first try did");
@@ -230,6 +235,26 @@ fn epochs(world: &World) -> BTreeMap<PgId, Epoch> {
 /// Seeds that once broke an invariant:
 /// - a pool placed anew gave a group the same copies in another order, at the same epoch.
 const FOUND_SOMETHING: [u64; 1] = [3_272_999_997_917_134_188];
+
+#[test]
+fn a_session_table_that_forgets_is_found_out() {
+    for seed in Seeds::new(5) {
+        let found = std::panic::catch_unwind(|| {
+            let (mut rng, mut world) = (rng(seed), World::with_sds(4));
+            let mut memory = Memory { forgets: true, ..start(&mut world) };
+            for _ in 0..STEPS {
+                let body = next(&mut rng, &world, &mut memory);
+                say(&mut rng, &mut world, &mut memory, body, seed);
+            }
+        });
+        let why = found.expect_err("it was not found");
+        let why = why.downcast_ref::<String>().expect("an assertion says why");
+        assert!(
+            why.contains("a retry answers as the first try did") || why.contains("writes only its position"),
+            "{why}"
+        );
+    }
+}
 
 /// S21: whatever was issued and has not expired can be verified.
 fn tokens_verify(world: &World) -> bool {

@@ -71,6 +71,16 @@ impl World {
         .expect("rows just written load")
     }
 
+    /// A planted bug: the session table loses what a request answered, and keeps its books.
+    pub(super) fn forget(&mut self, request: Request) {
+        let mut nowhere = Vec::new();
+        if self.state.outcomes.remove((request.client, request.sequence)).is_some() {
+            self.state.sessions.update(request.client, |session| session.kept -= 1);
+        }
+        self.state.outcomes.drain(&mut nowhere);
+        self.state.sessions.drain(&mut nowhere);
+    }
+
     pub(super) fn say(&mut self, body: Body) -> Outcome {
         self.command(&Command::internal(1_700_000_000_000, body))
     }
