@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The metadata managers beside three etcd members, in one run on one disk, durable writes on both: writes and linearizable
 # reads with 1, 64 and 256 clients, the gap in writes when the leader is killed, then (ours alone) 100,000 volumes in 1,000
-# pools, and 512 storage servers with 2,048 clients that beat and renew tokens.
-# usage: bench-mdm.sh [--seconds 8] [--kills 20] [--volumes 100000] [--pools 1000] [--no-etcd] [PART...]
+# pools, and 512 storage servers with 2,048 clients that beat and renew tokens: in peace, and when their leader hands over
+# and is killed.
+# usage: bench-mdm.sh [--seconds 8] [--kills 20] [--volumes 100000] [--pools 1000] [--sds 512] [--sdc 2048] [--no-etcd] [PART...]
 #   PART     load, failover, fill, fleet; all of them if none is named
 #   --no-etcd  ours alone, for work on it
 # Only the ratios of one run mean much: machines are shared and noisy.
@@ -11,13 +12,15 @@ set -euo pipefail
 
 pflex=${PFLEX:-$target_dir/release/pflex}
 bench=${BENCH_MDM:-$(dirname "$pflex")/bench-mdm}
-seconds=8 kills=20 volumes=100000 pools=1000 systems='pflex etcd' parts=()
+seconds=8 kills=20 volumes=100000 pools=1000 sds=512 sdc=2048 systems='pflex etcd' parts=()
 while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift 2 ;;
     --kills) kills=$2; shift 2 ;;
     --volumes) volumes=$2; shift 2 ;;
     --pools) pools=$2; shift 2 ;;
+    --sds) sds=$2; shift 2 ;;
+    --sdc) sdc=$2; shift 2 ;;
     --no-etcd) systems=pflex; shift ;;
     load | failover | fill | fleet) parts+=("$1"); shift ;;
     *) die "unknown argument $1; usage: $(sed -n 's/^# usage: //p' "$0")" ;;
@@ -180,17 +183,38 @@ part_fill() {
   printf 'restart of a member, until it follows again: %s ms, memory then %s MiB\n' $(($(now_ms) - begin)) "$(rss_mib "${pids[pflex$other]}")"
 }
 
+# fleet_asks N PID: for the death of the leader the N-th time, or it is dead itself.
+fleet_asks() { [ "$(grep -c '^kill the leader' "$scratch/fleet.log")" -ge "$1" ] || ! kill -0 "$2" 2>/dev/null; }
 part_fleet() {
-  local line leader k all
+  local line leader k all n fleet
   # The three servers of before are among those that come now.
   kill -KILL "${pids[fleet]}"; wait "${pids[fleet]}" 2>/dev/null || true; unset 'pids[fleet]'
   leader=$(pflex_leader)
   all="${pids[pflex$leader]}"
   for k in 1 2 3; do [ "$k" = "$leader" ] || all+=",${pids[pflex$k]}"; done
-  line=$("$bench" fleet --at "$PFLEX_MDM" --sds 512 --sdc 2048 --seconds 45 --pids "$all" 2>>"$scratch/fleet.log")
-  printf 'fleet of %s servers and %s clients: leader %s cores, followers %s and %s; %s beats, %s reports, %s renewals, %s failures; leader memory %s MiB\n' \
-    512 2048 "$(field '.cores[0]' "$line")" "$(field '.cores[1]' "$line")" "$(field '.cores[2]' "$line")" "$(field .beats "$line")" \
-    "$(field .reports "$line")" "$(field .renewals "$line")" "$(field .failures "$line")" "$(rss_mib "${pids[pflex$leader]}")"
+  : >"$scratch/fleet.log"
+  "$bench" fleet --at "$PFLEX_MDM" --sds "$sds" --sdc "$sdc" --seconds 45 --pids "$all" --transfers 1 --kills 2 \
+    >"$scratch/fleet.json" 2>>"$scratch/fleet.log" &
+  pids[fleet]=$!; fleet=$!
+  for n in 1 2; do
+    wait_for 900 "the fleet to be ready for the loss of its leader" fleet_asks "$n" "$fleet" || die "the fleet did not settle"
+    kill -0 "$fleet" 2>/dev/null || break
+    leader=$(pflex_leader)
+    kill_member pflex "$leader"
+    sleep 4 # the others are alone for a while, and then it comes back
+    start pflex "$leader"
+  done
+  wait "$fleet" || die "the fleet failed: $(tail -n 1 "$scratch/fleet.log")"
+  unset 'pids[fleet]'
+  line=$(cat "$scratch/fleet.json")
+  leader=$(pflex_leader)
+  printf 'fleet of %s servers and %s clients, there after %s ms: leader %s cores, followers %s and %s%s\n' "$sds" "$sdc" "$(field .arrival_ms "$line")" \
+    "$(field '.cores[0]' "$line")" "$(field '.cores[1]' "$line")" "$(field '.cores[2]' "$line")" \
+    "$(field 'if .same_leader then "" else " (NOT VALID: the leader changed meanwhile)" end' "$line")"
+  printf '  meanwhile %s beats, %s reports, %s renewals, %s updates in %s messages, %s failures; leader memory now %s MiB\n' "$(field .beats "$line")" \
+    "$(field .reports "$line")" "$(field .renewals "$line")" "$(field .map_updates "$line")" "$(field .map_messages "$line")" \
+    "$(field .failures "$line")" "$(rss_mib "${pids[pflex$leader]}")"
+  field '.changes[] | "  \(.how): all beats back after \(.beats_back_ms) ms, all maps after \(.maps_back_ms) ms, \(.tries_in_vain) tries in vain; \(.commands) commands (\(.renewals) renewals), events \(.events), \(.servers_not_alive) servers not alive, \(.full_maps) full maps, \(.map_updates) updates in \(.map_messages) messages"' "$line"
 }
 
 printf '%s cores, %s GiB memory; pflex %s%s\n' "$(nproc)" "$(awk '/^MemTotal/ { printf "%d", $2 / 1048576 }' /proc/meminfo)" \

@@ -144,7 +144,9 @@ impl MdmClient {
     fn made(name: String, configured: Vec<Endpoint>, memory: Option<PathBuf>) -> Self {
         let remembered = memory.as_deref().map(recall).unwrap_or_default();
         let members = if remembered.is_empty() { configured.clone() } else { union(remembered, &configured) };
-        let state = Mutex::new(State { members, ..State::default() });
+        // Not everybody begins with the same member: thousands of watchers would all be its own.
+        let turn = rand::rng().random_range(0..members.len().max(1));
+        let state = Mutex::new(State { members, turn, ..State::default() });
         let session = tokio::sync::Mutex::default();
         Self { shared: Arc::new(Shared { name, configured, memory, state, session }) }
     }

@@ -229,7 +229,8 @@ impl Tracker {
     ) -> Findings {
         let slept = self.last_tick.is_some_and(|last| now.saturating_duration_since(last) > SLEPT);
         self.last_tick = Some(now);
-        self.entries.retain(|sds, _| known.iter().any(|row| row.sds == *sds));
+        let registered: BTreeSet<SdsId> = known.iter().map(|row| row.sds).collect();
+        self.entries.retain(|sds, _| registered.contains(sds));
         let (mut verdicts, mut silent, mut doubtful) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for row in known {
             let entry = self.entries.entry(row.sds).or_insert_with(|| Entry::new(row.process, now));

@@ -2,7 +2,7 @@
 //! execute what the tracker concludes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -24,7 +24,10 @@ use crate::{
     api::context::wall_time_ms,
     command::{Body, Command, proto},
     raft::RaftGroup,
-    state::{State, model::EvictionHold},
+    state::{
+        State,
+        model::{Device, EvictionHold},
+    },
 };
 
 /// Well below `REFUSED`, so that a proof of death is acted on at once.
@@ -207,21 +210,28 @@ async fn refuses(address: &str) -> bool {
     matches!(answer, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// The SDSs that ever registered.
+/// The SDSs that ever registered. Devices are looked at once, not once for each SDS: this runs twenty times a second.
 fn registered_sds(state: &State, now: LogTime) -> Vec<Known> {
+    let mut devices: BTreeMap<SdsId, Vec<&Device>> = BTreeMap::new();
+    for device in state.all_devices() {
+        devices.entry(device.sds).or_default().push(device);
+    }
     let registered = state.all_sds().filter_map(|sds| Some((sds, sds.registration.as_ref()?.process)));
     registered
-        .map(|(sds, process)| Known {
-            sds: sds.id,
-            process,
-            alive: sds.alive,
-            devices: state.devices_of(sds.id).map(|d| (d.id, d.incarnation, d.alive)).collect(),
-            kept_out: !sds.alive && state.sds_kept_out(sds.id, now).is_some(),
-            devices_kept_out: state
-                .devices_of(sds.id)
-                .filter(|device| !device.alive && state.device_kept_out(device.id, now).is_some())
-                .map(|device| device.id)
-                .collect(),
+        .map(|(sds, process)| {
+            let devices = devices.remove(&sds.id).unwrap_or_default();
+            Known {
+                sds: sds.id,
+                process,
+                alive: sds.alive,
+                devices: devices.iter().map(|d| (d.id, d.incarnation, d.alive)).collect(),
+                kept_out: !sds.alive && state.sds_kept_out(sds.id, now).is_some(),
+                devices_kept_out: devices
+                    .iter()
+                    .filter(|device| !device.alive && state.device_kept_out(device.id, now).is_some())
+                    .map(|device| device.id)
+                    .collect(),
+            }
         })
         .collect()
 }

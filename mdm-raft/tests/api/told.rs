@@ -140,7 +140,7 @@ pub(crate) fn spoiled_histories_are_found_out(good: &[History], acknowledged: &[
         others.flat_map(|(_, other)| other.updates()).any(|update| update.revision == revision)
     };
     let told = &good[victim].told;
-    let last_map = told.iter().rposition(|told| matches!(told, Told::Full(..))).unwrap();
+    let last_map = told.iter().rposition(|told| matches!(told, Told::Full(..))).expect("it begins with one");
     let places: Vec<usize> = (last_map + 1..told.len() - 1)
         .filter(|at| {
             matches!(&told[*at], Told::Update(update) if !update.domains.is_empty() && told_to_others(update.revision))
@@ -154,8 +154,8 @@ pub(crate) fn spoiled_histories_are_found_out(good: &[History], acknowledged: &[
         let mut bad = good.to_vec();
         change(&mut bad);
         let verdict = check(&bad, acknowledged);
-        assert!(verdict.is_err(), "{what} at {} of watcher {victim} was not found", update.revision);
-        println!("{what}: {}", verdict.unwrap_err());
+        let Err(why) = verdict else { panic!("{what} at {} of watcher {victim} was not found", update.revision) };
+        println!("{what}: {why}");
     };
     spoil("a dropped update", &|bad| drop(bad[victim].told.remove(at)));
     spoil("a doubled update", &|bad| bad[victim].told.insert(at + 1, Told::Update(update.clone())));

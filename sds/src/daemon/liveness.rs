@@ -21,6 +21,7 @@ use pflex_proto::{
     status::{self, Reason},
     token::{KEY_SIZE, Secret},
 };
+use rand::RngExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -35,8 +36,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const SILENCE: Duration = STAMP_DELAY;
 /// How often the confirmed revision is looked at: an unmap waits for it.
 const CONFIRM_POLL: Duration = Duration::from_millis(20);
-/// Between two members that do not lead.
+/// Between two members that do not lead: longer each time, and never the same for two of the hundreds of servers that
+/// lost their leader together. An election must not compete with them.
 const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 /// For fetching keys.
 const KEYS_PATIENCE: Patience = Patience::within(Duration::from_secs(5));
 
@@ -66,10 +69,10 @@ impl Counted {
 
 /// Until the process ends.
 pub(super) async fn run(server: Arc<Server>) {
-    let mut keys = Vec::new();
+    let (mut keys, mut pause) = (Vec::new(), PAUSE);
     loop {
         let (endpoint, connection) = server.client.leader_guess();
-        let error = match follow(&server, LivenessClient::new(connection), &mut keys).await {
+        let error = match follow(&server, LivenessClient::new(connection), &mut keys, &mut pause).await {
             Ok(()) => Status::unavailable("the stream ended"),
             Err(error) => error,
         };
@@ -79,7 +82,9 @@ pub(super) async fn run(server: Arc<Server>) {
             return;
         }
         server.client.not_here(&endpoint, &error);
-        tokio::time::sleep(PAUSE).await;
+        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
+        tokio::time::sleep(jittered).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -93,6 +98,7 @@ async fn follow(
     server: &Arc<Server>,
     mut client: LivenessClient<pflex_common::mdm::Connection>,
     keys: &mut Vec<u32>,
+    pause: &mut Duration,
 ) -> Result<(), Status> {
     let (beats, queue) = mpsc::channel(4);
     let sender = tokio::spawn(beat(Arc::clone(server), beats));
@@ -108,6 +114,7 @@ async fn follow(
         if at.since(std::mem::replace(&mut last, at)) > STAMP_DELAY {
             return Err(Status::deadline_exceeded("this process was away; the stamps it missed are stale"));
         }
+        *pause = PAUSE;
         server.log_time.observe(term, LogTime(log_time_ms), at);
         for device in &server.devices {
             // The next one is as good.

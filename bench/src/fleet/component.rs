@@ -1,22 +1,14 @@
-//! A fleet of simulated storage servers and clients that does to the metadata managers what a real one does when nothing
-//! happens: a beat a second of each server, a health report every 10 s and a token renewal every 15 s of each, and a
-//! watched map everywhere. No data is served.
-//!
-//! Prints how much processor time each member used meanwhile.
+//! One simulated server or client: what it does for ever.
 
 use std::{
-    fmt, fs,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::atomic::Ordering,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
 use pflex_common::{
     mdm::{MdmClient, Patience},
-    net::{Endpoint, listen},
+    net::Endpoint,
 };
 use pflex_proto::pb::{
     self, Access, Addresses, Beat, ComponentKind, CreateSdcRequest, CreateSdsRequest, CreateVolumeRequest, DeviceBeat,
@@ -24,132 +16,33 @@ use pflex_proto::pb::{
     admin_client::AdminClient, discovery_client::DiscoveryClient, liveness_client::LivenessClient,
     map_client::MapClient, tokens_client::TokensClient,
 };
-use serde_json::{Value, json};
+use rand::RngExt as _;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    task::JoinSet,
+    sync::{mpsc, watch},
     time::MissedTickBehavior,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
-const PATIENCE: Patience = Patience::within(Duration::from_secs(60));
+use super::{
+    PATIENCE, SPREAD,
+    streams::{Counts, Streams},
+};
+
 /// Bytes of each simulated device: enough for any number of volumes.
 const DEVICE_BYTES: u64 = 1 << 50;
 const BEAT: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(10);
-const RENEWAL: Duration = Duration::from_secs(15);
-/// Failures that are said; the others are counted.
-const SAID: u64 = 8;
-/// Components that introduce themselves at the same time.
-const AT_ONCE: usize = 64;
-/// Everybody begins within the longest period, so that no two moments are busier than others.
-const SPREAD: Duration = RENEWAL;
+pub(super) const RENEWAL: Duration = Duration::from_secs(15);
+/// To be created and registered, however busy a small machine is with all the others: attempts that are given up and sent
+/// again only add to it.
+const ARRIVAL: Patience = Patience { deadline: Duration::from_secs(600), attempt: Duration::from_secs(20) };
+/// Members say something each second; one that is silent longer is stuck.
+const SILENCE: Duration = Duration::from_secs(3);
 const STEPS: u32 = 128;
-/// Until everybody has had the map and settled.
-const SETTLE: Duration = Duration::from_secs(5);
-
-#[derive(clap::Args, Clone, Debug)]
-pub(crate) struct FleetArgs {
-    /// Storage servers, one device each.
-    #[arg(long, default_value_t = 512)]
-    sds: u32,
-    /// Storage clients, one mapped volume each.
-    #[arg(long, default_value_t = 2_048)]
-    sdc: u32,
-    #[arg(long, default_value_t = 30)]
-    seconds: u64,
-    /// Processes whose time is counted while the fleet is steady.
-    #[arg(long, value_delimiter = ',')]
-    pids: Vec<u32>,
-}
-
-/// What the fleet did while it was steady.
-#[derive(Default)]
-struct Counts {
-    beats: AtomicU64,
-    reports: AtomicU64,
-    renewals: AtomicU64,
-    messages: AtomicU64,
-    updates: AtomicU64,
-    failures: AtomicU64,
-}
-
-pub(crate) async fn run(args: &FleetArgs, at: Vec<Endpoint>) -> anyhow::Result<String> {
-    let counts = Arc::new(Counts::default());
-    let started = Instant::now();
-    let mut fleet = JoinSet::new();
-    let mut arriving = JoinSet::new();
-    let turn = Arc::new(Semaphore::new(AT_ONCE));
-    let (all_there, whole) = watch::channel(false);
-    // The control port of all servers: takes probes and says nothing.
-    let listener = listen("control", &Endpoint::new("127.0.0.1", 0)).await?;
-    let control = listener.local_addr()?.to_string();
-    fleet.spawn(async move { while listener.accept().await.is_ok() {} });
-    for (kind, count) in [(ComponentKind::Sds, args.sds), (ComponentKind::Sdc, args.sdc)] {
-        for n in 0..count {
-            let (at, turn, control) = (at.clone(), turn.clone(), control.clone());
-            arriving.spawn(async move {
-                let _turn = turn.acquire().await?;
-                Component::arrive(kind, n, at, control).await.with_context(|| format!("{kind:?} {n}"))
-            });
-        }
-        while let Some(component) = arriving.join_next().await {
-            let component = component.context("an arrival ended")??;
-            let (counts, whole) = (counts.clone(), whole.clone());
-            fleet.spawn(async move { component.live(&counts, whole).await });
-        }
-    }
-    let arrival = started.elapsed();
-    eprintln!("{} servers and {} clients are there after {arrival:.1?}", args.sds, args.sdc);
-    all_there.send_replace(true);
-    tokio::time::sleep(SPREAD + SETTLE).await;
-    let before = (snapshot(&counts), processor_times(&args.pids)?, Instant::now());
-    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let (did, used, wall) = (snapshot(&counts), processor_times(&args.pids)?, before.2.elapsed());
-    let cores: Vec<f64> = used.iter().zip(&before.1).map(|(now, then)| (now - then) / wall.as_secs_f64()).collect();
-    let done: Vec<u64> = did.iter().zip(before.0).map(|(now, then)| now - then).collect();
-    fleet.abort_all();
-    Ok(json!({
-        "sds": args.sds, "sdc": args.sdc,
-        "arrival_ms": arrival.as_millis(),
-        "beats": done[0], "reports": done[1], "renewals": done[2], "map_updates": done[3], "map_messages": done[5], "failures": done[4],
-        "cores": cores.iter().map(|cores| json!((cores * 1000.0).round() / 1000.0)).collect::<Vec<Value>>(),
-    })
-    .to_string())
-}
-
-impl Counts {
-    /// One more failure; the first few are said.
-    fn failed(&self, who: &str, doing: &str, why: &dyn fmt::Display) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) < SAID {
-            eprintln!("{who}: {doing}: {why}");
-        }
-    }
-}
-
-fn snapshot(counts: &Counts) -> [u64; 6] {
-    let Counts { beats, reports, renewals, messages, updates, failures } = counts;
-    [beats, reports, renewals, updates, failures, messages].map(|count| count.load(Ordering::Relaxed))
-}
-
-/// Seconds of processor time of each process so far.
-fn processor_times(pids: &[u32]) -> anyhow::Result<Vec<f64>> {
-    pids.iter()
-        .map(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid}"))?;
-            // The name, in brackets, may hold blanks; utime and stime are the 12th and 13th fields after it, in
-            // hundredths of a second on every Linux.
-            let fields = stat.rsplit_once(") ").context("a stat line has a name in brackets")?.1;
-            let ticks: f64 =
-                fields.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().unwrap_or_default()).sum();
-            Ok(ticks / 100.0)
-        })
-        .collect()
-}
 
 /// One simulated process.
-struct Component {
+pub(super) struct Component {
     kind: ComponentKind,
     n: u32,
     id: u32,
@@ -165,12 +58,17 @@ struct Component {
 
 impl Component {
     /// Is created, registers, and a client gets a volume.
-    async fn arrive(kind: ComponentKind, n: u32, at: Vec<Endpoint>, control: String) -> anyhow::Result<Self> {
+    pub(super) async fn arrive(
+        kind: ComponentKind,
+        n: u32,
+        at: Vec<Endpoint>,
+        control: String,
+    ) -> anyhow::Result<Self> {
         let noun = if kind == ComponentKind::Sds { "sds" } else { "sdc" };
         let name = format!("bench-{noun}-{n}");
         let client = MdmClient::new(name.clone(), at);
         let process = Uuid::new_v4().as_bytes().to_vec();
-        let (c, p) = (client.clone(), PATIENCE);
+        let (c, p) = (client.clone(), ARRIVAL);
         if kind == ComponentKind::Sds {
             c.write(p, |connection, request| {
                 let name = name.clone();
@@ -223,31 +121,39 @@ impl Component {
 
     /// Does what it does for ever. Servers beat at once, or they would be taken for lost; the rest begins when everybody
     /// has come, each at its own moment: what is measured is the steady state.
-    async fn live(&self, counts: &Counts, mut whole: watch::Receiver<bool>) {
+    pub(super) async fn live(&self, counts: &Counts, streams: &Streams, mut whole: watch::Receiver<bool>) {
         let later = async {
             if whole.wait_for(|whole| *whole).await.is_ok() {
                 tokio::time::sleep(SPREAD.mul_f64(f64::from(self.n % STEPS) / f64::from(STEPS))).await;
-                tokio::join!(self.report(counts), self.renew(counts), self.watch(counts));
+                tokio::join!(self.report(counts), self.renew(counts), self.watch(counts, streams));
             }
         };
-        tokio::join!(self.beat(counts), later);
+        tokio::join!(self.beat(counts, streams), later);
     }
 
-    async fn beat(&self, counts: &Counts) {
+    async fn beat(&self, counts: &Counts, streams: &Streams) {
         if self.kind != ComponentKind::Sds {
             return;
         }
+        let mut pause = Pause::default();
         loop {
             let (endpoint, connection) = self.client.leader_guess();
-            if let Err(error) = self.beat_at(connection, counts).await {
+            if let Err(error) = self.beat_at(connection, counts, streams, &mut pause).await {
                 counts.failed(&self.name, "beats", &error.message());
+                streams.broke();
                 self.client.not_here(&endpoint, &error);
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            pause.take().await;
         }
     }
 
-    async fn beat_at(&self, connection: pflex_common::mdm::Connection, counts: &Counts) -> Result<(), tonic::Status> {
+    async fn beat_at(
+        &self,
+        connection: pflex_common::mdm::Connection,
+        counts: &Counts,
+        streams: &Streams,
+        pause: &mut Pause,
+    ) -> Result<(), tonic::Status> {
         let (sender, receiver) = mpsc::channel(1);
         let beat = Beat {
             sds_id: self.id,
@@ -256,11 +162,16 @@ impl Component {
             ..Default::default()
         };
         let closed = |_| tonic::Status::unavailable("the stream ended");
+        let silent = |_| tonic::Status::deadline_exceeded("the leader is silent");
         sender.send(beat.clone()).await.map_err(closed)?;
-        let mut replies = LivenessClient::new(connection).beats(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut client = LivenessClient::new(connection);
+        let opening = client.beats(ReceiverStream::new(receiver)).timed();
+        let mut replies = opening.await.map_err(silent)??.into_inner();
         let mut tick = paced(BEAT);
-        while let Some(reply) = replies.message().await? {
+        while let Some(reply) = replies.message().timed().await.map_err(silent)?? {
             counts.beats.fetch_add(1, Ordering::Relaxed);
+            streams.beats_with(self.n, reply.term);
+            pause.reset();
             tick.tick().await;
             let beat = Beat { applied_revision: reply.revision, log_time_ms: reply.log_time_ms, ..beat.clone() };
             sender.send(beat).await.map_err(closed)?;
@@ -316,33 +227,77 @@ impl Component {
     }
 
     /// Takes what comes and keeps nothing but how far it is.
-    async fn watch(&self, counts: &Counts) {
-        let mut from_revision = 0;
+    async fn watch(&self, counts: &Counts, streams: &Streams) {
+        let (mut from_revision, mut pause) = (0, Pause::default());
         loop {
-            if let Err(error) = self.watch_one(&mut from_revision, counts).await {
+            if let Err(error) = self.watch_one(&mut from_revision, counts, streams, &mut pause).await {
                 counts.failed(&self.name, "the watch", &error.message());
+                streams.watches(self.kind, self.n, false);
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            pause.take().await;
         }
     }
 
-    async fn watch_one(&self, from_revision: &mut u64, counts: &Counts) -> Result<(), tonic::Status> {
+    async fn watch_one(
+        &self,
+        from_revision: &mut u64,
+        counts: &Counts,
+        streams: &Streams,
+        pause: &mut Pause,
+    ) -> Result<(), tonic::Status> {
         let (_, connection) = self.client.any_member();
         let mut client = MapClient::new(connection).max_decoding_message_size(1 << 30);
         let request =
             WatchRequest { from_revision: *from_revision, kind: self.kind.into(), id: self.id, ..Default::default() };
-        let mut stream = client.watch(request).await?.into_inner();
-        while let Some(reply) = stream.message().await? {
+        let silent = |_| tonic::Status::deadline_exceeded("the member is silent");
+        let mut stream = client.watch(request).timed().await.map_err(silent)??.into_inner();
+        while let Some(reply) = stream.message().timed().await.map_err(silent)?? {
             if let Some(pb::watch_reply::Event::Full(map)) = reply.event {
                 *from_revision = map.revision;
+                counts.full_maps.fetch_add(1, Ordering::Relaxed);
             }
             if let Some(newest) = reply.updates.last() {
                 *from_revision = newest.revision;
                 counts.messages.fetch_add(1, Ordering::Relaxed);
                 counts.updates.fetch_add(reply.updates.len() as u64, Ordering::Relaxed);
             }
+            streams.watches(self.kind, self.n, true);
+            pause.reset();
         }
         Err(tonic::Status::unavailable("it ended"))
+    }
+}
+
+/// What is awaited no longer than servers and clients do.
+trait Timed: Future + Sized {
+    fn timed(self) -> tokio::time::Timeout<Self> {
+        tokio::time::timeout(SILENCE, self)
+    }
+}
+
+impl<F: Future> Timed for F {}
+
+/// Between two tries, longer each time and never the same for two: thousands that lost one member come back spread out.
+struct Pause(Duration);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pause {
+    async fn take(&mut self) {
+        let jittered = self.0.mul_f64(rand::rng().random_range(0.5..1.5));
+        tokio::time::sleep(jittered).await;
+        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+    }
+
+    fn reset(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -357,7 +312,7 @@ fn paced(period: Duration) -> tokio::time::Interval {
 async fn map_volume(client: &MdmClient, sdc: &str) -> anyhow::Result<u64> {
     let volume = format!("{sdc}-volume");
     client
-        .write(PATIENCE, |connection, request| {
+        .write(ARRIVAL, |connection, request| {
             let create = CreateVolumeRequest {
                 request: Some(request),
                 name: volume.clone(),
@@ -370,7 +325,7 @@ async fn map_volume(client: &MdmClient, sdc: &str) -> anyhow::Result<u64> {
         .await
         .context("create its volume")?;
     let mapped = client
-        .write(PATIENCE, |connection, request| {
+        .write(ARRIVAL, |connection, request| {
             let map = MapVolumeRequest {
                 request: Some(request),
                 volume: volume.clone(),
