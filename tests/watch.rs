@@ -106,7 +106,7 @@ fn watchers_are_told_every_change_once_and_in_order_while_leaders_are_killed() {
     }
     over.store(true, Ordering::Relaxed);
     let histories: Vec<History> = runtime.block_on(async {
-        let mut made = Vec::new();
+        let mut made: Vec<String> = (0..KILLS).map(|round| format!("between-{round}")).collect();
         for writer in writers {
             made.extend(writer.await.expect("it writes"));
         }
