@@ -1,6 +1,9 @@
 //! How the cluster does, with reasons, and handing leadership over.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use pflex_proto::{
     ids::{MdmId, SdsId},
@@ -50,6 +53,9 @@ impl Cluster for Api {
                 format!("mdm {}", member.id),
                 format!("it cannot be reached; {} members are left", count_up(&answer.members)),
             ));
+        }
+        if let [old, .., new] = group.voters.as_slice() {
+            answer.reasons.push(warning("mdm".to_owned(), between(old, new)));
         }
         let me = format!("mdm {}", group.id);
         let silence = self.group().silence();
@@ -184,6 +190,16 @@ pub(super) fn membership_error(error: MembershipError) -> Status {
         MembershipError::Refused { .. } => status::status(Reason::Precondition, message),
         MembershipError::Unknown { .. } => status::status(Reason::UnknownOutcome, message),
     }
+}
+
+/// What it means that a change of the voters is half done.
+fn between(old: &BTreeSet<MdmId>, new: &BTreeSet<MdmId>) -> String {
+    let list = |voters: &BTreeSet<MdmId>| voters.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!(
+        "a change of its members is half done: a majority of {} and one of {} are both needed until the leader has finished it",
+        list(old),
+        list(new)
+    )
 }
 
 fn most_advanced(group: &GroupStatus) -> Option<MdmId> {

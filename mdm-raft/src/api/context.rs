@@ -215,7 +215,7 @@ impl Api {
     /// Refuses a caller that has seen a newer generation of the cluster than this member is of: what was restored since
     /// must not be undone by an MDM of before (S19).
     pub(crate) fn is_not_older(&self, theirs: u64) -> Result<(), Status> {
-        let ours = self.look(|state| state.cluster().map_or(0, |cluster| cluster.generation.get()));
+        let ours = self.0.group.generation().get();
         if ours == 0 || theirs <= ours {
             return Ok(());
         }

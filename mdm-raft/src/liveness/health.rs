@@ -20,10 +20,13 @@ const LEAST_SAMPLE_MS: u64 = 10_000;
 
 /// Components whose reports say something else than the last logged status.
 pub(super) fn transitions(group: &RaftGroup, reports: &Reports) -> Option<Body> {
-    let (_, (registered, settings)) = group.read_stale(|state| (registered(state), state.settings()));
-    let after = |setting| Duration::from_millis(settings.get(setting));
-    let verdicts = reports.look(&registered, after(Setting::HealthStale), after(Setting::HealthDown));
-    let (_, changed) = group.read_stale(|state| changes(state, verdicts));
+    // One look at the state: what is compared is of one moment.
+    let (_, changed) = group.read_stale(|state| {
+        let settings = state.settings();
+        let after = |setting| Duration::from_millis(settings.get(setting));
+        let verdicts = reports.look(&registered(state), after(Setting::HealthStale), after(Setting::HealthDown));
+        changes(state, verdicts)
+    });
     let entries: Vec<_> = changed.into_iter().take(MAX_BATCH).map(entry).collect();
     (!entries.is_empty()).then_some(Body::SetStatuses(proto::SetStatuses { entries }))
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -136,6 +137,7 @@ impl Group {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn change_voters(&self, voters: BTreeSet<MdmId>) -> Result<(), MembershipError> {
+        let _changing = Changing::begin(&self.0.changes);
         let changed = within(CHANGE_TIMEOUT, self.0.raft.change_membership(voters, false)).await?;
         changed.map(drop).map_err(|error| self.unchanged(error))
     }
@@ -150,8 +152,13 @@ impl Group {
         changed.map(drop).map_err(|error| self.unchanged(error))
     }
 
+    /// Whether the voters are being changed by a call to this member.
+    pub(super) fn is_changing(&self) -> bool {
+        self.0.changes.load(Ordering::Relaxed) > 0
+    }
+
     /// Finishes a change that an earlier leader left half done: between two sets of voters both are needed. Does nothing
-    /// when there is none.
+    /// when there is none. A leader does it by itself after a while (`group/settle.rs`).
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -251,6 +258,22 @@ impl Group {
             RaftError::APIError(error) => MembershipError::Unknown { reason: error.to_string() },
             RaftError::Fatal(fatal) => ended(&fatal),
         }
+    }
+}
+
+/// A change being carried out, until it is dropped.
+struct Changing<'a>(&'a AtomicUsize);
+
+impl<'a> Changing<'a> {
+    fn begin(changes: &'a AtomicUsize) -> Self {
+        changes.fetch_add(1, Ordering::Relaxed);
+        Self(changes)
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -10,12 +10,13 @@ mod membership;
 mod open;
 mod propose;
 mod read;
+mod settle;
 mod shutdown;
 mod standing;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
 };
 
 use openraft::Raft;
@@ -30,7 +31,7 @@ pub use config::GroupConfig;
 pub use leader::{LeaderInfo, LeaderView, Members};
 pub use membership::{GroupStatus, MembershipError, Role};
 pub use open::OpenError;
-use pflex_proto::ids::{LogTime, Revision};
+use pflex_proto::ids::{ClusterGeneration, LogTime, Revision};
 pub use propose::{PROPOSALS, ProposeError};
 pub use read::ReadError;
 pub use standing::Standing;
@@ -66,6 +67,8 @@ struct Inner {
     told: Told,
     syncs: SyncCounter,
     proposals: Semaphore,
+    /// Changes of the voters that are being carried out here.
+    changes: AtomicUsize,
     server: Mutex<Option<JoinHandle<()>>>,
     stop: CancellationToken,
     runtime: Mutex<Option<Runtime>>,
@@ -152,6 +155,11 @@ impl Group {
     /// When that is further ahead than an outage can explain.
     pub fn catch_up(&self, heard: LogTime) -> Result<(), TooFarAhead> {
         self.0.shared.catch_up(heard)
+    }
+
+    /// The generation of the cluster as applied here (S19), without waiting for an apply; 0 before the first command.
+    pub fn generation(&self) -> ClusterGeneration {
+        self.0.shared.generation()
     }
 
     /// How well the log's group commit groups.

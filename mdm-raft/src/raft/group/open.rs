@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use pflex_common::net::{ConnectionLimits, incoming_within};
 use tokio::{net::TcpListener, runtime::Runtime, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{Group, GroupConfig, Inner, leader, standing};
+use super::{Group, GroupConfig, Inner, leader, settle, standing};
 use crate::raft::{
     durable,
     error::StoreError,
@@ -139,7 +139,8 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
     let (leader, members) = leader::watch(&raft, runtime.handle(), stop.clone(), config.fatal.clone());
     runtime.handle().spawn(standing::follow(raft.clone(), told.clone(), stop.clone()));
     let proposals = config.proposals;
-    Ok(Group(Arc::new(Inner {
+    let tasks = runtime.handle().clone();
+    let group = Arc::new(Inner {
         config,
         identity,
         listening,
@@ -152,10 +153,13 @@ pub(super) async fn open(dir: &Path, config: GroupConfig) -> Result<Group, OpenE
         told,
         syncs,
         proposals: Semaphore::new(proposals),
+        changes: AtomicUsize::new(0),
         server: Mutex::new(Some(server)),
-        stop,
+        stop: stop.clone(),
         runtime: Mutex::new(runtime.started()),
-    })))
+    });
+    tasks.spawn(settle::run(Arc::downgrade(&group), stop));
+    Ok(Group(group))
 }
 
 fn build_runtime() -> io::Result<Runtime> {

@@ -20,6 +20,7 @@ struct Faults {
     cut: AtomicBool,
     /// 0: at none.
     install_fails_at: AtomicU32,
+    cut_between: AtomicBool,
 }
 
 impl Links {
@@ -40,6 +41,24 @@ impl Links {
     /// From now on an install of a snapshot fails after this step, as if the process ended there; 0: after none.
     pub fn fail_install_at(&self, step: u32) {
         self.0.install_fails_at.store(step, Ordering::Relaxed);
+    }
+
+    /// The member is cut off as soon as it has applied the first of the two steps of a change of the voters, before it can
+    /// take the second.
+    pub fn cut_between_the_steps_of_a_change(&self) {
+        self.0.cut_between.store(true, Ordering::Relaxed);
+    }
+
+    /// No longer.
+    pub fn disarm(&self) {
+        self.0.cut_between.store(false, Ordering::Relaxed);
+    }
+
+    /// The first of the two steps is applied.
+    pub(in crate::raft) fn between_two_sets_of_voters(&self) {
+        if self.0.cut_between.load(Ordering::Relaxed) {
+            self.cut();
+        }
     }
 
     /// An install has come this far.

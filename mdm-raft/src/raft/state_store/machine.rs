@@ -109,6 +109,11 @@ impl StateStore {
             self.fatal.call(&format!("cannot apply the log: {}", panic_text(&**panic)));
         });
         let effects = effects.map_err(|panic| io::Error::other(panic_text(&*panic)))?;
+        if self.mark.membership.membership().get_joint_config().len() > 1 {
+            // Nobody was answered yet: the second step is not proposed.
+            self.links.between_two_sets_of_voters();
+        }
+        let mark = &self.mark;
         let led = effects.replies.iter().any(|(responder, _)| responder.is_some());
         let mut clock = shared.clock();
         if led {

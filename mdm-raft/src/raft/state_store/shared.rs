@@ -1,11 +1,14 @@
 //! The state as readers see it. The lock stays inside: readers pass a function and get what it returns.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
-use pflex_proto::ids::{LogTime, Revision};
+use pflex_proto::ids::{ClusterGeneration, LogTime, Revision};
 use tokio::sync::broadcast;
 
 use super::{Mark, StateDatabase};
@@ -41,6 +44,8 @@ pub struct SharedState(Arc<Shared>);
 struct Shared {
     // Read often and shortly, written once a batch.
     state: RwLock<Versioned>,
+    /// Of the cluster in `state`, beside it: each request asks for it, and must not wait for an apply.
+    generation: AtomicU64,
     clock: Mutex<LogClock>,
     /// The rows on disk, for a backup: it must not hold up applying as a read of the state would.
     database: Mutex<Arc<StateDatabase>>,
@@ -55,6 +60,7 @@ struct Versioned {
 impl SharedState {
     pub(super) fn new(state: State, mark: &Mark, database: Arc<StateDatabase>) -> Self {
         Self(Arc::new(Shared {
+            generation: AtomicU64::new(generation_of(&state)),
             state: RwLock::new(Versioned { state, revision: mark.revision }),
             clock: Mutex::new(LogClock::new(mark.log_time, Instant::now())),
             database: Mutex::new(database),
@@ -89,7 +95,14 @@ impl SharedState {
         // A panic in apply ends the worker and with it the process: nobody reads a half-applied state for long.
         let mut versioned = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         let Versioned { state, revision } = &mut *versioned;
-        f(state, revision)
+        let done = f(state, revision);
+        self.0.generation.store(generation_of(state), Ordering::Release);
+        done
+    }
+
+    /// The generation of the cluster (S19); 0 before its first command.
+    pub fn generation(&self) -> ClusterGeneration {
+        ClusterGeneration(self.0.generation.load(Ordering::Acquire))
     }
 
     /// Everything applied so far, as rows on disk.
@@ -99,6 +112,7 @@ impl SharedState {
 
     pub(super) fn replace(&self, state: State, mark: &Mark, database: Arc<StateDatabase>) {
         let mut versioned = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        self.0.generation.store(generation_of(&state), Ordering::Release);
         *versioned = Versioned { state, revision: mark.revision };
         drop(versioned);
         *self.0.database.lock().unwrap_or_else(PoisonError::into_inner) = database;
@@ -114,4 +128,8 @@ impl SharedState {
     pub(super) fn clock(&self) -> MutexGuard<'_, LogClock> {
         self.0.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn generation_of(state: &State) -> u64 {
+    state.cluster().map_or(0, |cluster| cluster.generation.get())
 }

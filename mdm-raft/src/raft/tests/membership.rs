@@ -30,6 +30,50 @@ async fn a_member_joins_and_another_leaves() {
     cluster.stop().await;
 }
 
+/// The leader dies between the two entries of a change. Until somebody takes the second step the group needs a majority of
+/// both sets of voters; nobody repeats the command here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_its_leader_left_half_done_is_finished_by_the_next() {
+    let mut cluster = Cluster::start(3, 10_000).await;
+    let newcomer = Member::new(4, 10_000).await;
+    let leader = cluster.leader().await;
+    let leaving = cluster.0[(leader + 1) % 3].identity.node;
+    let group = cluster.0[leader].group().clone();
+    group.add_learner(MdmId(4), newcomer.node(), Some(Duration::from_secs(20))).await.unwrap();
+    cluster.0.push(newcomer);
+    let old: BTreeSet<_> = (1..=3).map(MdmId).collect();
+    let goal: BTreeSet<_> = (1..=4).map(MdmId).filter(|id| *id != leaving).collect();
+
+    cluster.0[leader].links.cut_between_the_steps_of_a_change();
+    let change = tokio::spawn({
+        let (group, goal) = (group.clone(), goal.clone());
+        async move { group.change_voters(goal).await }
+    });
+    let both = [old, goal.clone()];
+    let half = || cluster.running().filter(|group| group.status().voters == both).count() >= 1;
+    until("another member to know the first step", || (cluster.0[leader].links.are_cut() && half()).then_some(()))
+        .await;
+    cluster.0[leader].kill().await;
+    assert!(change.await.unwrap().is_err(), "it was never told that the change was made");
+
+    let finished = |cluster: &Cluster| {
+        let running = cluster.running().filter(|group| group.identity().node != leaving);
+        running.filter(|group| group.status().voters == [goal.clone()]).count()
+    };
+    until("the second step", || (finished(&cluster) == 2).then_some(())).await;
+    cluster.propose(domain("after")).await;
+
+    // The dead leader had the second step in its log, and nobody else had: it takes the group's.
+    // Its databases close with its last handle.
+    drop(group);
+    cluster.0[leader].links.disarm();
+    cluster.0[leader].links.mend();
+    cluster.0[leader].start().await;
+    until("the old leader to know it too", || (finished(&cluster) == 3).then_some(())).await;
+    until("the old leader to have the rest", || has(cluster.0[leader].group(), "after").then_some(())).await;
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_made_anew_under_an_old_id_gets_no_vote() {
     let mut cluster = Cluster::start(3, 10_000).await;

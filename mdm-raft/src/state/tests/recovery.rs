@@ -4,7 +4,7 @@ use pflex_proto::ids::{DeviceId, Member};
 
 use super::world::{GIB, World, create_volume, lost, member, member_message, opened, register_sds};
 use crate::{
-    command::{Body, ErrorCode, proto},
+    command::{Answer, Body, ErrorCode, proto},
     state::{PgState, State, StoredRow, model::Pg},
 };
 
@@ -229,6 +229,33 @@ fn who_runs_on_registers_again_first() {
     assert_eq!(world.refused(lost(1, 1)), ErrorCode::Precondition);
     let older = proto::ReportGroups { generation: 1, ..report_of(&world) };
     assert_eq!(world.refused(Body::ReportGroups(older)), ErrorCode::ReportFirst, "to another generation");
+}
+
+/// S19: a beat that names a device which has not reported does not bring it back, whatever life it names.
+#[test]
+fn a_device_that_has_not_reported_is_not_taken_back_by_a_beat() {
+    let mut before = World::with_sds(3);
+    let Body::RegisterComponent(mut two) = register_sds(1, 11, 2) else { unreachable!() };
+    two.devices.push(opened(50, 1));
+    let Answer::Registered(registered) = before.ok(Body::RegisterComponent(two)) else { panic!() };
+    let silent = registered.device_ids[1];
+    before.ok(create_volume("v", GIB));
+    let mut world = restored(&before.state.dump());
+
+    // The SDS comes back with one of its two devices.
+    let first = report(&world, &before.state, 1, 21, 3);
+    world.ok(first);
+    world.ok(register_sds(1, 21, 3));
+    let life = |device_id, incarnation| proto::DeviceLife { device_id, incarnation };
+    world.ok(Body::SdsReturned(proto::SdsReturned {
+        sds_id: 1,
+        devices: vec![life(1, 3), life(silent, 1)],
+        process_id: vec![21; 16],
+    }));
+    let device = |id: u32| world.state.device(DeviceId(id)).unwrap();
+    assert!(device(1).alive && !device(1).awaited);
+    assert!(!device(silent).alive && device(silent).awaited, "it has said nothing yet");
+    assert_eq!(world.refused(end(&[])), ErrorCode::Precondition, "and is waited for");
 }
 
 fn report_of(world: &World) -> proto::ReportGroups {
