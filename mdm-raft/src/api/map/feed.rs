@@ -173,6 +173,11 @@ impl MapFeed {
         self.0.turns.subscribe()
     }
 
+    /// How many watch here.
+    pub(super) fn watchers(&self) -> u32 {
+        u32::try_from(WATCHERS.saturating_sub(self.0.places.available_permits())).unwrap_or(u32::MAX)
+    }
+
     /// A watcher's place; none when there are too many.
     pub(super) fn take_place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.places).try_acquire_owned().ok()
