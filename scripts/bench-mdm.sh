@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The metadata managers beside three etcd members, in one run on one disk, durable writes on both: writes and linearizable
-# reads with 1, 64 and 256 clients, the gap in writes when the leader is killed, then (ours alone) 100,000 volumes in 1,000
-# pools, and 512 storage servers with 2,048 clients that beat and renew tokens: in peace, and when their leader hands over
-# and is killed.
+# reads with 1, 64 and 256 clients, the gap in writes when the leader is killed and when it is shut down, then (ours alone)
+# 100,000 volumes in 1,000 pools, and 512 storage servers with 2,048 clients that beat and renew tokens: in peace, and when
+# their leader hands over and is killed.
 # usage: bench-mdm.sh [--seconds 8] [--kills 20] [--volumes 100000] [--pools 1000] [--sds 512] [--sdc 2048] [--no-etcd] [PART...]
-#   PART     load, failover, fill, fleet; all of them if none is named
+#   PART     load, failover, shutdown, fill, fleet; all of them if none is named
 #   --no-etcd  ours alone, for work on it
 # Only the ratios of one run mean much: machines are shared and noisy.
 set -euo pipefail
@@ -22,11 +22,11 @@ while [ $# -gt 0 ]; do
     --sds) sds=$2; shift 2 ;;
     --sdc) sdc=$2; shift 2 ;;
     --no-etcd) systems=pflex; shift ;;
-    load | failover | fill | fleet) parts+=("$1"); shift ;;
+    load | failover | shutdown | fill | fleet) parts+=("$1"); shift ;;
     *) die "unknown argument $1; usage: $(sed -n 's/^# usage: //p' "$0")" ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(load failover fill fleet)
+[ ${#parts[@]} -gt 0 ] || parts=(load failover shutdown fill fleet)
 for program in "$pflex" "$bench"; do [ -x "$program" ] || die "$program is missing: run 'make bench-mdm'"; done
 [ "$systems" = pflex ] || has etcd || die "etcd is missing: 'make setup' installs etcd-server and etcd-client; or --no-etcd"
 
@@ -143,24 +143,29 @@ part_load() {
   done
 }
 
-part_failover() {
-  local system n line leader writer gaps
+part_failover() { leader_goes KILL "$kills" killed; }
+part_shutdown() { leader_goes TERM $(((kills + 1) / 2)) 'shut down'; }
+
+# leader_goes SIGNAL TIMES WORDS
+leader_goes() {
+  local signal=$1 times=$2 words=$3 system n line leader writer gaps
   for system in $systems; do
     gaps=()
-    for ((n = 0; n < kills; n++)); do
+    for ((n = 0; n < times; n++)); do
       wait_for 60 "$system to be whole" "${system}_whole" || die "$system is not whole after a member came back"
       leader=$("${system}_leader")
       "$bench" gap --system "$system" --at "$(at "$system")" --clients 3 --seconds 6 >"$scratch/gap" 2>&1 &
       writer=$!
-      sleep 2 # of load before the kill
-      kill_member "$system" "$leader"
+      sleep 2 # of load before it goes
+      kill "-$signal" "${pids[$system$leader]}"
+      wait "${pids[$system$leader]}" 2>/dev/null || true
       wait "$writer" || die "writes failed: $(tail -n 1 "$scratch/gap")"
       line=$(tail -n 1 "$scratch/gap")
       gaps+=("$(field .longest_gap_ms "$line")")
       start "$system" "$leader"
     done
-    printf '%s\n' "${gaps[@]}" | sort -n | awk -v who="$system" '{ gap[NR] = $1 } END {
-      printf "%-6s leader killed %d times: longest time between two acknowledged writes p50 %d ms, max %d ms\n", who, NR, gap[int((NR + 1) / 2)], gap[NR] }'
+    printf '%s\n' "${gaps[@]}" | sort -n | awk -v who="$system" -v words="$words" '{ gap[NR] = $1 } END {
+      printf "%-6s leader %s %d times: longest time between two acknowledged writes p50 %d ms, max %d ms\n", who, words, NR, gap[int((NR + 1) / 2)], gap[NR] }'
   done
 }
 
@@ -222,7 +227,7 @@ printf '%s cores, %s GiB memory; pflex %s%s\n' "$(nproc)" "$(awk '/^MemTotal/ { 
 running=''
 for part in "${parts[@]}"; do
   case $part in
-    load | failover)
+    load | failover | shutdown)
       [ -n "$running" ] || for system in $systems; do start_all "$system"; done
       running=both ;;
     fill | fleet) # a cluster of its own: what was there before is not in the figures
