@@ -33,7 +33,7 @@ use super::{
 const DEVICE_BYTES: u64 = 1 << 50;
 const BEAT: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(10);
-pub(super) const RENEWAL: Duration = Duration::from_secs(15);
+const RENEWAL: Duration = Duration::from_secs(15);
 /// To be created and registered, however busy a small machine is with all the others: attempts that are given up and sent
 /// again only add to it.
 const ARRIVAL: Patience = Patience { deadline: Duration::from_secs(600), attempt: Duration::from_secs(20) };

@@ -30,15 +30,16 @@ use tokio::{
 
 use self::{
     change::How,
-    component::{Component, RENEWAL},
+    component::Component,
     streams::{Counts, Did, Streams},
 };
 
 const PATIENCE: Patience = Patience::within(Duration::from_secs(60));
 /// Components that introduce themselves at the same time.
 const AT_ONCE: usize = 64;
-/// Everybody begins within the longest period, so that no two moments are busier than others.
-const SPREAD: Duration = RENEWAL;
+/// Everybody begins within this, so that no two moments are busier than others: each watch begins with a whole map, and this
+/// one process has to take them all.
+const SPREAD: Duration = Duration::from_secs(60);
 /// Until everybody has had the map and settled.
 const SETTLE: Duration = Duration::from_secs(5);
 /// More is a group that does not serve.
