@@ -12,7 +12,10 @@ use std::{
 use pflex_proto::ids::{DeviceId, KeyId, ProcessId, Revision, SdsId};
 use tokio::sync::watch;
 
-use super::tracker::{Findings, Heard, Known, Resync, Thresholds, Tracker};
+use super::{
+    device::Resync,
+    tracker::{Findings, Heard, Known, Thresholds, Tracker},
+};
 use crate::state::State;
 
 /// One liveness stream, told apart from an earlier one of the same SDS.

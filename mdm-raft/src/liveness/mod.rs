@@ -1,12 +1,14 @@
 //! Who is alive: the leader's soft state, and the verdicts it turns into commands (ARCHITECTURE section 6).
 //!
-//! Reading order: `tracker` (pure: what was heard, and what follows), `brake` (which verdicts wait, S23), `handle` (the tracker behind its lock), `worker`
-//! (ticks, probes, proposes), `judgement` (verdicts as commands), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
+//! Reading order: `tracker` (pure: what was heard, and what follows), `device` (the same of one device), `brake` (which
+//! verdicts wait, S23), `handle` (the tracker behind its lock), `worker` (ticks, probes, proposes), `judgement` (verdicts
+//! as commands), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
 //!
 //! Only the leader judges. Whatever it concludes takes effect as a logged command that names the process it was about,
 //! so a verdict that comes late hits nobody else.
 
 mod brake;
+mod device;
 mod handle;
 mod health;
 mod judgement;
@@ -18,6 +20,7 @@ pub use handle::Liveness;
 pub use reports::Reports;
 pub use worker::run;
 
+pub(crate) use device::{HeardDevice, Resync};
 pub(crate) use handle::StreamId;
 pub(crate) use reports::MAX_METRICS;
-pub(crate) use tracker::{Heard, HeardDevice, Resync};
+pub(crate) use tracker::Heard;

@@ -10,11 +10,15 @@ use pflex_proto::ids::{DeviceId, Incarnation, KeyId, ProcessId, Revision, SdsId}
 use super::{
     StreamId,
     brake::{Brake, TooMany},
+    device::{DeviceEntry, HeardDevice, Resync},
 };
 use crate::state::model::{Setting, Settings};
 
 /// How often an SDS says that it is there.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// What a beat said of resync is shown for this long.
+const RESYNC_GOOD: Duration = Duration::from_secs(5);
 
 /// How long who may be silent: the settings of the cluster (`pflex cluster set`).
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +46,6 @@ impl Thresholds {
 /// A tick this late means that this process slept: what it did not hear then proves nothing.
 const SLEPT: Duration = Duration::from_secs(1);
 
-/// What a beat said of resync is shown for this long.
-const RESYNC_GOOD: Duration = Duration::from_secs(5);
-/// Two beats nearer than this give no rate.
-const LEAST_INTERVAL_MS: u128 = 100;
-
 /// A beat, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
@@ -56,27 +55,6 @@ pub(crate) struct Heard {
     /// It verifies tokens with every generation of the secret up to this one.
     pub(crate) newest_key: KeyId,
     pub(crate) devices: Vec<HeardDevice>,
-}
-
-/// What a beat says of a device.
-#[derive(Clone, Debug)]
-pub(crate) struct HeardDevice {
-    pub(crate) device: DeviceId,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) completed_ios: u64,
-    pub(crate) waiting: bool,
-    pub(crate) failed: Option<String>,
-    /// Bytes that its groups' new copies may still lack, and those sent to them since its process started.
-    pub(crate) resync: (u64, u64),
-}
-
-/// How fast a device fills the copies of which it is primary.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Resync {
-    /// At most this much is still to be sent.
-    pub(crate) left_bytes: u64,
-    /// Of the last beats, the newest counting most.
-    pub(crate) bytes_per_second: u64,
 }
 
 /// An SDS as the state has it.
@@ -128,18 +106,6 @@ struct Entry {
     applied: Revision,
     newest_key: KeyId,
     devices: BTreeMap<DeviceId, DeviceEntry>,
-}
-
-#[derive(Debug)]
-struct DeviceEntry {
-    incarnation: Incarnation,
-    completed_ios: u64,
-    /// When it last completed something or had nothing to do.
-    progress: Instant,
-    failed: Option<String>,
-    resync: Resync,
-    /// Bytes sent as of the last beat, and when that was.
-    resync_sent: (u64, Instant),
 }
 
 /// The leader's memory of who beats. Empty on other members.
@@ -240,7 +206,7 @@ impl Tracker {
             }
             if slept {
                 entry.last_heard = now;
-                entry.devices.values_mut().for_each(|device| device.progress = now);
+                entry.devices.values_mut().for_each(|device| device.excused(now));
             }
             if row.alive && !entry.proven_dead(now, thresholds) {
                 if entry.silent(now, thresholds) {
@@ -351,47 +317,7 @@ impl Entry {
         thresholds: &Thresholds,
     ) -> Option<String> {
         let entry = self.devices.get(&device).filter(|entry| entry.incarnation == incarnation)?;
-        if let Some(why) = &entry.failed {
-            return Some(format!("device {device} failed: {why}"));
-        }
-        let stalled = now.saturating_duration_since(entry.progress);
-        (stalled >= thresholds.stalled)
-            .then(|| format!("device {device} completed nothing for {} s", stalled.as_secs()))
-    }
-}
-
-impl DeviceEntry {
-    fn new(heard: &HeardDevice, now: Instant) -> Self {
-        Self {
-            incarnation: heard.incarnation,
-            completed_ios: heard.completed_ios,
-            progress: now,
-            failed: None,
-            resync: Resync::default(),
-            resync_sent: (heard.resync.1, now),
-        }
-    }
-
-    fn update(&mut self, heard: &HeardDevice, now: Instant) {
-        if !heard.waiting || heard.completed_ios != self.completed_ios || heard.incarnation != self.incarnation {
-            self.progress = now;
-        }
-        let (left_bytes, sent) = heard.resync;
-        let (sent_before, at) = self.resync_sent;
-        let took_ms = now.saturating_duration_since(at).as_millis();
-        self.resync.left_bytes = left_bytes;
-        if took_ms >= LEAST_INTERVAL_MS {
-            let rate = u128::from(sent.saturating_sub(sent_before)) * 1_000 / took_ms;
-            let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-            let before = self.resync.bytes_per_second;
-            // A steady figure, and nothing at once when all is sent.
-            let smooth = if before == 0 { rate } else { before / 10 * 7 + rate / 10 * 3 };
-            self.resync.bytes_per_second = if left_bytes == 0 && rate == 0 { 0 } else { smooth };
-            self.resync_sent = (sent, now);
-        }
-        self.incarnation = heard.incarnation;
-        self.completed_ios = heard.completed_ios;
-        self.failed.clone_from(&heard.failed);
+        entry.sick(now, thresholds.stalled).map(|why| format!("device {device} {why}"))
     }
 }
 

@@ -1,0 +1,91 @@
+//! One device as the beats of its process tell of it: whether it makes progress, and how fast it fills other copies. Pure.
+
+use std::time::{Duration, Instant};
+
+use pflex_proto::ids::{DeviceId, Incarnation};
+
+/// Two beats nearer than this give no rate.
+const LEAST_INTERVAL_MS: u128 = 100;
+
+/// What a beat says of a device.
+#[derive(Clone, Debug)]
+pub(crate) struct HeardDevice {
+    pub(crate) device: DeviceId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) completed_ios: u64,
+    pub(crate) waiting: bool,
+    pub(crate) failed: Option<String>,
+    /// Bytes that its groups' new copies may still lack, and those sent to them since its process started.
+    pub(crate) resync: (u64, u64),
+}
+
+/// How fast a device fills the copies of which it is primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Resync {
+    /// At most this much is still to be sent.
+    pub(crate) left_bytes: u64,
+    /// Of the last beats, the newest counting most.
+    pub(crate) bytes_per_second: u64,
+}
+
+/// What is known of one device of a process.
+#[derive(Debug)]
+pub(super) struct DeviceEntry {
+    pub(super) incarnation: Incarnation,
+    completed_ios: u64,
+    /// When it last completed something or had nothing to do.
+    progress: Instant,
+    failed: Option<String>,
+    pub(super) resync: Resync,
+    /// Bytes sent as of the last beat, and when that was.
+    resync_sent: (u64, Instant),
+}
+
+impl DeviceEntry {
+    pub(super) fn new(heard: &HeardDevice, now: Instant) -> Self {
+        Self {
+            incarnation: heard.incarnation,
+            completed_ios: heard.completed_ios,
+            progress: now,
+            failed: None,
+            resync: Resync::default(),
+            resync_sent: (heard.resync.1, now),
+        }
+    }
+
+    pub(super) fn update(&mut self, heard: &HeardDevice, now: Instant) {
+        if !heard.waiting || heard.completed_ios != self.completed_ios || heard.incarnation != self.incarnation {
+            self.progress = now;
+        }
+        let (left_bytes, sent) = heard.resync;
+        let (sent_before, at) = self.resync_sent;
+        let took_ms = now.saturating_duration_since(at).as_millis();
+        self.resync.left_bytes = left_bytes;
+        if took_ms >= LEAST_INTERVAL_MS {
+            let rate = u128::from(sent.saturating_sub(sent_before)) * 1_000 / took_ms;
+            let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+            let before = self.resync.bytes_per_second;
+            // A steady figure, and nothing at once when all is sent.
+            let smooth = if before == 0 { rate } else { before / 10 * 7 + rate / 10 * 3 };
+            self.resync.bytes_per_second = if left_bytes == 0 && rate == 0 { 0 } else { smooth };
+            self.resync_sent = (sent, now);
+        }
+        self.incarnation = heard.incarnation;
+        self.completed_ios = heard.completed_ios;
+        self.failed.clone_from(&heard.failed);
+    }
+
+    /// The time until now does not count: nobody looked.
+    pub(super) const fn excused(&mut self, now: Instant) {
+        self.progress = now;
+    }
+
+    /// What is wrong with it, to be read after its name.
+    pub(super) fn sick(&self, now: Instant, stalled_after: Duration) -> Option<String> {
+        if let Some(why) = &self.failed {
+            return Some(format!("failed: {why}"));
+        }
+        let stalled = now.saturating_duration_since(self.progress);
+        (stalled >= stalled_after).then(|| format!("completed nothing for {} s", stalled.as_secs()))
+    }
+}
