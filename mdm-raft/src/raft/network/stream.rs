@@ -81,10 +81,14 @@ impl UnderWay {
 }
 
 /// Sends `input` to the peer; its answers, in order. Ends after an error, a conflict or a higher vote.
-pub(super) async fn append<S>(peer: &Peer, input: S, deadline: Duration) -> RpcResult<BoxStream<'_, Answer>>
+pub(super) async fn append<S>(peer: &Peer, mut input: S, deadline: Duration) -> RpcResult<BoxStream<'_, Answer>>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
+    // openraft pauses after a failure where it makes the next request. A peer that refuses connections never takes one, so
+    // it is taken here first: else a dead peer would be tried thousands of times a second.
+    let Some(first) = input.next().await else { return Ok(stream::empty().boxed()) };
+    let input = stream::iter([first]).chain(input);
     let under_way = UnderWay::new();
     let over = under_way.over.clone().drop_guard();
     let requests = requests(peer.ends().clone(), input, under_way.clone(), peer.links().clone());
@@ -325,5 +329,21 @@ mod tests {
         let mut answers = peer.stream_append(input, option()).await.unwrap();
         assert!(matches!(answers.next().await, Some(Err(RPCError::Timeout(_)))));
         assert_eq!(taken.load(std::sync::atomic::Ordering::Relaxed), UNDER_WAY);
+    }
+
+    #[tokio::test]
+    async fn the_first_request_is_taken_before_an_absent_peer_is_tried() {
+        // openraft pauses there after a failure; without that it would try a dead peer ten thousand times a second.
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+        let mut factory = PeerFactory::new(identity(1), Links::default(), Told::default());
+        let node = MdmNode { raft_address: free, ..MdmNode::default() };
+        let mut peer = factory.new_client(MdmId(2), &node).await;
+        let (taken, was_taken) = oneshot::channel();
+        let input = Box::pin(stream::once(async move {
+            taken.send(()).unwrap();
+            appending(1)
+        }));
+        assert!(matches!(peer.stream_append(input, option()).await, Err(RPCError::Unreachable(_))));
+        assert!(was_taken.await.is_ok(), "it was tried at once");
     }
 }
