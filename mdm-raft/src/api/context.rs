@@ -13,19 +13,21 @@ use pflex_proto::{
     status::{self, LeaderHint, Reason},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Status, service::Interceptor};
 
 use super::{convert::Heard, error, gate, map::MapFeed, promotion::Freezes};
 use crate::{
     command::{Answer, Body, Command, Request},
     liveness::{Liveness, Reports},
-    raft::{RaftGroup, group::PROPOSALS},
+    raft::{EncodedCommand, ProposeError, RaftGroup, ReadError, group::PROPOSALS},
     state::State,
 };
 
 /// A hand-over is over in this time; an election after a crash takes longer, and then the client had better ask others.
 const HAND_OVER: Duration = Duration::from_millis(300);
+/// A new leader takes requests once a majority has answered its first append.
+const FIRST_ANSWERS: Duration = Duration::from_millis(3);
 
 /// How much a member takes at a time. Beyond it requests are refused, with a word on when to come again; Raft has its own
 /// port and threads and does not notice.
@@ -138,10 +140,16 @@ impl Api {
             Some(id) if id.client_id != 0 => Command::once(request_of(id), wall_time_ms(), body),
             Some(_) | None => Command::internal(wall_time_ms(), body),
         };
-        gate::in_time()?;
-        let outcome = match self.0.group.propose(command).await {
-            Ok(outcome) => outcome,
-            Err(error) => return Err(self.naming_the_leader(error::from_propose(error)).await),
+        let command = EncodedCommand::from(command);
+        let patience = Instant::now() + HAND_OVER;
+        let outcome = loop {
+            gate::in_time()?;
+            match self.0.group.propose(command.clone()).await {
+                Ok(outcome) => break outcome,
+                // Nothing was appended, so it may be tried again.
+                Err(ProposeError::NotLeader { leader: None, .. }) => self.elected_here(patience).await?,
+                Err(error) => return Err(error::from_propose(error)),
+            }
         };
         let revision = Revision(outcome.revision);
         match outcome.result {
@@ -173,10 +181,14 @@ impl Api {
         if stale {
             return Ok(self.0.group.read_stale(f));
         }
-        gate::in_time()?;
-        match self.0.group.read(f).await {
-            Ok(read) => Ok(read),
-            Err(error) => Err(self.naming_the_leader(error::from_read(error)).await),
+        let patience = Instant::now() + HAND_OVER;
+        loop {
+            gate::in_time()?;
+            match self.0.group.read_barrier().await {
+                Ok(()) => return Ok(self.0.group.read_stale(f)),
+                Err(ReadError::NotLeader { leader: None, .. }) => self.elected_here(patience).await?,
+                Err(error) => return Err(error::from_read(error)),
+            }
         }
     }
 
@@ -197,19 +209,20 @@ impl Api {
         status::not_leader(&LeaderHint { id, address, term: view.term })
     }
 
-    /// A refusal by a member that knows of no leader waits a moment for one: a hand-over takes some ten milliseconds, and a
-    /// client that must look for the leader takes longer pauses than that.
-    async fn naming_the_leader(&self, refusal: Status) -> Status {
-        if status::leader_hint(&refusal).is_none_or(|hint| hint.address.is_some()) {
-            return refusal;
-        }
+    /// For a request that found no leader: waits a moment for one, and returns if that is this member, so that the request
+    /// is tried here again. A hand-over takes some ten milliseconds, and a client that must look for the leader takes longer
+    /// pauses than that.
+    async fn elected_here(&self, patience: Instant) -> Result<(), Status> {
         let me = self.0.group.identity().node;
         let mut leader = self.0.group.leader();
         let named = leader.wait_for(|view| view.leading || view.leader.as_ref().is_some_and(|leader| leader.id != me));
-        match tokio::time::timeout(HAND_OVER, named).await {
-            Ok(Ok(_)) => self.not_leader(),
-            Ok(Err(_)) | Err(_) => refusal,
+        let leading = matches!(tokio::time::timeout_at(patience, named).await, Ok(Ok(view)) if view.leading);
+        if !leading || Instant::now() >= patience {
+            return Err(self.not_leader());
         }
+        // It leads, but no quorum has answered it yet.
+        tokio::time::sleep(FIRST_ANSWERS).await;
+        Ok(())
     }
 
     /// Refuses a caller that has seen a newer generation of the cluster than this member is of: what was restored since

@@ -34,4 +34,5 @@ pub use group::{
 };
 pub use identity::StoreIdentity;
 pub use network::links::Links;
+pub(crate) use types::EncodedCommand;
 pub use types::MdmNode;

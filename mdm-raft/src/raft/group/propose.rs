@@ -4,7 +4,7 @@ use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
 
 use super::{Group, LeaderInfo};
 use crate::{
-    command::{Command, Outcome},
+    command::Outcome,
     raft::{
         network::COMMAND_BYTES,
         types::{EncodedCommand, Proposal, TypeConfig},
@@ -49,9 +49,9 @@ impl Group {
     ///
     /// # Errors
     /// See [`ProposeError`]: everything but `Unknown` means that nothing was appended.
-    pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
+    pub async fn propose(&self, command: impl Into<EncodedCommand>) -> Result<Outcome, ProposeError> {
         let _permit = self.0.proposals.try_acquire().map_err(|_| ProposeError::Busy)?;
-        let command = EncodedCommand::from(command);
+        let command = command.into();
         let bytes = command.bytes().len();
         if bytes > COMMAND_BYTES {
             return Err(ProposeError::TooLarge { bytes });
