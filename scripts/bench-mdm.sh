@@ -144,29 +144,44 @@ part_load() {
 }
 
 part_failover() { leader_goes KILL "$kills" killed; }
-part_shutdown() { leader_goes TERM $(((kills + 1) / 2)) 'shut down'; }
+# With as many rounds in which nothing happens: what the machine itself does to the figure.
+part_shutdown() { leader_goes TERM $(((kills + 1) / 2)) 'shut down' alone; }
 
-# leader_goes SIGNAL TIMES WORDS
+# gap SYSTEM SIGNAL: prints the longest time in ms between two acknowledged writes while the leader gets SIGNAL and starts
+# again; with SIGNAL 0 it is left alone.
+gap() {
+  local system=$1 signal=$2 leader writer
+  wait_for 60 "$system to be whole" "${system}_whole" || die "$system is not whole after a member came back"
+  leader=$("${system}_leader")
+  "$bench" gap --system "$system" --at "$(at "$system")" --clients 3 --seconds 6 >"$scratch/gap" 2>&1 &
+  writer=$!
+  sleep 2 # of load before it goes
+  if [ "$signal" != 0 ]; then
+    kill "-$signal" "${pids[$system$leader]}"
+    wait "${pids[$system$leader]}" 2>/dev/null || true
+  fi
+  wait "$writer" || die "writes failed: $(tail -n 1 "$scratch/gap")"
+  [ "$signal" = 0 ] || start "$system" "$leader"
+  field .longest_gap_ms "$(tail -n 1 "$scratch/gap")" >>"$scratch/gaps.$signal"
+}
+
+# leader_goes SIGNAL TIMES WORDS [alone]
 leader_goes() {
-  local signal=$1 times=$2 words=$3 system n line leader writer gaps
+  local signal=$1 times=$2 words=$3 alone=${4:-} system n
   for system in $systems; do
-    gaps=()
+    rm -f "$scratch"/gaps.*
     for ((n = 0; n < times; n++)); do
-      wait_for 60 "$system to be whole" "${system}_whole" || die "$system is not whole after a member came back"
-      leader=$("${system}_leader")
-      "$bench" gap --system "$system" --at "$(at "$system")" --clients 3 --seconds 6 >"$scratch/gap" 2>&1 &
-      writer=$!
-      sleep 2 # of load before it goes
-      kill "-$signal" "${pids[$system$leader]}"
-      wait "${pids[$system$leader]}" 2>/dev/null || true
-      wait "$writer" || die "writes failed: $(tail -n 1 "$scratch/gap")"
-      line=$(tail -n 1 "$scratch/gap")
-      gaps+=("$(field .longest_gap_ms "$line")")
-      start "$system" "$leader"
+      [ -z "$alone" ] || gap "$system" 0
+      gap "$system" "$signal"
     done
-    printf '%s\n' "${gaps[@]}" | sort -n | awk -v who="$system" -v words="$words" '{ gap[NR] = $1 } END {
-      printf "%-6s leader %s %d times: longest time between two acknowledged writes p50 %d ms, max %d ms\n", who, words, NR, gap[int((NR + 1) / 2)], gap[NR] }'
+    gaps_of "$system" "$words" "$signal"
+    [ -z "$alone" ] || gaps_of "$system" 'left alone' 0
   done
+}
+# gaps_of SYSTEM WORDS SIGNAL
+gaps_of() {
+  sort -n "$scratch/gaps.$3" | awk -v who="$1" -v words="$2" '{ gap[NR] = $1 } END {
+    printf "%-6s leader %s %d times: longest time between two acknowledged writes p50 %d ms, max %d ms\n", who, words, NR, gap[int((NR + 1) / 2)], gap[NR] }'
 }
 
 rss_mib() { awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$1/status"; }
