@@ -63,7 +63,7 @@ impl Watcher {
         let mut members = self.api.group().members();
         let mut turns = self.api.feed().turns();
         if self.sent == Revision(0) {
-            self.list().await?;
+            self.list(&members).await?;
         }
         let mut progress = tokio::time::interval(PROGRESS_EVERY);
         loop {
@@ -97,10 +97,13 @@ impl Watcher {
         }
     }
 
-    async fn list(&mut self) -> Result<(), End> {
+    async fn list(&mut self, members: &watch::Receiver<Members>) -> Result<(), End> {
         // Taken by reference from a clone: the permit outlives the borrow of `self` below.
         let feed = self.api.feed().clone();
-        let _listing = feed.take_listing().await.ok_or(None)?;
+        // Who hears nothing for some seconds goes elsewhere and queues there again, and so would thousands.
+        let tell = || self.send(self.progress(&members.borrow()));
+        let listing = telling_meanwhile(PROGRESS_EVERY, feed.take_listing(), tell).await?;
+        let _listing = listing.ok_or(None)?;
         let full = feed.full(self.api.group()).await;
         self.sent = full.revision;
         self.send(full.bytes.into()).await?;
@@ -125,7 +128,7 @@ impl Watcher {
         Ok(())
     }
 
-    async fn tell_members(&mut self, members: &mut watch::Receiver<Members>) -> Result<(), End> {
+    async fn tell_members(&self, members: &mut watch::Receiver<Members>) -> Result<(), End> {
         let now = members.borrow_and_update().clone();
         self.send(self.progress(&now)).await
     }
@@ -151,5 +154,46 @@ impl Watcher {
                 }
             },
         }
+    }
+}
+
+/// Waits for `turn`; calls `tell` whenever it has taken `every` more.
+async fn telling_meanwhile<T, Told>(
+    every: Duration,
+    turn: impl Future<Output = T>,
+    mut tell: impl FnMut() -> Told,
+) -> Result<T, End>
+where
+    Told: Future<Output = Result<(), End>>,
+{
+    let mut turn = std::pin::pin!(turn);
+    loop {
+        match tokio::time::timeout(every, &mut turn).await {
+            Ok(turn) => return Ok(turn),
+            Err(_) => tell().await?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_a_turn_hears_of_it_until_it_comes() {
+        let every = Duration::from_millis(1);
+        let (sender, turn) = tokio::sync::oneshot::channel();
+        let mut sender = Some(sender);
+        let mut told = 0;
+        let tell = || {
+            told += 1;
+            if told == 3 {
+                sender.take().unwrap().send("turn").unwrap();
+            }
+            std::future::ready(Ok(()))
+        };
+        assert!(matches!(telling_meanwhile(every, turn, tell).await, Ok(Ok("turn"))));
+        let gone = telling_meanwhile(every, std::future::pending::<()>(), || std::future::ready(Err(None))).await;
+        assert!(matches!(gone, Err(None)), "nobody waits any more");
     }
 }
