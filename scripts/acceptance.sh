@@ -3,6 +3,7 @@
 # usage: acceptance.sh [--seconds 60] [--kill-at 20] [CHECK...]      default: all checks
 #   leader     the MDM leader dies: no IO error, data verifies, longest stall under 1 s
 #   sds        a storage server dies: the same under 5 s, and it comes back into sync by itself
+#   freeze     a storage server is stopped (SIGSTOP) and later goes on: the same under 5 s
 #   quorum     the leader dies: a volume is created within 2 s; two of three MDMs die: IO goes on, creates fail with
 #              exit status 6 in time, and both work again once one MDM is back
 #   crash      everything dies at once under writes: every acknowledged synced write is there
@@ -16,11 +17,11 @@ while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift 2 ;;
     --kill-at) kill_at=$2; shift 2 ;;
-    leader | sds | quorum | crash | self-test) checks+=("$1"); shift ;;
+    leader | sds | freeze | quorum | crash | self-test) checks+=("$1"); shift ;;
     *) die "unknown argument $1 (see the head of scripts/acceptance.sh)" ;;
   esac
 done
-[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds quorum crash)
+[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze quorum crash)
 [ "$kill_at" -lt "$seconds" ] || die "--kill-at $kill_at is not before --seconds $seconds"
 
 pass() { printf 'PASS %-9s %s\n' "$check" "$*"; }
@@ -54,15 +55,32 @@ killed_under_load() { # VICTIM-COMMAND LIMIT-MS
   victim=$($1); process_kill "$victim"
   load_judged "$2"
 }
+healthy_again() { # WHAT HAPPENED BEFORE
+  local start; start=$(now_ms)
+  wait_for 120 "status --check" "$pflex" status --check || fail "not healthy 120 s after $1"
+  pass "$verdict; healthy $(($(now_ms) - start)) ms after $1"
+}
 
 check_leader() { killed_under_load leader 1000; pass "$victim killed at $kill_at s: $verdict"; }
 
 check_sds() {
-  local start
   killed_under_load 'echo sds1' 5000
-  cluster_up; start=$(now_ms)
-  wait_for 120 "status --check" "$pflex" status --check || fail "not healthy 120 s after the restart of $victim"
-  pass "$victim killed at $kill_at s: $verdict; healthy $(($(now_ms) - start)) ms after its restart"
+  cluster_up
+  healthy_again "the restart of $victim, killed at $kill_at s"
+}
+
+# What it had in its hands when it was stopped must not take effect when it goes on.
+check_freeze() {
+  local frozen
+  volume_ready load 1GiB
+  load load "$seconds" & load=$!
+  sleep "$kill_at"
+  frozen=$(process_pid sds1)
+  kill -STOP "$frozen"
+  sleep "$((seconds - kill_at - 5 > 5 ? seconds - kill_at - 5 : 5))"
+  kill -CONT "$frozen"
+  load_judged 5000
+  healthy_again "sds1, stopped at $kill_at s, went on"
 }
 
 create_in_time() { # NAME LIMIT-MS: prints how long the creation took

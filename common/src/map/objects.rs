@@ -52,6 +52,8 @@ pub struct SdsInfo {
     pub process: Option<ProcessId>,
     /// The MDM's verdict.
     pub alive: bool,
+    /// The leader has seen that this process has ended (S8).
+    pub proven_dead: bool,
 }
 
 /// A device of an SDS.
@@ -172,6 +174,7 @@ impl TryFrom<pb::Sds> for SdsInfo {
             management: addresses.management.parse().ok(),
             process: process(&sds.process_id)?,
             alive: sds.alive,
+            proven_dead: sds.proven_dead,
         })
     }
 }

@@ -66,6 +66,7 @@ pub(crate) fn sds(sds: &Sds) -> pb::Sds {
         addresses,
         process_id,
         alive: sds.alive,
+        proven_dead: sds.proven_dead,
     }
 }
 

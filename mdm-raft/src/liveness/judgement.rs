@@ -43,8 +43,10 @@ pub(super) fn tell_results(said: &[String], outcome: &Outcome) {
 
 fn message(verdict: Verdict) -> proto::SdsVerdict {
     let verdict = match verdict {
-        Verdict::Lost { sds, process, why } => lost(sds, process, Vec::new(), true, why),
-        Verdict::DevicesLost { sds, process, devices, why } => lost(sds, process, devices, false, why),
+        Verdict::Lost { sds, process, proven, why } => {
+            Judged::Lost(proto::SdsLost { whole: true, proven_dead: proven, ..lost(sds, process, Vec::new(), why) })
+        }
+        Verdict::DevicesLost { sds, process, devices, why } => Judged::Lost(lost(sds, process, devices, why)),
         Verdict::Returned { sds, process, devices } => Judged::Returned(proto::SdsReturned {
             sds_id: sds.get(),
             devices: lives(devices),
@@ -54,14 +56,9 @@ fn message(verdict: Verdict) -> proto::SdsVerdict {
     proto::SdsVerdict { verdict: Some(verdict) }
 }
 
-fn lost(sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)>, whole: bool, why: String) -> Judged {
-    Judged::Lost(proto::SdsLost {
-        sds_id: sds.get(),
-        devices: lives(devices),
-        whole,
-        process_id: process.as_bytes().to_vec(),
-        why,
-    })
+fn lost(sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)>, why: String) -> proto::SdsLost {
+    let process_id = process.as_bytes().to_vec();
+    proto::SdsLost { sds_id: sds.get(), devices: lives(devices), process_id, why, ..proto::SdsLost::default() }
 }
 
 fn lives(devices: Vec<(DeviceId, Incarnation)>) -> Vec<proto::DeviceLife> {

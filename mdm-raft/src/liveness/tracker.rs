@@ -30,6 +30,8 @@ pub(crate) struct Thresholds {
     /// A device whose IO waits without any completing for this long is lost. By default longer than S23's second: a
     /// wrong verdict on a busy disk costs a resync.
     pub(super) stalled: Duration,
+    /// Whether a broken stream and a refused connection prove anything (S8).
+    pub(super) proof: bool,
 }
 
 impl Thresholds {
@@ -39,6 +41,7 @@ impl Thresholds {
             silence: ms(Setting::LivenessSilence),
             refused: ms(Setting::LivenessRefused),
             stalled: ms(Setting::DeviceStall),
+            proof: settings.get(Setting::ProofOfDeath) != 0,
         }
     }
 }
@@ -75,7 +78,7 @@ pub(super) struct Known {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     /// The whole SDS is gone.
-    Lost { sds: SdsId, process: ProcessId, why: String },
+    Lost { sds: SdsId, process: ProcessId, proven: bool, why: String },
     /// Only these devices are.
     DevicesLost { sds: SdsId, process: ProcessId, devices: Vec<(DeviceId, Incarnation)>, why: String },
     /// It is heard again, with these devices.
@@ -248,7 +251,7 @@ impl Entry {
         if row.alive
             && let Some(why) = self.lost(now, thresholds)
         {
-            return Some(Verdict::Lost { sds, process, why });
+            return Some(Verdict::Lost { sds, process, proven: self.proven_dead(now, thresholds), why });
         }
         if self.stream.is_none() || self.silent(now, thresholds) {
             return None;
@@ -289,7 +292,7 @@ impl Entry {
 
     /// Its stream broke and its host says that nobody listens there any more (S8).
     fn proven_dead(&self, now: Instant, thresholds: &Thresholds) -> bool {
-        let broken = self.broken.filter(|_| self.refused);
+        let broken = self.broken.filter(|_| self.refused && thresholds.proof);
         broken.is_some_and(|since| now.saturating_duration_since(since) >= thresholds.refused)
     }
 
@@ -429,7 +432,20 @@ mod tests {
             200 => tracker.refused(SdsId(1), process(1)),
             _ => {}
         });
-        assert!(matches!(found, Some((400, Verdict::Lost { .. }))), "{found:?}");
+        assert!(matches!(found, Some((400, Verdict::Lost { proven: true, .. }))), "{found:?}");
+    }
+
+    #[test]
+    fn where_firewalls_refuse_only_silence_counts() {
+        let (start, mut tracker) = (Instant::now(), Tracker::default());
+        let thresholds = Thresholds { proof: false, ..Thresholds::of(&Settings::default()) };
+        tracker.beat(start, ONE, &heard(0, false));
+        tracker.stream_ended(start, SdsId(1), ONE);
+        tracker.refused(SdsId(1), process(1));
+        let mut look =
+            |ms| tracker.findings(start + Duration::from_millis(ms), &known(true), &thresholds, true).verdicts;
+        assert!((0..3_000).step_by(500).all(|ms| look(ms).is_empty()));
+        assert!(matches!(look(3_000).as_slice(), [Verdict::Lost { proven: false, .. }]));
     }
 
     #[test]

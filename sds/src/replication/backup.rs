@@ -121,6 +121,7 @@ impl Backup {
             | Body::ChunkSynced { .. }
             | Body::JoinReady { .. }
             | Body::Reserved { .. }
+            | Body::HandBack
             | Body::Refused => {}
         }
     }

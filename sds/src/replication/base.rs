@@ -10,6 +10,7 @@ use super::operations::Operations;
 use super::planted::{Bug, Planted};
 use super::types::{OrderedWrite, PgConfig, RequestId, Round, Ticket, Time};
 use super::types::{Outcome, Refusal};
+use super::waits::Waits;
 
 /// One call's surroundings.
 pub(super) struct Cx<'a, D> {
@@ -45,8 +46,8 @@ pub(super) struct Base<D> {
     /// Every store effect up to here is durable.
     pub(super) durable: Ticket,
     pub(super) gate: Gate<D>,
-    /// As primary, answer nothing before this (S6).
-    pub(super) serve_after: Time,
+    /// As primary, answer nothing before these are over (S6).
+    pub(super) waits: Waits,
     /// A store effect failed: this copy applies nothing more until it joins anew (S4).
     pub(super) failed: bool,
     pub(super) last_round: Round,

@@ -91,6 +91,7 @@ impl<D: Clone> Joiner<D> {
             | Body::ChunkSynced { .. }
             | Body::JoinReady { .. }
             | Body::Reserved { .. }
+            | Body::HandBack
             | Body::Refused => {}
         }
     }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use pflex_proto::ids::{Epoch, Member, PgId};
+use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId};
 
 use super::limits::{LEASE, LEASE_GRANTED};
 use super::types::Time;
@@ -44,6 +44,8 @@ pub struct Leases {
     opened_at: Time,
     held: HashMap<Member, Held>,
     granted: HashMap<Member, Time>,
+    /// Of each device the newest life that has ended.
+    dead: HashMap<DeviceId, Incarnation>,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ struct Held {
 impl Leases {
     /// For a device opened at this moment.
     pub fn new(own: Member, opened_at: Time) -> Self {
-        Self { own, opened_at, held: HashMap::new(), granted: HashMap::new() }
+        Self { own, opened_at, held: HashMap::new(), granted: HashMap::new(), dead: HashMap::new() }
     }
 
     /// What to send to a peer every `LEASE_RENEWAL`, and at once on `Effect::RenewLeases`.
@@ -91,6 +93,21 @@ impl Leases {
     /// Whether `granter` lets this device answer reads of the group in this epoch now.
     pub fn holds(&self, now: Time, granter: Member, pg: PgId, epoch: Epoch) -> bool {
         self.held.get(&granter).is_some_and(|held| now < held.until && held.epochs.get(&pg) == Some(&epoch))
+    }
+
+    /// This life of a device, and all before it, have ended (S8): whatever was granted to them is in nobody's use. The
+    /// driver says so when a newer life has registered, or when its own connections were closed by the peer, new ones are
+    /// refused, and the MDM has found the same. Whether that was news.
+    pub fn ended(&mut self, device: DeviceId, incarnation: Incarnation) -> bool {
+        let known = self.dead.entry(device).or_default();
+        let news = *known < incarnation;
+        *known = incarnation.max(*known);
+        news
+    }
+
+    /// Whether this life is known to have ended.
+    pub(super) fn is_dead(&self, member: Member) -> bool {
+        self.dead.get(&member.device).is_some_and(|ended| member.incarnation <= *ended)
     }
 
     /// From when on nothing can be in use that this device granted in an earlier life.

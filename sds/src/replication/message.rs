@@ -180,4 +180,6 @@ pub enum Body<D> {
     },
     /// R to a message of an older epoch or to another incarnation: the receiver's own epoch is the message's.
     Refused,
+    /// From the primary of an earlier epoch to that of this one: I have left, and answer nothing of before (S6).
+    HandBack,
 }

@@ -31,6 +31,7 @@ mod reads;
 mod reconcile;
 mod stream;
 pub mod types;
+mod waits;
 
 #[cfg(test)]
 mod conversations;

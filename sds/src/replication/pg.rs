@@ -18,6 +18,7 @@ use super::operations::Operations;
 use super::planted::{Bug, Planted};
 use super::primary::{Phase, Primary};
 use super::types::{ClientKey, PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
+use super::waits::Waits;
 
 /// See the module.
 ///
@@ -112,7 +113,11 @@ impl<D: Clone> Pg<D> {
             issued: Ticket(0),
             durable: Ticket(0),
             gate: Gate::default(),
-            serve_after: if planted.is(Bug::AcceptOldIncarnation) { Time(0) } else { leases.earlier_life_lapses() },
+            waits: Waits::new(if planted.is(Bug::AcceptOldIncarnation) {
+                Time(0)
+            } else {
+                leases.earlier_life_lapses()
+            }),
             failed: false,
             // Rounds rise over all lives of the device, so no delayed message of an earlier one fits.
             last_round: Round(own.incarnation.0 << 32),
@@ -279,16 +284,17 @@ impl<D: Clone> Pg<D> {
         if let Some(old) = base.config.as_ref().and_then(PgConfig::primary_member)
             && old != base.own
         {
-            base.serve_after = base.serve_after.max(cx.leases.lapses(old));
+            base.waits.holder(cx.now, old, cx.leases.lapses(old));
         }
         // Nobody can have read before the first epoch; and if that names this life, no earlier life can have granted.
         if config.epoch == Epoch(1) && config.in_sync.contains(&base.own) {
-            base.serve_after = Time(0);
+            base.waits.nothing_was_granted();
         }
         base.gate.clear();
         base.config = Some(config);
         let before = std::mem::replace(&mut self.role, Role::Outside);
         let flight = leave(before, base, cx);
+        hand_back(flight.is_some(), base, cx);
         self.role = enter(base, cx, joiners, flight);
         if let Some(early) = self.early.take() {
             self.on_message(cx, early);
@@ -305,7 +311,11 @@ impl<D: Clone> Pg<D> {
         if message.epoch > base.epoch() {
             // Acted upon once the configuration is known, not before.
             cx.emit(Effect::FetchConfig { pg: base.id, at_least: message.epoch });
-            if matches!(message.body, Body::Collect { .. } | Body::JoinStart { .. }) {
+            if base.planted.is(Bug::HandBackBeforeLeaving) {
+                let early = Message { epoch: message.epoch, ..base.message(message.from, Body::HandBack) };
+                cx.emit(Effect::Send(early));
+            }
+            if matches!(message.body, Body::Collect { .. } | Body::JoinStart { .. } | Body::HandBack) {
                 self.early = Some(message);
             }
             return;
@@ -317,6 +327,8 @@ impl<D: Clone> Pg<D> {
             return;
         }
         let Message { from, body, .. } = message;
+        // Whoever speaks in this epoch has left all earlier ones.
+        base.waits.handed_back(from);
         match &mut self.role {
             Role::Primary(primary) => primary.on_message(base, cx, from, body),
             Role::Backup(backup) if base.same(from, backup.primary()) => backup.on_message(base, cx, body),
@@ -367,6 +379,15 @@ fn leave<D: Clone>(role: Role<D>, base: &mut Base<D>, cx: &mut Cx<'_, D>) -> Opt
             None
         }
         Role::Joiner(_) | Role::Outside | Role::Orphan => None,
+    }
+}
+
+/// S6: who was primary and is not any more says so to the one that is, which else would wait until its leases lapse. A
+/// backup says it by its answer to `Collect`; this one may have no place in the group any more.
+fn hand_back<D: Clone>(was_primary: bool, base: &Base<D>, cx: &mut Cx<'_, D>) {
+    let primary = base.config.as_ref().and_then(PgConfig::primary_member);
+    if let Some(primary) = primary.filter(|primary| was_primary && *primary != base.own) {
+        base.send(cx, primary, Body::HandBack);
     }
 }
 

@@ -19,6 +19,11 @@ pub(super) enum Bug {
     ReadWithoutLease,
     /// S6: a new primary does not wait for what was granted to the old one.
     NoLeaseWait,
+    /// S6: a primary that hears of a newer epoch hands its leases back before it has left its own.
+    HandBackBeforeLeaving,
+    /// S8: a device that does not answer is taken for dead.
+    #[cfg(test)]
+    SilenceIsProof,
     /// S7: a resent operation is ordered again.
     ForgetOperations,
     /// S7: undoing a chunk's writes leaves their operation ids.

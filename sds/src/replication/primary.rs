@@ -241,7 +241,7 @@ impl<D: Clone> Primary<D> {
     /// read (S6).
     pub(super) fn try_serve(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         let Phase::Opening(reconcile) = &self.phase else { return };
-        let lapsed = cx.now >= base.serve_after || base.planted.is(Bug::NoLeaseWait);
+        let lapsed = base.waits.are_over(cx.now, cx.leases) || base.planted.is(Bug::NoLeaseWait);
         if !lapsed || base.failed || base.durable < base.issued {
             return;
         }

@@ -106,6 +106,12 @@ impl Links {
         self.replication.get(&member.device).filter(|(known, _)| *known == member).map(|(_, id)| *id)
     }
 
+    /// Whether any connection to this life of a peer is up.
+    pub(super) fn reach(&self, member: Member) -> bool {
+        let is_it = |link: Option<&(Member, ConnectionId)>| link.is_some_and(|(known, _)| *known == member);
+        is_it(self.replication.get(&member.device)) || is_it(self.leases.get(&member.device))
+    }
+
     pub(super) fn connected(&self) -> impl Iterator<Item = Member> + '_ {
         self.replication.values().map(|(member, _)| *member)
     }
@@ -226,12 +232,14 @@ impl Worker {
         match party {
             Party::Sdc { .. } => {}
             Party::Lease(member) => {
+                self.deaths.is_here(member);
                 if let Some((_, old)) = self.links.leases.insert(member.device, (member, id)) {
                     self.close(old);
                 }
                 self.renew_leases = true;
             }
             Party::Replication(member) => {
+                self.deaths.is_here(member);
                 // The old link's end comes first, so that its cores know what was lost with it.
                 if let Some((_, old)) = self.links.replication.get(&member.device).copied() {
                     self.close(old);

@@ -8,6 +8,7 @@
 mod clients;
 mod command;
 mod connection;
+mod deaths;
 mod effects;
 mod handle;
 mod links;

@@ -48,6 +48,7 @@ impl Worker {
                 self.configure(*pg, config);
             }
         }
+        self.learn_of_deaths();
         self.remember();
         self.links.dial(&peers);
     }

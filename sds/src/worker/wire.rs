@@ -78,6 +78,7 @@ impl Encoder<'_> {
             Body::Reserve { round, chunk } => self.put(&19_u8).put(&round.0).put(chunk),
             Body::Reserved { round, chunk, granted } => self.put(&20_u8).put(&round.0).put(chunk).put(granted),
             Body::Refused => self.put(&21_u8),
+            Body::HandBack => self.put(&22_u8),
         };
     }
 
@@ -210,6 +211,7 @@ impl Decoder<'_> {
             19 => Body::Reserve { round: self.round()?, chunk: self.get()? },
             20 => Body::Reserved { round: self.round()?, chunk: self.get()?, granted: self.get()? },
             21 => Body::Refused,
+            22 => Body::HandBack,
             other => return Err(CodecError::BadTag { what: "replication message", value: other.into() }),
         };
         Ok(Message { from, to, pg, epoch, body })
@@ -400,6 +402,7 @@ mod tests {
             Body::Reserve { round, chunk },
             Body::Reserved { round, chunk, granted: true },
             Body::Refused,
+            Body::HandBack,
         ]
     }
 

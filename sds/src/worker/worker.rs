@@ -23,6 +23,7 @@ use tokio::{
 use super::{
     command::{Command, Report},
     connection::{Incoming, Outgoing},
+    deaths::{self, Deaths},
     effects::{Fetched, Slot},
     handle::DeviceCounters,
     links::{LinkUp, Links},
@@ -78,6 +79,7 @@ pub(super) struct Worker {
     pub(super) next_connection: ConnectionId,
     pub(super) dirty: Vec<ConnectionId>,
     pub(super) links: Links,
+    pub(super) deaths: Deaths,
     pub(super) sessions: Sessions,
     pub(super) pending: PendingRequests,
     pub(super) map: Arc<ClusterMap>,
@@ -115,6 +117,7 @@ struct Lanes {
     peers: mpsc::Receiver<Incoming>,
     fetched: mpsc::UnboundedReceiver<Fetched>,
     links: mpsc::Receiver<LinkUp>,
+    refused: mpsc::Receiver<Member>,
     /// One for each map with changes, and those come one after the other.
     remembered: mpsc::UnboundedReceiver<Result<(), MetaError>>,
 }
@@ -125,6 +128,7 @@ impl Worker {
         let (peer_inbox, peers) = mpsc::channel(PEER_INBOX);
         let (fetched, fetched_receiver) = mpsc::unbounded_channel();
         let (links, link_receiver) = Links::new(config.cluster, config.own);
+        let (deaths, refused) = Deaths::new();
         let known = known_volumes(&config);
         let (memory, remembered) = Memory::new(config.opened.configs.clone());
         let opened_at = Time(u64::try_from(config.opened_at.since_boot().as_nanos()).unwrap_or(u64::MAX));
@@ -139,6 +143,7 @@ impl Worker {
             next_connection: ConnectionId(1),
             dirty: Vec::new(),
             links,
+            deaths,
             sessions: Sessions::new(config.cluster, config.own.device),
             pending: PendingRequests::default(),
             map: Arc::default(),
@@ -153,7 +158,15 @@ impl Worker {
             renew_leases: false,
             orphans: Orphans::new(config.registered, known),
             memory,
-            lanes: Lanes { commands, clients, peers, fetched: fetched_receiver, links: link_receiver, remembered },
+            lanes: Lanes {
+                commands,
+                clients,
+                peers,
+                fetched: fetched_receiver,
+                links: link_receiver,
+                refused,
+                remembered,
+            },
             last_renewal: MonotonicTime::default(),
             last_uses: MonotonicTime::now(),
             last_sweep: MonotonicTime::now(),
@@ -179,6 +192,7 @@ impl Worker {
                 _ = self.lanes.peers.recv_many(&mut peer_frames, BATCH) => self.on_incoming(&mut peer_frames),
                 Some(fetched) = self.lanes.fetched.recv() => self.on_fetched(fetched),
                 Some(link) = self.lanes.links.recv() => self.on_link(link),
+                Some(member) = self.lanes.refused.recv() => self.on_refused(member),
                 Some(result) = self.lanes.remembered.recv() => self.on_remembered(result),
                 _ = self.lanes.clients.recv_many(&mut client_frames, BATCH), if takes_clients => {
                     self.on_incoming(&mut client_frames);
@@ -233,6 +247,9 @@ impl Worker {
             match incoming {
                 Incoming::Frame(id, frame) => self.on_frame(id, frame),
                 Incoming::Closed(id, error) => {
+                    if error.as_ref().is_none_or(deaths::closed_by_peer) {
+                        self.suspect(id);
+                    }
                     if let Some(error) = error {
                         tracing::debug!(
                             connection = id.0,

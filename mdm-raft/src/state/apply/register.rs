@@ -102,6 +102,7 @@ impl State {
         self.sds.update(id, |sds| {
             sds.registration = Some(registration);
             sds.alive = alive;
+            sds.proven_dead = false;
             // It knows its new name: the old one is free.
             if sds.name == name {
                 sds.former_name = None;

@@ -127,6 +127,7 @@ impl State {
             alive: false,
             former_name: None,
             awaited: false,
+            proven_dead: false,
         });
         created(id.get(), false)
     }

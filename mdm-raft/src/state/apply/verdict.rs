@@ -126,7 +126,10 @@ impl State {
         if lost.whole {
             // The process that was lost had all of them open: a registration lists every open device.
             devices.extend(self.devices_of(id).map(|device| device.id));
-            self.sds.update(id, |sds| sds.alive = false);
+            self.sds.update(id, |sds| {
+                sds.alive = false;
+                sds.proven_dead |= lost.proven_dead;
+            });
             self.note_status(context, Component { kind: Kind::Sds, id: id.get() }, Status::Down, lost.why.clone());
         }
         for device in &devices {
@@ -153,7 +156,10 @@ impl State {
     }
 
     fn take_back(&mut self, context: Context, id: SdsId, devices: &BTreeSet<DeviceId>) {
-        self.sds.update(id, |sds| sds.alive = true);
+        self.sds.update(id, |sds| {
+            sds.alive = true;
+            sds.proven_dead = false;
+        });
         let component = Component { kind: Kind::Sds, id: id.get() };
         self.note_status(context, component, Status::Active, "heard again".to_owned());
         for device in devices {

@@ -39,11 +39,14 @@ macro_rules! settings {
 }
 
 settings! {
-    // No safety hangs on the two: who takes over waits out leases whatever the verdict (S6, S11).
+    // No safety hangs on silence: who takes over waits out leases (S6). A proof ends that wait, together with what the
+    // copy that takes over has seen itself (S8).
     LivenessSilence = "liveness.silence_ms", 3_000, 1_000..=60_000,
         "an SDS not heard for this long is lost, and so long a new leader waits before it judges";
     LivenessRefused = "liveness.refused_ms", 300, 50..=10_000,
         "a broken stream and a refused connection are believed after this long";
+    ProofOfDeath = "liveness.proof_of_death", 1, 0..=1,
+        "1: closed connections and refused new ones prove an SDS dead; 0: only silence counts (firewalls that refuse)";
     DeviceStall = "liveness.device_stall_ms", 5_000, 1_000..=120_000,
         "a device whose IO waits and does not progress for this long is lost";
     HealthStale = "health.stale_ms", 30_000, 10_000..=600_000,

@@ -134,6 +134,8 @@ pub struct Sds {
     pub former_name: Option<String>,
     /// It has not registered since the cluster was restored from a backup (S19).
     pub awaited: bool,
+    /// Its registered process has ended, as the leader has seen (S8): nobody need wait for what it was granted.
+    pub proven_dead: bool,
 }
 
 impl Sds {

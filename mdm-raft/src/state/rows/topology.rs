@@ -157,6 +157,7 @@ impl Row for Sds {
             alive: self.alive,
             former_name: self.former_name.clone().unwrap_or_default(),
             awaited: self.awaited,
+            proven_dead: self.proven_dead,
         })
     }
 
@@ -171,6 +172,7 @@ impl Row for Sds {
             alive: row.alive,
             former_name: Some(row.former_name).filter(|name| !name.is_empty()),
             awaited: row.awaited,
+            proven_dead: row.proven_dead,
         })
     }
 }

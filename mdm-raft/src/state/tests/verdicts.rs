@@ -2,7 +2,7 @@
 
 use pflex_proto::ids::{DeviceId, Revision, SdsId};
 
-use super::world::{GIB, World, create_volume, judge, lost, returned};
+use super::world::{GIB, World, create_volume, judge, lost, register_sds, returned};
 use crate::{
     command::{Answer, Body, ErrorCode, proto},
     state::{MapChange, limits::MAX_VERDICTS, model::Severity},
@@ -56,6 +56,24 @@ fn a_refused_verdict_does_not_stop_the_others() {
     let too_many = Body::JudgeSds(proto::JudgeSds { verdicts: vec![Default::default(); MAX_VERDICTS + 1] });
     assert_eq!(world.refused(too_many), ErrorCode::Limit);
     assert!(world.reloaded() == world.state);
+}
+
+/// S8: the map says of which process the leader has proof that it has ended, and of no other.
+#[test]
+fn a_proof_of_death_holds_until_a_process_is_heard() {
+    let mut world = World::with_sds(3);
+    let proven = |world: &World| world.state.sds(SdsId(2)).unwrap().proven_dead;
+    world.ok(lost(2, 2));
+    assert!(!proven(&world), "silence proves nothing");
+    world.ok(returned(2, 2, 1));
+    let dead = || Body::SdsLost(proto::SdsLost { proven_dead: true, ..lost_message(2, 2) });
+    world.ok(dead());
+    assert!(proven(&world) && world.reloaded() == world.state);
+    world.ok(returned(2, 2, 1));
+    assert!(!proven(&world), "it was no proof");
+    world.ok(dead());
+    world.ok(register_sds(2, 22, 2));
+    assert!(!proven(&world), "of the process before");
 }
 
 fn lost_message(n: u8, process: u8) -> proto::SdsLost {

@@ -189,6 +189,8 @@ planted! {
     s5_a_dirty_read_is_noticed: DirtyRead within 200,
     s5_a_read_without_lease_is_noticed: ReadWithoutLease within 200,
     s6_no_wait_for_leases_is_noticed: NoLeaseWait within 200,
+    s6_leases_handed_back_too_early_are_noticed: HandBackBeforeLeaving within 300,
+    s8_silence_taken_for_death_is_noticed: SilenceIsProof within 300,
     s7_a_forgotten_operation_is_noticed: ForgetOperations within 200,
     s7_an_undone_write_with_its_id_kept_is_noticed: KeepUndoneOperations within 300,
     s10_a_missing_unsynced_mark_is_noticed: SkipUnsyncedMark within 200,

@@ -90,6 +90,12 @@ impl Node {
     pub(super) fn handle(&mut self, now: u64, pg: PgId, event: Event<Data>) -> Vec<Effect<Data>> {
         let mut out = Vec::new();
         let clock = self.clock(now);
+        if let Event::Config { config, .. } = &event {
+            // A newer life has registered: the one before has ended.
+            for member in &config.in_sync {
+                self.leases.ended(member.device, Incarnation(member.incarnation.0.saturating_sub(1)));
+            }
+        }
         if let Some(pg) = self.pgs.get_mut(&pg) {
             pg.handle(clock, &self.leases, event, &mut out);
         }

@@ -35,6 +35,8 @@ pub(super) enum Item {
     LeaseAsk(LeaseRequest),
     LeaseGive(LeaseGrant),
     RenewLeases,
+    /// This life of another device is proven to have ended.
+    Ended(DeviceId, Incarnation),
     Request(ToServe),
 }
 
@@ -247,6 +249,10 @@ impl World {
                 self.node_after(again, device, Item::RenewLeases);
                 self.ask_for_leases(device);
             }
+            Item::Ended(other, life) => {
+                self.nodes.get_mut(&device).expect("known node").leases.ended(other, life);
+                self.everywhere(device, &Event::Tick)?;
+            }
             Item::LeaseAsk(request) => self.give_lease(device, &request),
             Item::LeaseGive(grant) => {
                 let node = self.nodes.get_mut(&device).expect("known node");
@@ -384,7 +390,19 @@ impl World {
         }
         self.nodes.get_mut(&device).expect("known node").crash(&mut self.rng);
         self.waiting.remove(&device);
+        self.prove_dead(device, 400);
         self.after(back_after, Happening::Restart(device));
+    }
+
+    /// S8: others learn that this life of a device has ended, each when it does, within so many milliseconds or never.
+    fn prove_dead(&mut self, device: DeviceId, within: u64) {
+        let life = self.nodes[&device].incarnation;
+        for other in self.nodes.keys().copied().filter(|other| *other != device).collect::<Vec<_>>() {
+            if self.nodes[&other].up && self.rng.percent(80) {
+                let delay = self.rng.below(within * MS);
+                self.node_after(delay, other, Item::Ended(device, life));
+            }
+        }
     }
 
     fn restart(&mut self, device: DeviceId) {
@@ -415,6 +433,9 @@ impl World {
         if node.up && node.paused_until < self.now {
             node.paused_until = until;
             self.at(until, Happening::Resume(device));
+            if self.planted.is(Bug::SilenceIsProof) {
+                self.prove_dead(device, 4_000);
+            }
         }
     }
 
