@@ -123,8 +123,11 @@ fn main() -> Result<()> {
     Store::format_files(&files, 4 << 30, false, meta.as_ref(), &format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (store, _) =
-            Store::open_files(&files, Arc::clone(&meta) as Arc<dyn MetaStore>, StoreConfig { cluster: CLUSTER })?;
+        let (store, _) = Store::open_files(
+            &files,
+            Arc::clone(&meta) as Arc<dyn MetaStore>,
+            StoreConfig { cluster: CLUSTER, sds: SdsId(1) },
+        )?;
         let mut bench = Bench { store, sequence: 0, data: Bytes::from(vec![0xa5; 1 << 20]) };
         let time = Duration::from_secs(4);
         bench.writes("1 MiB to new chunks, depth 1", 1, time, |n| (n % CHUNKS, 0, 256)).await?;
@@ -140,7 +143,7 @@ fn main() -> Result<()> {
         bench.store.close().await?;
         println!("close (full checkpoint): {} ms", start.elapsed().as_millis());
         let start = Instant::now();
-        let (_, report) = Store::open_files(&files, meta, StoreConfig { cluster: CLUSTER })?;
+        let (_, report) = Store::open_files(&files, meta, StoreConfig { cluster: CLUSTER, sds: SdsId(1) })?;
         println!("open: {} ms, {} groups replayed", start.elapsed().as_millis(), report.replayed_groups);
         Ok(())
     })

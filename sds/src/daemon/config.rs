@@ -47,6 +47,10 @@ pub struct DeviceFile {
     /// Take all of a file's space when it is made, so that it cannot run out later.
     #[serde(default)]
     pub preallocate: bool,
+    /// Format a raw block device that is blank, so that a new disk comes into use at the next start. One that holds
+    /// anything is never formatted.
+    #[serde(default)]
+    pub format_if_blank: bool,
 }
 
 fn default_data() -> Endpoint {
@@ -157,6 +161,7 @@ mod tests {
             journal_bytes: 64 << 20,
             pool: String::new(),
             preallocate: false,
+            format_if_blank: false,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use pflex_common::{clock::MonotonicTime, host, mdm::Patience, net};
 use pflex_proto::pb::{
-    self, ComponentKind, DeviceStats, HealthReport, Metric, SdsStats, SdsStatsRequest,
+    self, ComponentKind, DeviceStats, HealthReport, Metric, RefusedDevice, SdsStats, SdsStatsRequest,
     liveness_client::LivenessClient,
     sds_management_server::{SdsManagement, SdsManagementServer},
 };
@@ -48,6 +48,7 @@ fn metrics(server: &Server) -> Vec<Metric> {
         |of: fn(&DeviceStats) -> u64| server.devices.iter().map(stats).map(|stats| of(&stats)).sum::<u64>() as f64;
     let metric = |name: &str, value| Metric { name: name.into(), value };
     let own = vec![
+        metric("pflex.sds.devices.refused", server.refused.len() as f64),
         metric("pflex.sds.capacity", sum(|stats| stats.capacity_bytes)),
         metric("pflex.sds.used", sum(|stats| stats.used_bytes)),
         metric("pflex.sds.reads", sum(|stats| stats.reads)),
@@ -116,7 +117,13 @@ impl SdsManagement for Management {
             device.why = unheard.clone().unwrap_or_default();
         }
         let log_time_ms = self.0.log_time.now_ms(now);
-        Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms }))
+        let refused = self
+            .0
+            .refused
+            .iter()
+            .map(|device| RefusedDevice { path: device.path.display().to_string(), why: device.why.clone() });
+        let refused = refused.collect();
+        Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms, refused }))
     }
 }
 

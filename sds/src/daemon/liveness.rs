@@ -296,6 +296,7 @@ mod tests {
             process: Default::default(),
             client: MdmClient::new("test", vec![endpoint]),
             devices: Vec::new(),
+            refused: Vec::new(),
             started: std::time::Instant::now(),
             takeover: Takeover::default(),
             log_time: Counted::default(),

@@ -131,6 +131,8 @@ pub(crate) struct Server {
     pub(crate) process: ProcessId,
     pub(crate) client: MdmClient,
     pub(crate) devices: Vec<DeviceHandle>,
+    /// Configured, and out of service since the start.
+    pub(crate) refused: Vec<devices::RefusedDevice>,
     pub(crate) started: Instant,
     /// Whether a newer process of this SDS has registered.
     pub(crate) takeover: Takeover,
@@ -191,19 +193,19 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError>
     let opened_at = MonotonicTime::now();
     let opening = async {
         let (cluster, id) = registration.introduce(&mut identity).await?;
-        let stores = devices::open_all(&config, cluster, id).await?;
-        let devices = registration.devices(&mut identity, &stores).await?;
-        Ok::<_, SdsError>((cluster, id, stores, devices))
+        let devices = devices::open_all(&config, cluster, id).await?;
+        let known = registration.devices(&mut identity, &devices.open).await?;
+        Ok::<_, SdsError>((cluster, id, devices, known))
     };
-    let (cluster, id, stores, devices) = tokio::select! {
+    let (cluster, id, devices::Devices { open, refused }, known) = tokio::select! {
         () = shutdown.cancelled() => return Ok(Ended::Stopped),
         opened = opening => opened?,
     };
-    let registration::Devices { ids, registered, generation } = devices;
+    let registration::Devices { ids, registered, generation } = known;
     let (reports, report_queue) = mpsc::channel(MAX_REPORTS);
     let mut handles = Vec::new();
-    for (device, (mut store, opened)) in ids.into_iter().zip(stores) {
-        store.registered(device).map_err(|source| SdsError::Device { path: config.data_dir.clone(), source })?;
+    for (device, devices::OpenDevice { file, mut store, opened }) in ids.into_iter().zip(open) {
+        store.registered(device).map_err(|source| SdsError::Device { path: file.path, source })?;
         let own = Member { device, sds: id, incarnation: opened.superblock.incarnation };
         info!(sds = %config.name, %device, incarnation = %own.incarnation, emptied = opened.emptied, replayed = opened.replayed_groups, "device in service");
         let worker = WorkerConfig { cluster, own, store, opened, opened_at, registered, reports: reports.clone() };
@@ -217,6 +219,7 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError>
         process,
         client,
         devices: handles,
+        refused,
         started: Instant::now(),
         takeover: Takeover::default(),
         log_time: liveness::Counted::default(),

@@ -14,15 +14,14 @@ use pflex_proto::{
     pb::{self, ComponentKind, RegisterRequest, RegisteredDevice},
 };
 
-use super::{SdsConfig, SdsError, identity::Identity, recovery::Reporter};
-use crate::store::{OpenReport, Store};
+use super::{SdsConfig, SdsError, devices::OpenDevice, identity::Identity, recovery::Reporter};
 
 /// Between two attempts to report and register with a cluster that is restored meanwhile.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What registering the devices gives.
 pub(super) struct Devices {
-    /// Their ids, in the order of the configuration.
+    /// Their ids, in the order they were given in.
     pub(super) ids: Vec<DeviceId>,
     /// The revision of the map that has this registration.
     pub(super) registered: Revision,
@@ -50,13 +49,9 @@ impl Registration<'_> {
 
     /// Registers the opened devices, after the cluster has heard what it waits for. From here on its generation is
     /// followed, and no older one.
-    pub(super) async fn devices(
-        &self,
-        identity: &mut Identity,
-        stores: &[(Store, OpenReport)],
-    ) -> Result<Devices, SdsError> {
+    pub(super) async fn devices(&self, identity: &mut Identity, open: &[OpenDevice]) -> Result<Devices, SdsError> {
         loop {
-            let why = match self.try_devices(identity, stores).await {
+            let why = match self.try_devices(identity, open).await {
                 Ok(registered) => return registered,
                 Err(RegistrationError::ReportFirst { why }) => why,
                 Err(error) => return Err(self.explain(error)),
@@ -69,20 +64,20 @@ impl Registration<'_> {
     async fn try_devices(
         &self,
         identity: &mut Identity,
-        stores: &[(Store, OpenReport)],
+        open: &[OpenDevice],
     ) -> Result<Result<Devices, SdsError>, RegistrationError> {
         let Registered { reply: introduced, .. } = self.register(identity, None).await?;
         let generation = ClusterGeneration(introduced.cluster_generation);
         if introduced.awaited {
             let (client, name, process) = (self.client, self.config.name.as_str(), self.process);
             let reporter = Reporter { client, name, process, generation };
-            for (_, opened) in stores {
-                let reported = reporter.report(opened).await;
+            for device in open {
+                let reported = reporter.report(&device.opened).await;
                 reported.map_err(|error| RegistrationError::ReportFirst { why: error.to_string() })?;
             }
             tracing::info!(%generation, "told the restored cluster what was known before");
         }
-        let devices = stores.iter().zip(&self.config.devices).map(|((store, opened), file)| RegisteredDevice {
+        let devices = open.iter().map(|OpenDevice { file, store, opened }| RegisteredDevice {
             uuid: opened.superblock.uuid.as_bytes().to_vec(),
             incarnation: opened.superblock.incarnation.0,
             capacity_bytes: u64::from(store.stats().units_total) * u64::from(CHUNK_SIZE),
@@ -92,8 +87,8 @@ impl Registration<'_> {
             pool: file.pool.clone(),
         });
         let Registered { cluster, reply } = self.register(identity, Some(devices.collect())).await?;
-        if reply.device_ids.len() != stores.len() {
-            let why = format!("it named {} of {} devices", reply.device_ids.len(), stores.len());
+        if reply.device_ids.len() != open.len() {
+            let why = format!("it named {} of {} devices", reply.device_ids.len(), open.len());
             return Ok(Err(SdsError::Refused { name: self.config.name.clone(), why }));
         }
         let generation = ClusterGeneration(reply.cluster_generation);

@@ -215,12 +215,11 @@ impl Files {
             }
             Op::Discard { offset, length } => {
                 let (file, at) = self.place(offset, length)?;
-                if !self.is_block {
-                    match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, length) {
-                        // A file system without holes keeps the bytes: a discard is only a hint.
-                        Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                        Err(error) => return Err(error.into()),
-                    }
+                // On a block device this is its own way to give space back (Linux 4.9).
+                match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, length) {
+                    // A file system or disk that cannot keeps the bytes: a discard is only a hint.
+                    Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use pflex_proto::{
     codec::CodecError,
-    ids::{ChunkId, ClusterId, DeviceUuid, PgId, Version},
+    ids::{ChunkId, ClusterId, DeviceUuid, PgId, SdsId, Version},
 };
 
 use crate::device::DeviceError;
@@ -44,6 +44,14 @@ pub enum OpenError {
         found: ClusterId,
         /// Of this process.
         expected: ClusterId,
+    },
+    /// It was made for another server, and nothing here knows it.
+    #[error("the device belongs to SDS {found}, this is SDS {expected}; attach it there, or erase it to use it here")]
+    OtherServer {
+        /// In the superblock.
+        found: SdsId,
+        /// Of this process.
+        expected: SdsId,
     },
     /// Written by a later release.
     #[error("the device has format {found}, this release knows up to {known}")]

@@ -55,6 +55,8 @@ pub struct FormatConfig {
 pub struct StoreConfig {
     /// The cluster of this process.
     pub cluster: ClusterId,
+    /// Its server.
+    pub sds: SdsId,
 }
 
 /// What was found.
@@ -172,6 +174,10 @@ impl Store {
         }
         let row = meta.rows(superblock.uuid, MetaTable::Devices)?.pop();
         let row = row.map(|(_, row)| decode_device_row(&row)).transpose().map_err(codec("device row"))?;
+        if row.is_none() && superblock.sds != config.sds {
+            // Unknown here, and made for another server: emptying it could cost the last copy of something.
+            return Err(OpenError::OtherServer { found: superblock.sds, expected: config.sds });
+        }
         let tail = row.filter(|(generation, _)| *generation == superblock.generation).map(|(_, tail)| tail);
         if tail.is_none() {
             superblock.emptied = true;

@@ -19,7 +19,8 @@ pub(crate) fn device() -> (DeviceHandle, mpsc::Receiver<Report>) {
     let (device, meta) = (MemoryDevice::new(geometry.total_bytes()), MemoryMeta::new());
     let format = FormatConfig { cluster, sds: SdsId(1), uuid: DeviceUuid::from_bytes([2; 16]), journal_bytes: 0 };
     Store::format(device.as_ref(), geometry, meta.as_ref(), &format).unwrap();
-    let (store, opened) = Store::open(device, Arc::clone(&meta) as Arc<_>, StoreConfig { cluster }).unwrap();
+    let (store, opened) =
+        Store::open(device, Arc::clone(&meta) as Arc<_>, StoreConfig { cluster, sds: SdsId(1) }).unwrap();
     let own = Member { device: DeviceId(1), sds: SdsId(1), incarnation: opened.superblock.incarnation };
     let (reports, queue) = mpsc::channel(16);
     let config =

@@ -17,12 +17,25 @@ fn superblock_bytes(device: &MemoryDevice) -> Vec<u8> {
 fn a_device_of_another_cluster_is_refused_and_untouched() {
     let (device, meta) = formatted(4);
     let before = superblock_bytes(&device);
-    let other = StoreConfig { cluster: ClusterId::from_bytes([9; 16]) };
+    let other = StoreConfig { cluster: ClusterId::from_bytes([9; 16]), ..CONFIG };
     let error = Store::open(device.clone(), meta.clone(), other).map(drop).unwrap_err();
     assert!(matches!(error, OpenError::OtherCluster { found: CLUSTER, .. }), "{error}");
     let error = Store::format(device.as_ref(), geometry(4), meta.as_ref(), &FORMAT).unwrap_err();
     assert!(matches!(error, OpenError::AlreadyFormatted { cluster: CLUSTER }), "{error}");
     assert_eq!(superblock_bytes(&device), before);
+}
+
+#[test]
+fn a_device_of_another_server_is_refused_and_untouched_unless_it_is_known_here() {
+    let (device, meta) = formatted(4);
+    let before = superblock_bytes(&device);
+    let other = StoreConfig { sds: SdsId(8), ..CONFIG };
+    let error = Store::open(device.clone(), MemoryMeta::new(), other).map(drop).unwrap_err();
+    let expected = (SdsId(7), SdsId(8));
+    assert!(matches!(error, OpenError::OtherServer { found, expected: ours } if (found, ours) == expected), "{error}");
+    assert_eq!(superblock_bytes(&device), before);
+    // The server was made again under another id; its data directory knows the device.
+    assert!(!Store::open(device, meta, other).unwrap().1.emptied);
 }
 
 #[test]
