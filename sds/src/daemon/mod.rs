@@ -208,7 +208,16 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError>
         store.registered(device).map_err(|source| SdsError::Device { path: file.path, source })?;
         let own = Member { device, sds: id, incarnation: opened.superblock.incarnation };
         info!(sds = %config.name, %device, incarnation = %own.incarnation, emptied = opened.emptied, replayed = opened.replayed_groups, "device in service");
-        let worker = WorkerConfig { cluster, own, store, opened, opened_at, registered, reports: reports.clone() };
+        let worker = WorkerConfig {
+            cluster,
+            own,
+            store,
+            opened,
+            opened_at,
+            registered,
+            departed_grace: worker::DEPARTED_GRACE,
+            reports: reports.clone(),
+        };
         handles.push(worker::spawn(worker).map_err(SdsError::Threads)?);
     }
     drop(reports);

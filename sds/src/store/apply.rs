@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pflex_proto::ids::{ChunkId, OperationId, PgId, Sequence, Version, VolatilityId, VtreeId};
 
 use super::{
-    DirtyKey, Stats, Store,
+    DirtyKey, Dropped, Stats, Store,
     chunk::{Chunk, Pending, Stable},
     error::ApplyError,
     pipeline::Work,
@@ -165,8 +165,7 @@ impl Store {
     /// # Errors
     /// Only when the store is poisoned or the group is being dropped.
     pub fn drop_pg(&mut self, pg: PgId) -> Result<Ticket, ApplyError> {
-        let of_pg = self.chunks.iter().filter(|(_, entry)| entry.pg == pg);
-        let chunks: Vec<_> = of_pg.map(|(chunk, _)| *chunk).collect();
+        let chunks = self.some_chunks(pg, usize::MAX);
         self.remove_chunks(pg, &chunks)?;
         self.space.release(pg);
         let ticket = self.submit(Record::new(Kind::DropPg, pg, ChunkId::default()), Lane::Replication)?;
@@ -174,6 +173,23 @@ impl Store {
             entry.dropping = true;
         }
         Ok(ticket)
+    }
+
+    /// Forgets up to `most` chunks of a placement group, without tombstones, and when none are left the group itself: to be
+    /// called again until nothing is left. [`Self::forget_config`] comes before.
+    ///
+    /// # Errors
+    /// Only when the store is poisoned.
+    pub fn drop_some(&mut self, pg: PgId, most: usize) -> Result<Dropped, ApplyError> {
+        let Some(entry) = self.pgs.get(&pg) else { return Ok(Dropped::All) };
+        if entry.dropping {
+            return Ok(Dropped::Last);
+        }
+        let chunks = self.some_chunks(pg, most);
+        if chunks.is_empty() {
+            return self.drop_pg(pg).map(|_| Dropped::Last);
+        }
+        self.remove_chunks(pg, &chunks).map(|_| Dropped::Some)
     }
 
     /// Forgets tombstones at or below a sequence. Only when every copy of the group is past it: a copy that is behind
@@ -199,6 +215,13 @@ impl Store {
             last = Some(self.fix_chunk(Fix { pg, chunk, version: None, runs: Vec::new(), operations })?);
         }
         Ok(last)
+    }
+
+    /// Chunks of a group, tombstones and unsynced ones included.
+    fn some_chunks(&self, pg: PgId, most: usize) -> Vec<ChunkId> {
+        let Some(pg) = self.pgs.get(&pg) else { return Vec::new() };
+        let synced = pg.above(None).map(|(chunk, _)| chunk);
+        pg.unsynced().iter().copied().chain(synced).take(most).collect()
     }
 
     fn remove_chunks(&mut self, pg: PgId, chunks: &[ChunkId]) -> Result<Option<Ticket>, ApplyError> {

@@ -73,7 +73,14 @@ impl Store {
         self.meta.commit(self.superblock.uuid, batch, done);
     }
 
-    /// `remember` failed: what is durable is not known any more.
+    /// Deletes the row of a group, durably; `done` is called once it is. In one order with [`Self::remember`]. Before any of
+    /// the group's data goes: what is left of a copy must not claim a place in a group (S19).
+    pub fn forget_config(&self, pg: PgId, done: Committed) {
+        let batch = Batch { rows: vec![(Table::Configs, row_key(pg), None)] };
+        self.meta.commit(self.superblock.uuid, batch, done);
+    }
+
+    /// `remember` or `forget_config` failed: what is durable is not known any more.
     pub fn could_not_remember(&mut self, error: MetaError) {
         self.fail("a metadata commit", error);
     }

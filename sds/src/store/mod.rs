@@ -125,6 +125,17 @@ pub struct Store {
     poison_reported: bool,
 }
 
+/// How far [`Store::drop_some`] is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dropped {
+    /// Some chunks are on their way out, others are left.
+    Some,
+    /// The last of it is on its way out.
+    Last,
+    /// Nothing is left, durably.
+    All,
+}
+
 /// Opened on one thread, owned by another.
 const _: () = {
     const fn is_send<T: Send>() {}

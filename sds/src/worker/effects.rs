@@ -207,6 +207,9 @@ impl Worker {
         ticket: Ticket,
         change: impl FnOnce(&mut store::Store) -> Result<store::Ticket, store::ApplyError>,
     ) {
+        if self.departed.withholds(pg) {
+            return self.changed(pg, ticket, Err("what is left of the copy here is being dropped".into()));
+        }
         if self.slots.get(&pg).is_some_and(|slot| !slot.failed) {
             let outcome = change(&mut self.store).map_err(Into::into);
             self.changed(pg, ticket, outcome);

@@ -4,9 +4,9 @@
 //! which copies hold every acknowledged write, so it is waited for: one small commit for all groups of a map, and nothing
 //! when no group here has changed. Configurations go to the cores in the order in which they came.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use pflex_proto::ids::PgId;
+use pflex_proto::ids::{ClusterGeneration, PgId};
 use tokio::sync::mpsc;
 
 use super::worker::Worker;
@@ -26,8 +26,10 @@ pub(super) struct Coming {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// As on disk, or on the way there.
+    /// The newest of each group that this device ever heard of in this life, or acted in before.
     known: HashMap<PgId, KnownConfig>,
+    /// Of which groups it is on disk, or on the way there.
+    rows: HashSet<PgId>,
     coming: Coming,
     /// Events of maps whose configurations are on the way to disk, oldest first.
     waiting: VecDeque<Vec<(PgId, Event<Payload>)>>,
@@ -38,8 +40,9 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new(known: Vec<(PgId, KnownConfig)>) -> (Self, mpsc::UnboundedReceiver<Result<(), MetaError>>) {
         let (done, receiver) = mpsc::unbounded_channel();
-        let known = known.into_iter().collect();
-        (Self { known, coming: Coming::default(), waiting: VecDeque::new(), done }, receiver)
+        let known: HashMap<PgId, KnownConfig> = known.into_iter().collect();
+        let rows = known.keys().copied().collect();
+        (Self { known, rows, coming: Coming::default(), waiting: VecDeque::new(), done }, receiver)
     }
 
     /// Whether this device has acted in a newer configuration than this one, in an earlier life perhaps: a map of an MDM
@@ -51,11 +54,29 @@ impl Memory {
     /// A configuration for a core. None to remember: it names another life of this device, and nothing is done in it (S2).
     pub(super) fn comes(&mut self, pg: PgId, event: Event<Payload>, known: Option<KnownConfig>) {
         self.coming.events.push((pg, event));
-        if let Some(known) = known.filter(|known| self.known.get(&pg) != Some(known)) {
+        let is_news = |known: &KnownConfig| self.known.get(&pg) != Some(known) || !self.rows.contains(&pg);
+        if let Some(known) = known.filter(is_news) {
             debug_assert!(!self.knows_newer(pg, &known), "what is newer is never forgotten");
             self.known.insert(pg, known.clone());
+            self.rows.insert(pg);
             self.coming.to_remember.push((pg, known));
         }
+    }
+}
+
+impl Memory {
+    /// Groups with a row, each with the generation of its configuration.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (PgId, ClusterGeneration)> {
+        self.rows.iter().filter_map(|pg| Some((*pg, self.known.get(pg)?.generation)))
+    }
+
+    pub(super) fn has_row(&self, pg: PgId) -> bool {
+        self.rows.contains(&pg)
+    }
+
+    /// The group's row is being deleted. What it said still bars older configurations in this life.
+    pub(super) fn forget(&mut self, pg: PgId) {
+        self.rows.remove(&pg);
     }
 }
 

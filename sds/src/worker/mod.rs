@@ -9,6 +9,7 @@ mod clients;
 mod command;
 mod connection;
 mod deaths;
+mod departed;
 mod effects;
 mod handle;
 mod links;
@@ -24,5 +25,6 @@ mod wire;
 mod worker;
 
 pub(crate) use command::{Accepted, Command, Report};
+pub(crate) use departed::GRACE as DEPARTED_GRACE;
 pub(crate) use handle::DeviceHandle;
 pub(crate) use thread::{WorkerConfig, spawn};

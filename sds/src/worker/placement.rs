@@ -44,16 +44,29 @@ impl Worker {
             }
         }
         for (pg, config) in map.pgs.iter() {
-            if mine(config) || self.slots.contains_key(pg) {
-                self.configure(*pg, config);
-            }
+            self.configure_if_concerned(*pg, config);
         }
         self.learn_of_deaths();
         self.remember();
         self.links.dial(&peers);
     }
 
-    fn configure(&mut self, pg: PgId, config: &Arc<PgConfig>) {
+    /// Takes a configuration in, if this device has or had to do with the group.
+    pub(super) fn configure_if_concerned(&mut self, pg: PgId, config: &Arc<PgConfig>) {
+        let mine = config.replicas.contains(&self.own.device) || config.member(self.own.device).is_some();
+        if mine {
+            self.departed.given(pg);
+        }
+        if self.departed.withholds(pg) && config.member(self.own.device).is_some() {
+            tracing::error!(%pg, device = %self.own.device, "in sync here by the map, and the copy here is not whole: it takes part in nothing");
+        }
+        // Half a copy takes part in nothing; when nothing is left of it, this comes again.
+        if (mine || self.slots.contains_key(&pg)) && !self.departed.withholds(pg) {
+            self.configure(pg, config, mine);
+        }
+    }
+
+    fn configure(&mut self, pg: PgId, config: &Arc<PgConfig>, mine: bool) {
         let outside = config.replicas.iter().filter(|device| config.member(**device).is_none());
         let joiners: Vec<Member> = outside
             .filter(|device| self.map.device_alive(**device))
@@ -80,7 +93,9 @@ impl Worker {
         };
         let own = self.own;
         let other_life = new.in_sync.iter().any(|member| member.device == own.device && *member != own);
-        self.memory.comes(pg, Event::Config { config, joiners }, (!other_life).then_some(new));
+        // As long as there is a copy its row says that others are newer; of a group that has none here nothing is kept.
+        let remembers = !other_life && (mine || self.memory.has_row(pg));
+        self.memory.comes(pg, Event::Config { config, joiners }, remembers.then_some(new));
     }
 
     /// What is made durable of a configuration before it is acted in.

@@ -12,18 +12,41 @@ use crate::{
     store::{FormatConfig, Geometry, MemoryMeta, Store, StoreConfig},
 };
 
-/// Device 1 of SDS 1, formatted and opened.
-pub(crate) fn device() -> (DeviceHandle, mpsc::Receiver<Report>) {
-    let cluster = ClusterId::from_bytes([1; 16]);
+/// The cluster of these tests.
+pub(crate) const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
+
+/// A disk of 16 units with its metadata, formatted.
+pub(crate) fn disk() -> (Arc<MemoryDevice>, Arc<MemoryMeta>) {
+    let cluster = CLUSTER;
     let geometry = Geometry { units: 16, ..Geometry::divide(1 << 30, 0).unwrap() };
     let (device, meta) = (MemoryDevice::new(geometry.total_bytes()), MemoryMeta::new());
     let format = FormatConfig { cluster, sds: SdsId(1), uuid: DeviceUuid::from_bytes([2; 16]), journal_bytes: 0 };
     Store::format(device.as_ref(), geometry, meta.as_ref(), &format).unwrap();
+    (device, meta)
+}
+
+/// Device 1 of SDS 1, formatted and opened.
+pub(crate) fn device() -> (DeviceHandle, mpsc::Receiver<Report>) {
+    let (device, meta) = disk();
+    open(device, &meta)
+}
+
+/// Device 1 of SDS 1 on such a disk.
+pub(crate) fn open(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (DeviceHandle, mpsc::Receiver<Report>) {
+    let cluster = CLUSTER;
     let (store, opened) =
-        Store::open(device, Arc::clone(&meta) as Arc<_>, StoreConfig { cluster, sds: SdsId(1) }).unwrap();
+        Store::open(device, Arc::clone(meta) as Arc<_>, StoreConfig { cluster, sds: SdsId(1) }).unwrap();
     let own = Member { device: DeviceId(1), sds: SdsId(1), incarnation: opened.superblock.incarnation };
     let (reports, queue) = mpsc::channel(16);
-    let config =
-        WorkerConfig { cluster, own, store, opened, opened_at: MonotonicTime::now(), registered: Revision(1), reports };
+    let config = WorkerConfig {
+        cluster,
+        own,
+        store,
+        opened,
+        opened_at: MonotonicTime::now(),
+        registered: Revision(1),
+        departed_grace: std::time::Duration::ZERO,
+        reports,
+    };
     (spawn(config).unwrap(), queue)
 }

@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use pflex_common::clock::MonotonicTime;
@@ -26,6 +27,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) opened_at: MonotonicTime,
     /// The revision of the map that has this registration.
     pub(crate) registered: Revision,
+    /// How long a copy that lost its place is kept.
+    pub(crate) departed_grace: Duration,
     pub(crate) reports: mpsc::Sender<Report>,
 }
 

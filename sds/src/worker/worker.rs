@@ -14,6 +14,7 @@ use pflex_common::{
 use pflex_proto::{
     ids::{ClusterId, DeviceId, Member, PgId, TokenId},
     pb::TokenUse,
+    pg::PgConfig,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,6 +25,7 @@ use super::{
     command::{Command, Report},
     connection::{Incoming, Outgoing},
     deaths::{self, Deaths},
+    departed::{self, Departed},
     effects::{Fetched, Slot},
     handle::DeviceCounters,
     links::{LinkUp, Links},
@@ -45,6 +47,8 @@ const CLIENT_INBOX: usize = 256;
 const PEER_INBOX: usize = 1024;
 /// Frames taken before the loop looks at anything else.
 const BATCH: usize = 64;
+/// Between two looks for copies that have lost their place.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often token uses go to the MDM.
 const USES_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,10 +99,14 @@ pub(super) struct Worker {
     pub(super) renew_leases: bool,
     pub(super) orphans: Orphans,
     pub(super) memory: Memory,
+    pub(super) departed: Departed,
+    /// One for each row that is being deleted.
+    pub(super) forgotten: mpsc::UnboundedSender<(PgId, Result<(), MetaError>)>,
     lanes: Lanes,
     last_renewal: MonotonicTime,
     last_uses: MonotonicTime,
     last_sweep: MonotonicTime,
+    last_look: MonotonicTime,
 }
 
 /// What the store knew of volumes when it was opened: their chunks, and who wrote them.
@@ -120,6 +128,7 @@ struct Lanes {
     refused: mpsc::Receiver<Member>,
     /// One for each map with changes, and those come one after the other.
     remembered: mpsc::UnboundedReceiver<Result<(), MetaError>>,
+    forgotten: mpsc::UnboundedReceiver<(PgId, Result<(), MetaError>)>,
 }
 
 impl Worker {
@@ -131,6 +140,10 @@ impl Worker {
         let (deaths, refused) = Deaths::new();
         let known = known_volumes(&config);
         let (memory, remembered) = Memory::new(config.opened.configs.clone());
+        let (forgotten, forgotten_receiver) = mpsc::unbounded_channel();
+        let data = config.opened.pgs.iter().map(|report| report.pg);
+        let rests = departed::rests(data, config.opened.configs.iter().map(|(pg, _)| *pg));
+        let departed = Departed::new(config.own.device, config.registered, config.departed_grace, rests);
         let opened_at = Time(u64::try_from(config.opened_at.since_boot().as_nanos()).unwrap_or(u64::MAX));
         Self {
             cluster: config.cluster,
@@ -158,6 +171,8 @@ impl Worker {
             renew_leases: false,
             orphans: Orphans::new(config.registered, known),
             memory,
+            departed,
+            forgotten,
             lanes: Lanes {
                 commands,
                 clients,
@@ -166,10 +181,12 @@ impl Worker {
                 links: link_receiver,
                 refused,
                 remembered,
+                forgotten: forgotten_receiver,
             },
             last_renewal: MonotonicTime::default(),
             last_uses: MonotonicTime::now(),
             last_sweep: MonotonicTime::now(),
+            last_look: MonotonicTime::now(),
         }
     }
 
@@ -194,6 +211,7 @@ impl Worker {
                 Some(link) = self.lanes.links.recv() => self.on_link(link),
                 Some(member) = self.lanes.refused.recv() => self.on_refused(member),
                 Some(result) = self.lanes.remembered.recv() => self.on_remembered(result),
+                Some(forgotten) = self.lanes.forgotten.recv() => self.on_forgotten(forgotten),
                 _ = self.lanes.clients.recv_many(&mut client_frames, BATCH), if takes_clients => {
                     self.on_incoming(&mut client_frames);
                 }
@@ -292,6 +310,10 @@ impl Worker {
             self.last_sweep = now;
             self.sweep(now);
         }
+        if now.since(self.last_look) >= LOOK_EVERY {
+            self.last_look = now;
+            self.look_for_departed(now);
+        }
         self.purge();
         self.publish();
     }
@@ -307,12 +329,12 @@ impl Worker {
         self.sessions.forget_volumes(&deleted);
     }
 
-    /// Frees some space of deleted volumes, unless changes wait for the journal already.
+    /// Frees some space of deleted volumes and of copies that lost their place, unless changes wait for the journal already.
     fn purge(&mut self) {
         if self.store.stats().waiting_changes > 0 || self.store.poison().is_some() {
             return;
         }
-        let Some(tree) = self.orphans.next(&self.map) else { return };
+        let Some(tree) = self.orphans.next(&self.map) else { return self.drop_departed() };
         match self.store.trim_tree(tree, PURGE_BATCH) {
             Ok(0) => {
                 tracing::info!(device = %self.own.device, volume = %tree, "the space of a deleted volume is free");
@@ -351,7 +373,11 @@ impl Worker {
             match status.role {
                 RoleName::Opening { .. } | RoleName::Serving => roles[0] += 1,
                 RoleName::Backup { .. } | RoleName::Orphan => roles[1] += 1,
-                RoleName::Joiner => roles[2] += 1,
+                // A copy that has lost its place is in no set either, and joins nothing.
+                RoleName::Joiner => {
+                    let joins = |config: &Arc<PgConfig>| config.replicas.contains(&self.own.device);
+                    roles[2] += u32::from(slot.config.as_ref().is_some_and(joins));
+                }
                 RoleName::Outside => {}
             }
         }
