@@ -65,6 +65,7 @@ fn device_conflict(error: &DeviceError) -> bool {
         | DeviceError::NotFormatted
         | DeviceError::AlreadyFormatted { .. }
         | DeviceError::OtherCluster { .. }
+        | DeviceError::OtherServer { .. }
         | DeviceError::NewerFormat { .. }
         | DeviceError::Misplaced { .. }
         | DeviceError::TooSmall { .. } => true,
