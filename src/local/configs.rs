@@ -62,7 +62,10 @@ fn mdm_table(layout: &Layout, marker: &Marker, process: Process) -> Table {
 
 fn sds(layout: &Layout, marker: &Marker, process: Process) -> Table {
     let size = i64::try_from(marker.device_size_bytes).expect("a size on this machine's disks fits");
-    let device = table([("path", text(layout.device_file(process).display())), ("size_bytes", Value::Integer(size))]);
+    let device = |number| {
+        let path = text(layout.device_file(process, number).display());
+        Value::Table(table([("path", path), ("size_bytes", Value::Integer(size))]))
+    };
     table([
         ("name", text(sds_name(process.index))),
         ("mdm", members(layout, marker)),
@@ -70,7 +73,7 @@ fn sds(layout: &Layout, marker: &Marker, process: Process) -> Table {
         ("data", at(layout, process, "data")),
         ("control", at(layout, process, "control")),
         ("management", at(layout, process, "management")),
-        ("device", Value::Array(vec![Value::Table(device)])),
+        ("device", Value::Array((0..marker.devices).map(device).collect())),
     ])
 }
 
@@ -114,12 +117,14 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::local::layout::Counts;
+    use crate::local::{layout::Counts, plan::Plan};
 
     fn written(kind: Kind) -> Table {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().to_owned(), 0);
-        let marker = Marker::new(Counts { mdm: 3, sds: 3, sdc: 1 }, 0, 1 << 30, Uuid::new_v4);
+        let counts = Counts { mdm: 3, sds: 3, sdc: 1 };
+        let plan = Plan { counts, port_offset: 0, device_size_bytes: 1 << 30, devices: 2 };
+        let marker = Marker::new(&plan, Uuid::new_v4);
         let process = Process { kind, index: 0 };
         write(&layout, &marker, process).unwrap();
         let mut table: Table = std::fs::read_to_string(layout.config_file(process)).unwrap().parse().unwrap();
@@ -137,7 +142,7 @@ mod tests {
     #[test]
     fn an_sds_takes_what_is_written_for_it() {
         let file: pflex_sds::daemon::ConfigFile = written(Kind::Sds).try_into().unwrap();
-        assert_eq!((file.name.as_str(), file.device[0].size_bytes), ("sds1", 1 << 30));
+        assert_eq!((file.name.as_str(), file.device.len(), file.device[1].size_bytes), ("sds1", 2, 1 << 30));
         file.validate().unwrap();
     }
 

@@ -108,9 +108,9 @@ impl Layout {
         self.process_dir(process).join("data")
     }
 
-    /// The device of an SDS: a sparse file.
-    pub(super) fn device_file(&self, process: Process) -> PathBuf {
-        self.process_dir(process).join("device0")
+    /// A device of an SDS: a sparse file.
+    pub(super) fn device_file(&self, process: Process, number: u32) -> PathBuf {
+        self.process_dir(process).join(format!("device{number}"))
     }
 
     /// The unix socket of an SDC's NBD server.

@@ -9,6 +9,7 @@
 //! sdc = 1
 //! port_offset = 0
 //! device_size_bytes = 17179869184
+//! devices = 1
 //! stores = ["91d2...", ...]
 //! made = ["mdm0", "mdm1", ...]
 //! ```
@@ -22,7 +23,10 @@ use pflex_proto::ids::{ClusterId, StoreUuid};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::layout::{Counts, Process};
+use super::{
+    layout::{Counts, Process},
+    plan::Plan,
+};
 use crate::error::{Exit, Failure, one_line};
 
 /// The name of the file.
@@ -42,9 +46,17 @@ pub(super) struct Marker {
     sdc: u32,
     pub(super) port_offset: u16,
     pub(super) device_size_bytes: u64,
+    /// Of each SDS.
+    #[serde(default = "one")]
+    pub(super) devices: u32,
     /// The store of each MDM, in order (S18). Here before any of them is made, so that all configurations agree.
     pub(super) stores: Vec<StoreUuid>,
     made: BTreeSet<String>,
+}
+
+/// Of clusters that were made when there was no choice.
+const fn one() -> u32 {
+    1
 }
 
 /// Only this much of a newer file is sure to be as we know it.
@@ -55,8 +67,8 @@ struct FormatOnly {
 
 impl Marker {
     /// A new cluster; `new_uuid` makes its identities.
-    pub(super) fn new(counts: Counts, port_offset: u16, device_size_bytes: u64, new_uuid: impl Fn() -> Uuid) -> Self {
-        let Counts { mdm, sds, sdc } = counts;
+    pub(super) fn new(plan: &Plan, new_uuid: impl Fn() -> Uuid) -> Self {
+        let Plan { counts: Counts { mdm, sds, sdc }, port_offset, device_size_bytes, devices } = *plan;
         Self {
             format: FORMAT,
             cluster_id: ClusterId(new_uuid()),
@@ -66,6 +78,7 @@ impl Marker {
             sdc,
             port_offset,
             device_size_bytes,
+            devices,
             stores: (0..mdm).map(|_| StoreUuid(new_uuid())).collect(),
             made: BTreeSet::new(),
         }
@@ -128,7 +141,9 @@ mod tests {
     use crate::local::layout::Kind;
 
     fn marker() -> Marker {
-        let mut marker = Marker::new(Counts { mdm: 3, sds: 2, sdc: 1 }, 5, 1 << 30, Uuid::new_v4);
+        let counts = Counts { mdm: 3, sds: 2, sdc: 1 };
+        let plan = Plan { counts, port_offset: 5, device_size_bytes: 1 << 30, devices: 2 };
+        let mut marker = Marker::new(&plan, Uuid::new_v4);
         marker.set_made(Process { kind: Kind::Sds, index: 1 });
         marker
     }

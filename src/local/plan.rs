@@ -13,6 +13,8 @@ const DEFAULT_COUNTS: Counts = Counts { mdm: 3, sds: 3, sdc: 1 };
 const DEFAULT_DEVICE_SIZE_BYTES: u64 = 16 << 30;
 /// Below this a device has no room for its journal and a volume worth the name.
 const LEAST_DEVICE_SIZE_BYTES: u64 = 1 << 30;
+/// On one machine more are no test of anything.
+const MOST_DEVICES: u32 = 16;
 
 /// What the flags say; what they leave out is the directory's, else the default.
 #[derive(Clone, Copy, Default, Debug)]
@@ -22,6 +24,7 @@ pub(super) struct Wishes {
     pub(super) sdc: Option<u32>,
     pub(super) port_offset: Option<u16>,
     pub(super) device_size_bytes: Option<u64>,
+    pub(super) devices: Option<u32>,
 }
 
 /// What will be.
@@ -30,6 +33,8 @@ pub(super) struct Plan {
     pub(super) counts: Counts,
     pub(super) port_offset: u16,
     pub(super) device_size_bytes: u64,
+    /// Of each SDS.
+    pub(super) devices: u32,
 }
 
 /// Decides. An existing cluster may get more servers and clients; everything else about it is settled.
@@ -49,6 +54,10 @@ pub(super) fn plan(existing: Option<&Marker>, wishes: Wishes) -> Result<Plan, Fa
         )
         .remedy("give another size"));
     }
+    if !(1..=MOST_DEVICES).contains(&plan.devices) {
+        return Err(Failure::new(Exit::Usage, format!("--devices {}: give 1 to {MOST_DEVICES}", plan.devices))
+            .remedy("give another number"));
+    }
     layout::check_counts(plan.counts)?;
     Ok(plan)
 }
@@ -62,6 +71,7 @@ fn fresh(wishes: Wishes) -> Plan {
         },
         port_offset: wishes.port_offset.unwrap_or(0),
         device_size_bytes: wishes.device_size_bytes.unwrap_or(DEFAULT_DEVICE_SIZE_BYTES),
+        devices: wishes.devices.unwrap_or(1),
     }
 }
 
@@ -87,6 +97,12 @@ fn continued(marker: &Marker, wishes: Wishes) -> Result<Plan, Failure> {
             "leave out --device-size, or give another --dir",
         ));
     }
+    if let Some(devices) = wishes.devices.filter(|devices| *devices != marker.devices) {
+        return Err(settled(
+            format!("--devices {devices}: the servers of this cluster have {} each", marker.devices),
+            "leave out --devices, or add a [[device]] to the configuration of a server and start it again",
+        ));
+    }
     let grown = |flag: &str, wish: Option<u32>, has: u32| match wish {
         Some(wish) if wish < has => Err(settled(
             format!("--{flag} {wish}: this cluster has {has}, and `up` takes none away"),
@@ -96,7 +112,12 @@ fn continued(marker: &Marker, wishes: Wishes) -> Result<Plan, Failure> {
     };
     let counts =
         Counts { mdm: has.mdm, sds: grown("sds", wishes.sds, has.sds)?, sdc: grown("sdc", wishes.sdc, has.sdc)? };
-    Ok(Plan { counts, port_offset: marker.port_offset, device_size_bytes: marker.device_size_bytes })
+    Ok(Plan {
+        counts,
+        port_offset: marker.port_offset,
+        device_size_bytes: marker.device_size_bytes,
+        devices: marker.devices,
+    })
 }
 
 #[cfg(test)]
@@ -106,20 +127,22 @@ mod tests {
     use super::*;
 
     fn marker() -> Marker {
-        Marker::new(Counts { mdm: 1, sds: 2, sdc: 1 }, 100, 2 << 30, Uuid::new_v4)
+        let counts = Counts { mdm: 1, sds: 2, sdc: 1 };
+        let plan = Plan { counts, port_offset: 100, device_size_bytes: 2 << 30, devices: 1 };
+        Marker::new(&plan, Uuid::new_v4)
     }
 
     #[test]
     fn a_new_cluster_has_the_defaults() {
         let plan = plan(None, Wishes::default()).unwrap();
         assert_eq!(plan.counts, Counts { mdm: 3, sds: 3, sdc: 1 });
-        assert_eq!((plan.port_offset, plan.device_size_bytes), (0, 16 << 30));
+        assert_eq!((plan.port_offset, plan.device_size_bytes, plan.devices), (0, 16 << 30, 1));
     }
 
     #[test]
     fn an_existing_cluster_keeps_what_it_is_and_may_grow() {
         let same = plan(Some(&marker()), Wishes::default()).unwrap();
-        assert_eq!(same, Plan { counts: marker().counts(), port_offset: 100, device_size_bytes: 2 << 30 });
+        assert_eq!(same, Plan { counts: marker().counts(), port_offset: 100, device_size_bytes: 2 << 30, devices: 1 });
         let more = plan(Some(&marker()), Wishes { sds: Some(4), ..Wishes::default() }).unwrap();
         assert_eq!(more.counts.sds, 4);
     }
@@ -132,6 +155,7 @@ mod tests {
             Wishes { sdc: Some(0), ..Wishes::default() },
             Wishes { port_offset: Some(0), ..Wishes::default() },
             Wishes { device_size_bytes: Some(1 << 30), ..Wishes::default() },
+            Wishes { devices: Some(2), ..Wishes::default() },
         ] {
             assert_eq!(plan(Some(&marker()), wishes).unwrap_err().exit(), Exit::Conflict, "{wishes:?}");
         }

@@ -70,7 +70,10 @@ pub(crate) struct UpArgs {
     /// Add this to every port.
     #[arg(long, value_name = "NUMBER")]
     port_offset: Option<u16>,
-    /// Size of each server's device, a sparse file [default: 16GiB].
+    /// Devices of each server [default: 1].
+    #[arg(long, value_name = "NUMBER")]
+    devices: Option<u32>,
+    /// Size of each device, a sparse file [default: 16GiB].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     device_size: Option<u64>,
 }
@@ -92,6 +95,7 @@ async fn run(args: UpArgs, options: &Options, trace: Trace) -> Result<(), Failur
         sdc: args.sdc,
         port_offset: args.port_offset,
         device_size_bytes: args.device_size,
+        devices: args.devices,
     };
     let mut up = match Up::prepare(dir, wishes, args.otlp, options, trace) {
         Ok(up) => up,
@@ -161,8 +165,7 @@ impl Up {
         let plan = plan(existing.as_ref(), wishes)?;
         let layout = Layout::new(dir, plan.port_offset);
         let fresh = existing.is_none();
-        let mut marker = existing
-            .unwrap_or_else(|| Marker::new(plan.counts, plan.port_offset, plan.device_size_bytes, Uuid::new_v4));
+        let mut marker = existing.unwrap_or_else(|| Marker::new(&plan, Uuid::new_v4));
         marker.set_counts(plan.counts);
         let mut to_start = Vec::new();
         let mut lost = Vec::new();
