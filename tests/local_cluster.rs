@@ -98,7 +98,11 @@ fn a_cluster_is_made_used_hurt_continued_and_wiped() {
     assert_eq!(cluster.json("rebuild list --unfinished -o json").as_array().map(Vec::len), Some(0));
     cluster.kill("sds0");
     let waits = cluster.until("rebuild list --unfinished", |rows| rows[0]["state"] == "waiting");
-    assert_eq!(waits[0]["waits_for"], serde_json::json!(["sds1 is DOWN"]), "{waits}");
+    let words = format!(
+        "sds1 is DOWN; no other fault domain has a device in service for {} copies",
+        waits[0]["copies_left"].as_u64().expect("a count")
+    );
+    assert_eq!(waits[0]["waits_for"], serde_json::json!([words]), "{waits}");
     assert!(cluster.run("status", &[]).stdout.windows(8).any(|part| part == b"rebuild:"));
     cluster.up(0);
     let done = cluster.until("rebuild show default", |row| row["state"] == "done");

@@ -65,6 +65,7 @@ impl Insight for Api {
         if request.object.len() > MAX_WORDS {
             return Err(status::status(Reason::Invalid, format!("an object is named in at most {MAX_WORDS} bytes")));
         }
+        let now = self.log_time();
         let (_, explanations) = self
             .read(request.stale, |state| {
                 let explain = |explanation: crate::state::Explanation| pb::Explanation {
@@ -72,7 +73,7 @@ impl Insight for Api {
                     state: explanation.state,
                     causes: explanation.causes.into_iter().map(|cause| cause_message(state, cause)).collect(),
                 };
-                state.why(&request.object).into_iter().map(explain).collect::<Vec<_>>()
+                state.why_at(&request.object, now).into_iter().map(explain).collect::<Vec<_>>()
             })
             .await?;
         if explanations.is_empty() {

@@ -91,7 +91,7 @@ fn rebuild_row(state: &State, job: &RebuildJob, now: LogTime, filling: Option<Re
         finished_at_ms: finished.wall_ms,
         finished_revision: finished.revision.get(),
         duration_ms: job.duration_ms(now),
-        waits_for: if open { state.rebuild_waits_for(job.pool) } else { Vec::new() },
+        waits_for: if open { state.rebuild_waits_for(job.pool, now) } else { Vec::new() },
         copies_left: state.missing_in(job.pool).filter(|_| open).map_or(0, |missing| missing.total()),
         bytes_left: filling.map(|filling| filling.left_bytes),
         bytes_per_second: filling.map(|filling| filling.bytes_per_second),

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `tracker` (pure: what was heard, and what follows), `device` (the same of one device), `brake` (which
 //! verdicts wait, S23), `handle` (the tracker behind its lock), `worker` (ticks, probes, proposes), `judgement` (verdicts
-//! as commands), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
+//! as commands), `homes` (what was lost for long gets another place), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
 //!
 //! Only the leader judges. Whatever it concludes takes effect as a logged command that names the process it was about,
 //! so a verdict that comes late hits nobody else.
@@ -11,6 +11,7 @@ mod brake;
 mod device;
 mod handle;
 mod health;
+pub(crate) mod homes;
 mod judgement;
 mod reports;
 mod tracker;

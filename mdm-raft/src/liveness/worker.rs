@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,7 +19,7 @@ use tokio::{net::TcpStream, time::MissedTickBehavior};
 use super::{
     Liveness, Reports,
     brake::TooMany,
-    health,
+    health, homes,
     judgement::{describe_verdicts, judgements, tell_results},
     tracker::{Known, Thresholds},
 };
@@ -34,8 +37,6 @@ use crate::{
 const TICK: Duration = Duration::from_millis(50);
 /// Reports come each 10 s; looking at them each second is plenty.
 const REPORT_TICKS: u32 = 20;
-/// A hold is believed by later leaders for this long: a few elections and their grace.
-const HOLD_GOOD_MS: u64 = 60_000;
 /// A leader that could not hand over for this long is the only one there is.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 /// A port that answers at all answers within this, on a LAN.
@@ -55,9 +56,11 @@ pub async fn run(cluster: ClusterId, group: RaftGroup, liveness: Liveness, repor
                 liveness: liveness.clone(),
                 reports: reports.clone(),
                 probing: Arc::default(),
+                held: AtomicBool::new(false),
             };
             tokio::select! {
                 () = worker.lead() => {}
+                () = worker.find_homes() => {}
                 _ = leader.wait_for(|view| !view.leading || view.term != term) => {}
             }
         }
@@ -75,6 +78,8 @@ struct Worker {
     reports: Reports,
     /// Probes under way: one per SDS.
     probing: Arc<Mutex<BTreeSet<SdsId>>>,
+    /// The last look held back verdicts (S23).
+    held: AtomicBool,
 }
 
 impl Worker {
@@ -97,6 +102,7 @@ impl Worker {
                 &Thresholds::of(&settings),
                 self.may_lose_many(hold, held_here.map(|at| at.elapsed())),
             );
+            self.held.store(findings.held.is_some(), Ordering::Relaxed);
             self.propose_all(judgements(findings.verdicts)).await;
             if let Some(held) = findings.held
                 && held_here.is_none()
@@ -113,12 +119,25 @@ impl Worker {
         }
     }
 
+    /// Gives copies of devices that were lost for long new homes. Beside `lead`, whose verdicts wait for no plan.
+    async fn find_homes(&self) {
+        let mut looks = tokio::time::interval(homes::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            // Who is silent now may hold copies that are about to be missed, and this leader may be deaf.
+            if !self.held.load(Ordering::Relaxed) {
+                self.propose_all(homes::commands(&self.group).await).await;
+            }
+        }
+    }
+
     /// Whether silence of over half of the SDSs is believed (S23): when another leadership has found the same lately, or
     /// when this one has, tried to hand over, and still leads, because nobody else can.
     fn may_lose_many(&self, hold: Option<EvictionHold>, held_here: Option<Duration>) -> bool {
         match held_here {
             Some(since) => since >= HAND_OVER_PATIENCE,
-            None => hold.is_some_and(|hold| self.group.log_time().get().saturating_sub(hold.at.get()) < HOLD_GOOD_MS),
+            None => hold.is_some_and(|hold| hold.is_recent(self.group.log_time())),
         }
     }
 
@@ -242,6 +261,7 @@ fn describe(body: &Body) -> String {
         Body::BootstrapCluster(_) => "bootstrapping the cluster".to_owned(),
         Body::JudgeSds(judge) => format!("{} verdicts", judge.verdicts.len()),
         Body::HoldEvictions(hold) => hold.why.clone(),
+        Body::MoveCopies(moves) => format!("new homes for {} copies of pool #{}", moves.moves.len(), moves.pool_id),
         Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
         Body::SetStatuses(set) => format!("status of {} components", set.entries.len()),

@@ -5,12 +5,15 @@
 //! devices come and go; the same input gives the same output.
 //!
 //! Reading order: `place` (from nothing), `quota` (whose share is what), `rebalance` (from what is there), `plan` (that,
-//! with what it is good for), `balance` (who is primary).
+//! with what it is good for), `rehome` (only what was lost), `balance` (who is primary).
 
 mod balance;
 mod plan;
 mod quota;
 mod rebalance;
+mod rehome;
+#[cfg(test)]
+mod rehome_tests;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +23,7 @@ use pflex_proto::ids::{ByteCount, DeviceId, FaultSetId, PoolId, SdsId};
 
 pub use plan::{Plan, plan};
 pub use rebalance::{Move, rebalance};
+pub use rehome::{Orphan, rehome};
 
 /// What fails together: the unit no two copies of a group share.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

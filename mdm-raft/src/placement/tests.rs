@@ -10,13 +10,16 @@ use crate::testing::{Seeds, rng};
 
 const GIB: u64 = 1 << 30;
 
-fn equal_devices(n: u32) -> Vec<Candidate> {
+pub(super) fn equal_devices(n: u32) -> Vec<Candidate> {
     (1..=n)
         .map(|i| Candidate { device: DeviceId(i), domain: FaultDomain::Sds(SdsId(i)), capacity: ByteCount(GIB) })
         .collect()
 }
 
-fn share(groups: &[Vec<DeviceId>], copies: impl Fn(&Vec<DeviceId>) -> Vec<DeviceId>) -> BTreeMap<DeviceId, u32> {
+pub(super) fn share(
+    groups: &[Vec<DeviceId>],
+    copies: impl Fn(&Vec<DeviceId>) -> Vec<DeviceId>,
+) -> BTreeMap<DeviceId, u32> {
     let mut counts = BTreeMap::new();
     for device in groups.iter().flat_map(copies) {
         *counts.entry(device).or_default() += 1;
@@ -123,7 +126,7 @@ fn random_clusters_keep_copies_apart_and_shares_fair() {
 }
 
 /// Servers of mixed sizes, one device each, some of them in racks.
-fn servers(rng: &mut rand_chacha::ChaCha8Rng, count: u32) -> Vec<Candidate> {
+pub(super) fn servers(rng: &mut rand_chacha::ChaCha8Rng, count: u32) -> Vec<Candidate> {
     let racks = rng.random_bool(0.3) && count >= 12;
     (1..=count)
         .map(|i| Candidate {
@@ -160,7 +163,7 @@ fn ideal(groups: usize, copies: usize, devices: &[Candidate]) -> BTreeMap<Device
     }
 }
 
-fn moved(groups: &[Copies], moves: &[Move]) -> Vec<Copies> {
+pub(super) fn moved(groups: &[Copies], moves: &[Move]) -> Vec<Copies> {
     let mut groups = groups.to_vec();
     for step in moves {
         let copy = groups[step.group].iter_mut().find(|device| **device == step.from);

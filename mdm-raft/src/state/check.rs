@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pflex_proto::ids::{ClientId, DeviceId};
+use pflex_proto::ids::{ClientId, DeviceId, PgId};
 
 use super::{State, names::Names, sums::Sums};
 use crate::{
@@ -113,6 +113,7 @@ impl State {
                 return Err(format!("device {} is on no SDS", device.id));
             };
             hold!(!device.alive || sds.alive, "device {} is alive on a lost SDS", device.id);
+            hold!(!device.alive || device.lost_at.is_none(), "device {} is alive and lost", device.id);
             if let Some(pool) = device.pool {
                 let pool = self.pools.get(pool);
                 hold!(pool.is_some_and(|p| p.domain == sds.domain), "device {} is in a strange pool", device.id);
@@ -279,8 +280,17 @@ impl State {
 
     /// What the running apply changed may only have grown.
     pub(super) fn check_step(&self) -> Result<(), String> {
+        // The end of a recovery chooses anew who was in sync (S19), and in a pool without volumes there is nothing to lose.
+        let chosen = self.config.changes().any(|(key, ..)| key == super::rows::cluster::ConfigKey::Cluster);
+        let holds_data = |id: PgId| !chosen && self.pools.get(id.pool).is_some_and(|pool| pool.used);
         for (id, before, now) in self.pgs.changes() {
             if let (Some(before), Some(now)) = (before, now) {
+                let given_up = before.config.in_sync.iter().filter(|member| !now.replicas.contains(&member.device));
+                let come = now.config.in_sync.iter().filter(|member| before.config.member(member.device).is_none());
+                hold!(
+                    !holds_data(id) || given_up.count() <= come.count(),
+                    "pg {id} gave up the place of a copy that was in sync"
+                );
                 let (old, new) = (&before.config, &now.config);
                 hold!(new.epoch > old.epoch, "pg {id} changed from epoch {} to {}", old.epoch, new.epoch);
                 hold!(new.volatility >= old.volatility, "pg {id} went back in volatility");
@@ -289,6 +299,10 @@ impl State {
         for (id, before, now) in self.devices.changes() {
             if let (Some(before), Some(now)) = (before, now) {
                 hold!(now.incarnation >= before.incarnation, "device {id} went back to an older life");
+                let lost = before.alive && !now.alive;
+                hold!(!lost || now.lost_at.is_some(), "device {id} was lost and nobody knows since when");
+                let aged = !before.alive && !now.alive && before.lost_at != now.lost_at;
+                hold!(!aged, "device {id} is lost since another time than before");
             }
         }
         for (_, before, now) in self.jobs.changes() {

@@ -32,6 +32,8 @@ pub const MAX_MAPPINGS_PER_VOLUME: usize = 1_024;
 pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
 /// Placement groups of a pool; all are rows of one command when the pool is placed.
 pub const MAX_PGS_PER_POOL: u32 = 4_096;
+/// Copies that one command moves: each move stops its group's IO for a moment, and the next command follows a second later.
+pub const MAX_MOVES: usize = 512;
 /// Copies of a placement group.
 pub const MAX_COPIES: u32 = 4;
 /// Bytes of a name.

@@ -27,6 +27,13 @@ pub struct Copies {
     pub served: u32,
 }
 
+impl Copies {
+    /// Those whose group has none.
+    pub(super) fn unserved(self) -> u64 {
+        u64::from(self.all - self.served)
+    }
+}
+
 impl Pg {
     /// The replicas that are not in sync.
     pub(super) fn missing(&self) -> impl Iterator<Item = DeviceId> {

@@ -12,6 +12,7 @@
 mod apply;
 mod check;
 mod event;
+mod homes;
 pub mod limits;
 mod missing;
 pub mod model;
@@ -31,6 +32,7 @@ mod why;
 use pflex_proto::ids::{LogTime, Revision};
 
 pub use event::{MapChange, MapEvent, ObjectRef};
+pub use homes::{Hold, Outlook, Places};
 pub use query::{PgState, PoolUsage};
 pub use restore::{RestoreError, RestoredState};
 pub use table::{RowChange, Table};

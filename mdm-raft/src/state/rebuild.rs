@@ -3,12 +3,12 @@
 //! No command speaks of them. `follow_rebuilds` runs at the end of each apply and derives everything from the groups that
 //! apply has changed, so what is recorded is what is, on every member, and progress costs no log entry of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use pflex_proto::ids::{PgId, PoolId};
+use pflex_proto::ids::{DeviceId, LogTime, PgId, PoolId};
 
 use super::{
-    State,
+    Hold, Outlook, State,
     limits::{MAX_REBUILD_WHY_BYTES, MAX_REBUILDS_KEPT},
     missing::Missing,
     model::{EventPart, JobId, JobState, Moment, RebuildJob},
@@ -42,32 +42,46 @@ impl State {
     }
 
     /// What keeps missing copies of a pool from being filled, each once.
-    pub fn rebuild_waits_for(&self, pool: PoolId) -> Vec<String> {
+    pub fn rebuild_waits_for(&self, pool: PoolId, now: LogTime) -> Vec<String> {
         let Some(missing) = self.missing_in(pool) else { return Vec::new() };
         if self.is_recovering() {
-            return vec!["the recovery after a restore is not over".to_owned()];
+            return vec![Hold::Recovery.to_string()];
         }
-        let mut waits = Vec::new();
-        let mut down = BTreeSet::new();
-        let mut unserved = 0_u64;
-        for (id, copies) in &missing.copies {
-            let Some(device) = self.devices.get(*id) else { continue };
-            let name = self.sds.get(device.sds).map_or_else(|| format!("#{}", device.sds), |sds| sds.name.clone());
-            if device.alive {
-                unserved += u64::from(copies.all - copies.served);
-            } else if !self.sds.get(device.sds).is_some_and(|sds| sds.alive) {
-                if down.insert(device.sds) {
-                    waits.push(format!("{name} is DOWN"));
+        let mut lost: BTreeMap<String, BTreeMap<Outlook, u32>> = BTreeMap::new();
+        let mut unserved: u64 =
+            missing.copies.iter().filter(|(id, _)| self.device_alive(**id)).map(|(_, copies)| copies.unserved()).sum();
+        if missing.copies.keys().any(|id| !self.device_alive(*id)) {
+            let places = self.places_of(pool, now);
+            for pg in self.pgs_of(pool) {
+                for (device, outlook) in pg.missing().filter_map(|id| Some((id, self.outlook(pg, id, &places)?))) {
+                    let told = lost.entry(self.out_of_service_words(device)).or_default();
+                    match outlook {
+                        Outlook::Unserved => unserved += 1,
+                        other => *told.entry(other).or_default() += 1,
+                    }
                 }
-            } else {
-                waits.push(format!("device {id} of {name} is out of service"));
             }
         }
+        let mut waits: Vec<String> = lost.iter().map(|(who, outlooks)| waits_words(who, outlooks)).collect();
         if unserved > 0 {
             let copies = if unserved == 1 { "1 copy belongs".to_owned() } else { format!("{unserved} copies belong") };
             waits.push(format!("{copies} to groups that nobody serves"));
         }
         waits
+    }
+
+    fn device_alive(&self, id: DeviceId) -> bool {
+        self.devices.get(id).is_some_and(|device| device.alive)
+    }
+
+    /// The server that is gone with all its devices, or the one device.
+    fn out_of_service_words(&self, id: DeviceId) -> String {
+        let sds = self.devices.get(id).and_then(|device| self.sds.get(device.sds));
+        match sds {
+            Some(sds) if sds.alive => format!("device {id} of {} is out of service", sds.name),
+            Some(sds) => format!("{} is DOWN", sds.name),
+            None => format!("device {id} is out of service"),
+        }
     }
 
     /// Whether a missing copy can be filled now: its device is in service and its group has a primary.
@@ -246,4 +260,19 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Who is out of service, and what becomes of the copies there: the nearest first, and the longest wait of those that wait.
+fn waits_words(who: &str, outlooks: &BTreeMap<Outlook, u32>) -> String {
+    let mut said = vec![who.to_owned()];
+    let longest = outlooks.keys().rfind(|outlook| matches!(outlook, Outlook::Later(_)));
+    for (outlook, copies) in outlooks {
+        match outlook {
+            Outlook::Later(_) if Some(outlook) != longest => {}
+            Outlook::NoDomain if *copies == 1 => said.push(format!("{outlook} for 1 copy")),
+            Outlook::NoDomain => said.push(format!("{outlook} for {copies} copies")),
+            Outlook::Due | Outlook::Held(_) | Outlook::Later(_) | Outlook::Unserved => said.push(outlook.to_string()),
+        }
+    }
+    said.join("; ")
 }

@@ -145,10 +145,11 @@ impl State {
     }
 
     fn take_out_of_service(&mut self) {
+        let now = self.log_time();
         let devices: Vec<_> = self.devices.values().map(|device| device.id).collect();
         for id in devices {
             self.devices.update(id, |device| {
-                device.alive = false;
+                device.serve(false, now);
                 device.awaited = true;
                 device.reported_by = None;
             });

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use pflex_proto::ids::{DeviceId, PgId, PgIndex, PoolId, Revision, SdsId};
+use pflex_proto::ids::{DeviceId, LogTime, PgId, PgIndex, PoolId, Revision, SdsId};
 
 use super::{
-    PgState, State,
+    Outlook, PgState, State,
     model::{Component, Device, Kind, Pg, Pool, Sdc, Sds, Told, Volume},
 };
 
@@ -45,6 +45,11 @@ fn by(what: impl Into<String>, revision: Revision) -> Cause {
 impl State {
     /// Explains the objects that `words` name: `noun name`, or a name alone, which may fit several.
     pub fn why(&self, words: &str) -> Vec<Explanation> {
+        self.why_at(words, self.log_time())
+    }
+
+    /// The same, with waits reckoned from `now`, which may be well after the last command.
+    pub fn why_at(&self, words: &str, now: LogTime) -> Vec<Explanation> {
         let (noun, name) = match words.trim().split_once(char::is_whitespace) {
             Some((noun, name)) => (Some(noun), name.trim()),
             None => (None, words.trim()),
@@ -58,7 +63,7 @@ impl State {
             found.extend(self.volume_by_name(name).map(|volume| self.why_volume(volume)));
         }
         if asks("pool") {
-            found.extend(self.pool_by_name(name).map(|pool| self.why_pool(pool)));
+            found.extend(self.pool_by_name(name).map(|pool| self.why_pool(pool, now)));
         }
         if asks("sds") {
             found.extend(self.sds_by_name(name).map(|sds| self.why_sds(sds)));
@@ -83,12 +88,12 @@ impl State {
         if noun == Some("device")
             && let Some(device) = name.parse().ok().and_then(|id| self.device(DeviceId(id)))
         {
-            found.push(self.why_device(device));
+            found.push(self.why_device(device, now));
         }
         if asks("pg")
             && let Some(pg) = pg_id(name).and_then(|id| self.pg(id))
         {
-            found.push(self.why_pg(pg));
+            found.push(self.why_pg(pg, now));
         }
         if asks("mdm") || asks("mgmt") {
             let named = self.all_nodes().filter(|node| node.name == name && asks(&node.component.kind.to_string()));
@@ -200,8 +205,13 @@ impl State {
         Explanation { object: format!("volume {}", volume.name), state: state.to_owned(), causes }
     }
 
-    fn why_pool(&self, pool: &Pool) -> Explanation {
+    fn why_pool(&self, pool: &Pool, now: LogTime) -> Explanation {
         let mut causes = vec![self.pool_cause(pool)];
+        if let Some(job) = self.open_rebuild(pool.id) {
+            let waits = self.rebuild_waits_for(pool.id, now).into_iter().map(|wait| format!(": {wait}"));
+            let what = format!("its rebuild {} is {}{}", job.id, job.state, waits.collect::<String>());
+            causes.push(by(what, job.opened.revision));
+        }
         causes.extend(self.worst_groups(pool));
         let usage = self.usage_of(pool);
         causes.push(says(format!(
@@ -304,7 +314,7 @@ impl State {
         }
     }
 
-    fn why_device(&self, device: &Device) -> Explanation {
+    fn why_device(&self, device: &Device, now: LogTime) -> Explanation {
         let mut causes = vec![self.device_cause(device)];
         if let Some(until) = self.device_kept_out(device.id, self.log_time()).filter(|_| !device.alive) {
             let losses = device.losses.counts(self.log_time())[1];
@@ -313,14 +323,23 @@ impl State {
             )));
         }
         let (mut in_sync, mut joining) = (0, 0);
+        let places = device.pool.map(|pool| self.places_of(pool, now));
+        let mut outlooks: BTreeMap<Outlook, u32> = BTreeMap::new();
         for pg in self.pgs.values().filter(|pg| pg.replicas.contains(&device.id)) {
             match pg.config.member(device.id) {
                 Some(_) => in_sync += 1,
                 None => joining += 1,
             }
+            if let Some(outlook) = places.as_ref().and_then(|places| self.outlook(pg, device.id, places)) {
+                *outlooks.entry(outlook).or_default() += 1;
+            }
         }
         causes
             .push(says(format!("{in_sync} groups have an in-sync copy on it; {joining} copies on it are not in sync")));
+        causes.extend(outlooks.iter().map(|(outlook, copies)| match copies {
+            1 => says(format!("of 1 copy on it: {outlook}")),
+            copies => says(format!("of {copies} copies on it: {outlook}")),
+        }));
         causes.extend(self.sds(device.sds).filter(|sds| !sds.alive).map(|sds| self.sds_cause(sds)));
         let state = if device.alive { "in service" } else { "out of service" };
         Explanation { object: format!("device {}", device.id), state: state.to_owned(), causes }
@@ -339,7 +358,8 @@ impl State {
         )
     }
 
-    fn why_pg(&self, pg: &Pg) -> Explanation {
+    fn why_pg(&self, pg: &Pg, now: LogTime) -> Explanation {
+        let places = self.places_of(pg.id.pool, now);
         let state = match self.pg_state(pg) {
             PgState::Active => "active",
             PgState::Degraded => "degraded",
@@ -370,7 +390,8 @@ impl State {
             };
             let device_cause = self.device(*device).map(|device| self.device_cause(device));
             let Cause { what, revision } = device_cause.unwrap_or_else(|| says("it is gone"));
-            causes.push(Cause { what: format!("its copy on device {device} is {role}; {what}"), revision });
+            let outlook = self.outlook(pg, *device, &places).map(|outlook| format!("; {outlook}")).unwrap_or_default();
+            causes.push(Cause { what: format!("its copy on device {device} is {role}; {what}{outlook}"), revision });
         }
         Explanation { object: format!("pg {}", pg.id), state: state.to_owned(), causes }
     }

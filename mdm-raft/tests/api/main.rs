@@ -8,6 +8,7 @@ mod cluster;
 mod exactly_once;
 mod guard;
 mod health;
+mod homes;
 mod insight;
 mod liveness;
 mod log_time;

@@ -33,7 +33,7 @@ async fn a_rebuild_begins_with_the_loss_of_a_server_and_knows_what_it_waits_for(
     one.sees(|map| !map.pgs.is_empty() && map.pgs.values().all(|pg| pg.in_sync.len() == 1)).await;
     let [lost] = rebuilds(&cluster, "p").await.unwrap().try_into().unwrap();
     assert_eq!((lost.state.as_str(), lost.groups_left, lost.copies_left), ("waiting", 8, 8));
-    assert_eq!(lost.waits_for, ["s2 is DOWN"]);
+    assert_eq!(lost.waits_for, ["s2 is DOWN; no other fault domain has a device in service for 8 copies"]);
     assert!(lost.why.starts_with("sds s2: ") && lost.opened_revision > 0 && lost.finished_revision == 0, "{lost:?}");
     assert_eq!((lost.bytes_left, lost.eta_ms), (None, None));
     let status = cluster.status().await;

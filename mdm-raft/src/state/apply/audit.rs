@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use pflex_proto::ids::{ClientId, DeviceId, LogTime, SdcId, SdsId};
+use pflex_proto::ids::{ClientId, DeviceId, LogTime, PoolId, SdcId, SdsId};
 
 use super::{Context, validate, verdict::Verdict};
 use crate::{
@@ -272,6 +272,10 @@ impl State {
                 let object = self.sds_label(SdsId(reconfigure.sds_id));
                 Deed::new("pg.reconfigure", object.clone(), self.copies_moved()).by(object)
             }
+            Body::MoveCopies(moves) => {
+                let pool = self.pool(PoolId(moves.pool_id)).map_or_else(|| "?".to_owned(), |pool| pool.name.clone());
+                Deed::new("pg.move", format!("pool {pool}"), self.places_moved())
+            }
             Body::SdsLost(lost) => self.loss(lost),
             Body::SdsReturned(returned) => self.return_of(returned),
             Body::JudgeSds(judge) => self.judgement(judge)?,
@@ -401,6 +405,30 @@ impl State {
             (true, false) => format!("as a primary took in synced {}", copies(joined)),
             (false, false) => format!("as a primary dropped {} and took in {}", copies(left), copies(joined)),
         }
+    }
+
+    /// Which devices gave up places of copies to which others. All of a command in one sentence, however many groups.
+    fn places_moved(&self) -> String {
+        let (mut left, mut came) = (BTreeSet::new(), BTreeSet::new());
+        let mut copies = 0;
+        for (_, before, now) in self.pgs.changes() {
+            let (Some(before), Some(now)) = (before, now) else { continue };
+            left.extend(before.replicas.iter().copied().filter(|device| !now.replicas.contains(device)));
+            let new = now.replicas.iter().copied().filter(|device| !before.replicas.contains(device));
+            let new: Vec<DeviceId> = new.collect();
+            copies += new.len();
+            came.extend(new);
+        }
+        let list = |devices: &BTreeSet<DeviceId>| {
+            let mut said: Vec<String> = devices.iter().take(LISTED).map(|id| self.device_label(*id)).collect();
+            if devices.len() > LISTED {
+                said.push(format!("{} more", devices.len() - LISTED));
+            }
+            said.join(", ")
+        };
+        let copies =
+            if copies == 1 { "1 copy gets a new home".to_owned() } else { format!("{copies} copies get new homes") };
+        format!("{copies}: from {} to {}", list(&left), list(&came))
     }
 
     /// Groups that were reported and are not part of the restored state.

@@ -118,7 +118,7 @@ impl State {
             opened.iter().filter_map(|device| device.known).filter(|id| kept_out(*id)).collect();
         let mut touched: BTreeSet<DeviceId> = self.devices_of(sds).map(|device| device.id).collect();
         for device in &touched {
-            self.devices.update(*device, |device| device.alive = false);
+            self.devices.update(*device, |device| device.serve(false, context.log_time));
         }
         let mut restarted = Restarts::new();
         let mut grown: BTreeSet<PoolId> = BTreeSet::new();
@@ -142,12 +142,12 @@ impl State {
                         known.incarnation = device.incarnation;
                         known.capacity = device.capacity;
                         known.path.clone_from(&device.path);
-                        known.alive = !kept_out.contains(&id);
+                        known.serve(!kept_out.contains(&id), context.log_time);
                     });
                     id
                 }
                 None => {
-                    let id = self.add_device(sds, admit, device);
+                    let id = self.add_device(context, sds, admit, device);
                     grown.extend(device.pool);
                     id
                 }
@@ -162,7 +162,7 @@ impl State {
         ids
     }
 
-    fn add_device(&mut self, sds: SdsId, alive: bool, device: &OpenedDevice) -> DeviceId {
+    fn add_device(&mut self, context: Context, sds: SdsId, alive: bool, device: &OpenedDevice) -> DeviceId {
         let id = device.keeps.unwrap_or_else(|| {
             self.take_id(|counters| {
                 counters.device = counters.device.next();
@@ -181,6 +181,7 @@ impl State {
             losses: Losses::default(),
             awaited: false,
             reported_by: None,
+            lost_at: (!alive).then_some(context.log_time),
         });
         id
     }
@@ -252,7 +253,9 @@ impl State {
             0 => format!("placement group {first} of pool {pool} keeps a copy on it"),
             more => format!("placement group {first} of pool {pool} and {more} more keep copies on it"),
         };
-        let what = format!("{what}; moving them to other devices is not carried out yet");
+        let what = format!(
+            "{what}; those of a lost device get new homes after rebuild.delay_ms, moving others is not carried out yet"
+        );
         Refusal::new(ErrorCode::InUse, format!("device {id}"), what)
     }
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod device;
 mod fault_set;
 mod health;
+mod moves;
 mod pg;
 mod promote;
 mod recovery;
@@ -156,6 +157,7 @@ impl State {
             Body::SdsLost(lost) => self.sds_lost(context, lost),
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
             Body::JudgeSds(judge) => self.judge_sds(context, judge),
+            Body::MoveCopies(moves) => self.move_copies(moves),
             Body::FreezePg(freeze) => self.freeze_pg(context, freeze),
             Body::PromotePg(promote) => self.promote_pg(promote),
             Body::UnfreezePg(unfreeze) => self.unfreeze_pg(unfreeze),

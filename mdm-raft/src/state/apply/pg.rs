@@ -1,7 +1,8 @@
 //! Placement groups: who serves them, and how that changes. Every change raises the epoch by one (I3).
 //!
-//! Three ways lead to a new configuration: the MDM reacts to devices that come and go (`settle_pgs`), a primary
-//! proposes one (`reconfigure_pgs`, S3), and a pool that never held anything is placed (`place_pool`).
+//! Four ways lead to a new configuration: the MDM reacts to devices that come and go (`settle_pgs`), a primary
+//! proposes one (`reconfigure_pgs`, S3), a pool that never held anything is placed (`place_pool`), and copies get
+//! another place (`moves`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -102,7 +103,13 @@ impl State {
 
     /// The same, with the places of its copies: another order of the same copies is another configuration too, or
     /// two members could tell the group differently at one epoch.
-    fn open_epoch_on(&mut self, id: PgId, replicas: Vec<DeviceId>, in_sync: Vec<Member>, primary: Option<DeviceId>) {
+    pub(super) fn open_epoch_on(
+        &mut self,
+        id: PgId,
+        replicas: Vec<DeviceId>,
+        in_sync: Vec<Member>,
+        primary: Option<DeviceId>,
+    ) {
         self.pgs.update(id, |pg| {
             let config = &mut pg.config;
             if pg.replicas == replicas && config.in_sync == in_sync && config.primary == primary {
@@ -278,7 +285,7 @@ fn count_move(primaries: &mut PrimaryCounts, from: Option<DeviceId>, to: Option<
     }
 }
 
-fn config_message(pg: &Pg) -> proto::PgConfig {
+pub(super) fn config_message(pg: &Pg) -> proto::PgConfig {
     proto::PgConfig {
         pool_id: pg.id.pool.get(),
         index: pg.id.index.get(),

@@ -134,7 +134,7 @@ impl State {
         }
         for device in &devices {
             let was_alive = self.devices.get(*device).is_some_and(|device| device.alive);
-            self.devices.update(*device, |device| device.alive = false);
+            self.devices.update(*device, |device| device.serve(false, context.log_time));
             if was_alive && !lost.whole {
                 self.note_device_loss(context, *device);
             }
@@ -163,7 +163,7 @@ impl State {
         let component = Component { kind: Kind::Sds, id: id.get() };
         self.note_status(context, component, Status::Active, "heard again".to_owned());
         for device in devices {
-            self.devices.update(*device, |device| device.alive = true);
+            self.devices.update(*device, |device| device.serve(true, context.log_time));
         }
     }
 

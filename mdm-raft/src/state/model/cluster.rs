@@ -65,6 +65,16 @@ pub struct EvictionHold {
     pub at: LogTime,
 }
 
+impl EvictionHold {
+    /// It is believed by later leaders for this long: a few elections and their grace.
+    const GOOD_MS: u64 = 60_000;
+
+    /// Whether it is recent enough to be believed.
+    pub fn is_recent(&self, now: LogTime) -> bool {
+        now.get().saturating_sub(self.at.get()) < Self::GOOD_MS
+    }
+}
+
 /// 32 bytes nobody but MDMs and SDSs may see; never printed (I7).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub [u8; 32]);

@@ -57,6 +57,8 @@ settings! {
         "how often health and sums are recorded (10 s at least); 0 records nothing";
     ReadmissionMost = "readmission.most_ms", 300_000, 0..=3_600_000,
         "how long a server or device that keeps failing is kept out at most (S23); 0 takes it back at once";
+    RebuildDelay = "rebuild.delay_ms", 600_000, 0..=604_800_000,
+        "copies on a device that is out of service for this long get a new home";
 }
 
 /// The settings that differ from their defaults.

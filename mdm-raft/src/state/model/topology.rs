@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::ids::{
-    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PgIndex, PoolId, ProcessId, Revision, SdcId,
-    SdsId,
+    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LogTime, PgIndex, PoolId, ProcessId, Revision,
+    SdcId, SdsId,
 };
 
 use super::{Component, Losses};
@@ -175,6 +175,16 @@ pub struct Device {
     pub awaited: bool,
     /// The process that has reported all it knew from before the restore; until the device is registered.
     pub reported_by: Option<ProcessId>,
+    /// Since when it is out of service; none while it is in service.
+    pub lost_at: Option<LogTime>,
+}
+
+impl Device {
+    /// Takes it into service or out of it. One that is out already keeps the time since when.
+    pub fn serve(&mut self, alive: bool, now: LogTime) {
+        self.alive = alive;
+        self.lost_at = if alive { None } else { Some(self.lost_at.unwrap_or(now)) };
+    }
 }
 
 /// A storage data client.

@@ -1,8 +1,8 @@
 //! Rows of domains, pools, fault sets, SDSs, devices and SDCs.
 
 use pflex_proto::ids::{
-    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, PgIndex, PoolId, ProcessId, Revision, SdcId,
-    SdsId,
+    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LogTime, PgIndex, PoolId, ProcessId, Revision,
+    SdcId, SdsId,
 };
 
 use super::{
@@ -192,6 +192,7 @@ impl Row for Device {
             losses_log_ms: losses_message(&self.losses),
             awaited: self.awaited,
             reported_by: self.reported_by.map(|process| process.as_bytes().to_vec()).unwrap_or_default(),
+            lost_at_log_ms: self.lost_at.map(LogTime::get),
         })
     }
 
@@ -212,6 +213,7 @@ impl Row for Device {
                 [] => None,
                 bytes => Some(ProcessId::from_slice(bytes).map_err(|why| bad("process id", why))?),
             },
+            lost_at: row.lost_at_log_ms.map(LogTime),
         })
     }
 }

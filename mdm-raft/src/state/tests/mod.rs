@@ -3,6 +3,7 @@
 mod chosen;
 mod events;
 mod health;
+mod homes;
 mod pgs;
 mod planted;
 mod promotion;

@@ -13,7 +13,7 @@ use crate::{
     command::{Body, Request, proto},
     state::{
         State,
-        model::{JobId, JobState, Link, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume},
+        model::{JobId, JobState, Link, Pg, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume},
     },
 };
 
@@ -70,6 +70,18 @@ fn check_finds_bad_groups() {
     found(|s| drop(s.pgs.remove(PG)), "of 8 groups placed");
     found(|s| drop(s.devices.remove(DeviceId(1))), "not there");
     found(|s| s.devices.update(DeviceId(1), |d| d.alive = false), "not an in-sync copy that is alive");
+    found(|s| s.devices.update(DeviceId(1), |d| d.lost_at = Some(LogTime(7))), "alive and lost");
+    // A move without regard to who is in sync.
+    found(
+        |s| {
+            s.pgs.update(PG, |pg| {
+                let primary = pg.config.primary;
+                let to = (1..=3).map(DeviceId).find(|id| !pg.replicas.contains(id)).unwrap();
+                pg.replicas.iter_mut().filter(|device| Some(**device) == primary).for_each(|device| *device = to);
+            });
+        },
+        "in sync and no replica",
+    );
     found(
         |s| {
             for id in 1..=3 {
@@ -187,10 +199,13 @@ fn check_step_finds_what_does_not_grow() {
     };
     assert_eq!(step(|_| {}), Ok(()));
     type Plant = fn(&mut State);
-    let steps: [(Plant, &str); 7] = [
+    let steps: [(Plant, &str); 10] = [
         (|s| s.pgs.update(PG, |pg| pg.config.primary = None), "epoch"),
         (|s| s.pgs.update(PG, |pg| pg.config.epoch = Epoch(0)), "epoch"),
         (|s| s.devices.update(DeviceId(1), |d| d.incarnation.0 = 0), "older life"),
+        (|s| s.devices.update(DeviceId(1), |d| d.alive = false), "nobody knows since when"),
+        (|s| s.devices.update(DeviceId(3), |d| d.lost_at = Some(LogTime(5))), "since another time"),
+        (give_up_in_sync, "gave up the place of a copy that was in sync"),
         (|s| s.volumes.update(VolumeId(1), |v| v.epoch = VolumeEpoch(0)), "older epoch"),
         (|s| s.snapshots.update(SNAPSHOT, |snapshot| snapshot.state = SnapshotState::Preparing), "went from"),
         (|s| s.jobs.update(REBUILD, |job| job.groups_done = 0), "undone"),
@@ -200,6 +215,19 @@ fn check_step_finds_what_does_not_grow() {
         let verdict = step(plant);
         assert!(verdict.as_ref().is_err_and(|why| why.contains(words)), "planted {words:?}, found {verdict:?}");
     }
+}
+
+/// A move of a copy that is in sync: its writes may be nowhere else.
+fn give_up_in_sync(state: &mut State) {
+    let in_sync = |pg: &&Pg| pg.config.in_sync.len() == 2;
+    let pg = state.pgs.values().find(in_sync).expect("some are whole").clone();
+    let from = pg.config.in_sync[1].device;
+    let to = state.devices.keys().find(|id| !pg.replicas.contains(id)).expect("three devices");
+    state.pgs.update(pg.id, |pg| {
+        pg.config.epoch = pg.config.epoch.next();
+        pg.config.in_sync.truncate(1);
+        pg.replicas.iter_mut().filter(|device| **device == from).for_each(|device| *device = to);
+    });
 }
 
 #[test]

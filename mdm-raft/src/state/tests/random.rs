@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use pflex_proto::ids::{Epoch, PgId};
+use pflex_proto::ids::{Epoch, LogTime, PgId};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
+use super::homes::move_copies;
 use super::secrets::{drop_old, rotate, sign};
 use super::snapshots::{create_snapshot, set_snapshot};
 use super::topology::{assign, create_fault_set, rename};
@@ -17,6 +18,7 @@ use super::world::{
 };
 use crate::{
     command::{Answer, Body, Request, proto},
+    liveness::homes::Homeless,
     testing::{Seeds, rng},
 };
 
@@ -119,6 +121,24 @@ fn a_rotation(rng: &mut ChaCha8Rng, world: &World) -> Body {
     }
 }
 
+/// What a leader may conclude of lost copies: mostly its plan, now and then nonsense, or something it saw long ago.
+fn a_move(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
+    let later = LogTime(world.now + rng.random_range(0..1_200_000_u64));
+    let planned = Homeless::all(&world.state, later).first().and_then(Homeless::command);
+    if planned.is_some() && rng.random_bool(0.7) {
+        return planned;
+    }
+    let pgs: Vec<_> = world.state.all_pgs().collect();
+    let pg = *pgs.choose(rng)?;
+    let step = proto::CopyMove {
+        index: pg.id.index.get(),
+        expected_epoch: pg.config.epoch.get() - u64::from(rng.random_bool(0.1)),
+        from_device_id: pg.replicas.choose(rng)?.get(),
+        to_device_id: rng.random_range(1..=10),
+    };
+    Some(move_copies(vec![step]))
+}
+
 /// What one look may conclude, some of it wrong, late or said twice.
 fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
     let verdicts: Vec<Body> = (0..rng.random_range(1..=5))
@@ -133,7 +153,7 @@ fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
 }
 
 fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
-    match rng.random_range(0..27_u32) {
+    match rng.random_range(0..29_u32) {
         0..=4 => start_sds(rng, memory),
         5..=6 => {
             let n = rng.random_range(1..=5_u8);
@@ -196,6 +216,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         }),
         23..=24 => a_look(rng, memory),
         25 => a_rotation(rng, world),
+        27..=28 => a_move(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
         _ => {
             let n = rng.random_range(1..=5_u32);
             let fault_set = if n >= 4 { name(rng, "rack", 2) } else { String::new() };
@@ -267,6 +288,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     let (mut conversations, mut rotations) = (0, 0);
     // Not vacuous: some conversations lose copies and fill them again.
     let mut rebuilds = 0;
+    let mut moves = 0;
     for seed in FOUND_SOMETHING.into_iter().chain(Seeds::new(60)) {
         let mut rng = rng(seed);
         let mut twin_rng = crate::testing::rng(seed);
@@ -276,7 +298,10 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
             let before = epochs(&world);
             world.now += rng.random_range(0..5_000_u64);
             let body = next(&mut rng, &world, &mut memory);
+            let is_move = matches!(body, Body::MoveCopies(_));
             say(&mut rng, &mut world, &mut memory, body, seed);
+            let events = &world.last.as_ref().expect("just applied").events;
+            moves += usize::from(is_move && !events.is_empty());
             assert!(tokens_verify(&world), "seed {seed}, step {step}: a live token has no secret");
             for (pg, epoch) in epochs(&world) {
                 assert!(before.get(&pg).is_none_or(|old| *old <= epoch), "seed {seed}: an epoch of {pg} went back");
@@ -299,6 +324,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     }
     println!("{rotations} rotations of the secret in {conversations} conversations");
     assert!(rotations > 0 || conversations < 50, "no rotation ever came to its end");
+    assert!(moves > 0 || conversations < 50, "no copy ever moved");
     assert!(rebuilds > 1 || conversations < 50, "no conversation had two rebuilds");
 }
 

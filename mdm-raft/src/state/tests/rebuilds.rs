@@ -27,6 +27,10 @@ fn newest(world: &World) -> RebuildJob {
     world.state.rebuilds_of(POOL).next_back().expect("there is one").clone()
 }
 
+fn waits(world: &World) -> Vec<String> {
+    world.state.rebuild_waits_for(POOL, LogTime(world.now))
+}
+
 fn told(job: &RebuildJob) -> (JobState, u32, u64) {
     (job.state, job.groups_left, job.groups_done)
 }
@@ -73,7 +77,7 @@ fn a_lost_server_opens_one_that_waits_for_it_and_is_done_when_all_groups_are_who
     let job = newest(&world);
     let groups = world.state.all_pgs().filter(|pg| pg.replicas.contains(&DeviceId(3))).count() as u32;
     assert_eq!(told(&job), (JobState::Waiting, groups, 0));
-    assert_eq!(world.state.rebuild_waits_for(POOL), ["s3 is DOWN"]);
+    assert_eq!(waits(&world), ["s3 is DOWN; new homes once rebuild.delay_ms has passed (600 s left)"]);
     assert_eq!(job.why, "sds s3: silent for 3 s");
     assert!(
         event(&world).contains(&format!("rebuild 1 of pool p begins, {groups} groups, waiting")),
@@ -88,7 +92,7 @@ fn a_lost_server_opens_one_that_waits_for_it_and_is_done_when_all_groups_are_who
     world.ok(returned(3, 3, 1));
     let job = newest(&world);
     assert_eq!(told(&job), (JobState::Running, groups, 0));
-    assert!(world.state.rebuild_waits_for(POOL).is_empty());
+    assert!(waits(&world).is_empty());
     assert_eq!((job.since, job.eta_ms(LogTime(world.now))), (LogTime(world.now), None), "nothing is known of its pace");
     assert!(!event(&world).contains("rebuild"), "it is not begun twice: {}", event(&world));
 
@@ -134,10 +138,10 @@ fn a_copy_that_lost_its_data_and_a_joiner_of_a_group_that_nobody_serves() {
     // Its groups with 2 have nobody left who could fill it; those with 3 have.
     world.ok(lost(2, 2));
     assert_eq!(newest(&world).state, JobState::Running);
-    assert_eq!(world.state.rebuild_waits_for(POOL).len(), 2, "{:?}", world.state.rebuild_waits_for(POOL));
+    assert_eq!(waits(&world).len(), 2, "{:?}", waits(&world));
     world.ok(lost(3, 3));
     assert_eq!(newest(&world).state, JobState::Waiting);
-    let waits = world.state.rebuild_waits_for(POOL);
+    let waits = waits(&world);
     assert!(waits.iter().any(|wait| wait.ends_with("groups that nobody serves")), "{waits:?}");
     assert_eq!(world.state.all_rebuilds().len(), 1, "one at a time");
 
@@ -174,7 +178,11 @@ fn a_lost_device_of_a_living_server_is_named() {
         process_id: vec![2; 16],
         ..Default::default()
     }));
-    assert_eq!(world.state.rebuild_waits_for(POOL), ["device 2 of s2 is out of service"]);
+    let stuck = world.state.all_pgs().len();
+    assert_eq!(
+        waits(&world),
+        [format!("device 2 of s2 is out of service; no other fault domain has a device in service for {stuck} copies")]
+    );
 }
 
 #[test]
@@ -221,7 +229,7 @@ fn a_restored_cluster_keeps_them_and_they_wait_until_somebody_serves() {
     let restored = restored(&world.state.dump());
     let job = newest(&restored);
     assert_eq!((job.id, told(&job)), (before.id, (JobState::Waiting, before.groups_left, 0)));
-    assert_eq!(restored.state.rebuild_waits_for(POOL), ["the recovery after a restore is not over"]);
+    assert_eq!(waits(&restored), ["the recovery after a restore is not over"]);
 }
 
 #[test]
