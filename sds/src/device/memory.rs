@@ -17,6 +17,17 @@ use super::{ALIGNMENT, Completion, Device, Done, Op, OpKind};
 
 /// What disks write without tearing.
 const SECTOR: usize = 512;
+/// Of a page.
+pub const SECTORS: usize = ALIGNMENT / SECTOR;
+
+/// A page that was written and not synced when power failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsynced {
+    /// Its place in the order of writing.
+    pub number: usize,
+    /// So many there are.
+    pub of: usize,
+}
 
 /// How often a slow operation has to be chosen in a row to run.
 const SLOW_TRIES: usize = 4;
@@ -47,6 +58,7 @@ struct State {
     /// Page images since the last sync, oldest first, each with the number of the write that made it.
     unsynced: Vec<(u64, u64, Page)>,
     writes: u64,
+    boundary: u64,
     manual: bool,
     slow: Option<OpKind>,
     dead: bool,
@@ -96,6 +108,7 @@ impl MemoryDevice {
             let first = state.queue.iter().position(|(op, ..)| matches!(op, Op::WriteDurable { .. }));
             choice = first.unwrap_or(choice);
         }
+        state.boundary += 1;
         let (op, covers, done) = state.queue.remove(choice);
         let outcome = state.execute(op, covers);
         drop(state);
@@ -105,22 +118,52 @@ impl MemoryDevice {
 
     /// Power fails: this device answers nothing any more; the returned one holds what survived.
     pub fn crash(&self, random: &mut impl Rng) -> Arc<Self> {
+        let survivor = self.after_power_cut(|_| {
+            let (all, none) = (random.random_ratio(1, 3), random.random_ratio(1, 3));
+            let mut kept = [all; SECTORS];
+            kept.iter_mut().for_each(|kept| *kept = *kept || (!none && random.random()));
+            kept
+        });
         let mut state = self.state();
         state.dead = true;
-        for (op, ..) in std::mem::take(&mut state.queue) {
-            state.execute_as_unsynced(op);
+        state.queue.clear();
+        survivor
+    }
+
+    /// What would be there if power failed now. `keep` says which sectors of a page that was not synced make it; it is
+    /// asked in the order in which the pages were written, those of operations under way last. This device goes on.
+    pub fn after_power_cut(&self, mut keep: impl FnMut(Unsynced) -> [bool; SECTORS]) -> Arc<Self> {
+        let state = self.state();
+        let mut cut = State {
+            durable: state.durable.clone(),
+            visible: state.visible.clone(),
+            unsynced: state.unsynced.clone(),
+            writes: state.writes,
+            ..State::default()
+        };
+        for (op, ..) in &state.queue {
+            cut.execute_as_unsynced(op);
         }
-        let mut durable = state.durable.clone();
-        for (_, page, content) in &state.unsynced {
-            let target = durable.entry(*page).or_insert_with(|| Box::new([0; ALIGNMENT]));
-            let (keep_all, keep_none) = (random.random_ratio(1, 3), random.random_ratio(1, 3));
-            for sector in (0..ALIGNMENT).step_by(SECTOR) {
-                if keep_all || (!keep_none && random.random()) {
-                    target[sector..sector + SECTOR].copy_from_slice(&content[sector..sector + SECTOR]);
+        drop(state);
+        let of = cut.unsynced.len();
+        for (number, (_, page, content)) in cut.unsynced.into_iter().enumerate() {
+            let target = cut.durable.entry(page).or_insert_with(|| Box::new([0; ALIGNMENT]));
+            for (sector, kept) in keep(Unsynced { number, of }).into_iter().enumerate() {
+                let bytes = sector * SECTOR..(sector + 1) * SECTOR;
+                if kept {
+                    target[bytes.clone()].copy_from_slice(&content[bytes]);
                 }
             }
         }
-        Arc::new(Self { capacity: self.capacity, state: Mutex::new(State { durable, ..State::default() }) })
+        Arc::new(Self {
+            capacity: self.capacity,
+            state: Mutex::new(State { durable: cut.durable, ..State::default() }),
+        })
+    }
+
+    /// Rises with every operation that is submitted or done: two equal numbers, no boundary in between.
+    pub fn boundary(&self) -> u64 {
+        self.state().boundary
     }
 
     /// Changes bytes behind everyone's back, as a bad disk does.
@@ -151,6 +194,7 @@ impl Device for MemoryDevice {
             return;
         }
         let covers = state.writes;
+        state.boundary += 1;
         if state.manual {
             return state.queue.push((op, covers, done));
         }
@@ -168,7 +212,7 @@ impl State {
                 self.read(offset, &mut buffer);
                 return Done::Read(buffer);
             }
-            Op::WriteDurable { .. } if self.lie == Some(Lie::WriteDurable) => self.execute_as_unsynced(op),
+            Op::WriteDurable { .. } if self.lie == Some(Lie::WriteDurable) => self.execute_as_unsynced(&op),
             Op::Sync if self.lie == Some(Lie::Sync) => {}
             Op::WriteDurable { offset, data } => {
                 let first = self.writes;
@@ -183,25 +227,25 @@ impl State {
                 }
             }
             Op::Sync => self.make_durable(covers),
-            other @ (Op::Write { .. } | Op::Discard { .. }) => self.execute_as_unsynced(other),
+            other @ (Op::Write { .. } | Op::Discard { .. }) => self.execute_as_unsynced(&other),
         }
         Done::Ok
     }
 
-    fn execute_as_unsynced(&mut self, op: Op) {
+    fn execute_as_unsynced(&mut self, op: &Op) {
         match op {
             Op::Write { offset, data } => {
-                let mut at = offset;
+                let mut at = *offset;
                 for piece in data {
-                    self.write(at, &piece);
+                    self.write(at, piece);
                     at += piece.len() as u64;
                 }
             }
             Op::WriteDurable { offset, data } => {
-                self.write(offset, data.as_slice());
+                self.write(*offset, data.as_slice());
             }
             Op::Discard { offset, length } => {
-                self.write(offset, &vec![0; length as usize]);
+                self.write(*offset, &vec![0; *length as usize]);
             }
             Op::Read { .. } | Op::Sync => {}
         }

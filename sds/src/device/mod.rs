@@ -22,7 +22,7 @@ pub use self::{
     aligned::AlignedBuffer,
     faulty::{Fault, FaultyDevice, Injected},
     file::{FileConfig, FileDevice},
-    memory::{Lie, MemoryDevice},
+    memory::{Lie, MemoryDevice, SECTORS, Unsynced},
 };
 
 /// Durable writes start and end on multiples of this: the unit of direct IO and of untorn writes.

@@ -54,14 +54,19 @@ impl MemoryMeta {
 
     /// What is left after a crash: the first `survive` waiting batches made it.
     pub fn crash(&self, survive: usize) -> Arc<Self> {
-        let mut state = self.state();
-        for (index, (device, batch, _)) in std::mem::take(&mut state.queue).into_iter().enumerate() {
-            if index < survive {
-                state.write(device, batch);
-            }
+        let left = self.after_power_cut(survive);
+        self.state().queue.clear();
+        left
+    }
+
+    /// What would be left if power failed now and the first `survive` waiting batches had made it. This one goes on.
+    pub fn after_power_cut(&self, survive: usize) -> Arc<Self> {
+        let state = self.state();
+        let mut left = State { rows: state.rows.clone(), ..State::default() };
+        for (device, batch, _) in state.queue.iter().take(survive) {
+            left.write(*device, batch.clone());
         }
-        let rows = state.rows.clone();
-        Arc::new(Self { state: Mutex::new(State { rows, ..State::default() }) })
+        Arc::new(Self { state: Mutex::new(left) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

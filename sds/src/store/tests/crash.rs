@@ -45,10 +45,10 @@ impl History {
     }
 }
 
-struct World {
-    random: ChaCha8Rng,
-    device: Arc<MemoryDevice>,
-    meta: Arc<MemoryMeta>,
+pub(super) struct World {
+    pub(super) random: ChaCha8Rng,
+    pub(super) device: Arc<MemoryDevice>,
+    pub(super) meta: Arc<MemoryMeta>,
     store: Store,
     histories: BTreeMap<ChunkId, History>,
     durable: BTreeMap<PgId, Ticket>,
@@ -58,7 +58,7 @@ struct World {
     reads: Vec<(Read, Vec<u32>, Option<Version>)>,
     lie: Option<Lie>,
     refused: u64,
-    checkpoints: u64,
+    pub(super) checkpoints: u64,
 }
 
 fn pg_of(chunk: ChunkId) -> PgId {
@@ -66,7 +66,7 @@ fn pg_of(chunk: ChunkId) -> PgId {
 }
 
 impl World {
-    fn new(seed: u64, lie: Option<Lie>) -> Self {
+    pub(super) fn new(seed: u64, lie: Option<Lie>) -> Self {
         let (device, meta) = formatted(UNITS);
         let (store, _) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
         let histories = (0..CHUNKS).map(|n| (chunk(n), History(vec![(Ticket(0), Image::absent())]))).collect();
@@ -109,17 +109,22 @@ impl World {
             if step == STEPS {
                 self.store.checkpoint.want();
             }
-            match self.random.random_range(0..100) {
-                0..35 if self.store.stats().pending_changes < 40 => self.change(),
-                35..45 => self.read(),
-                45..85 => drop(self.device.step(&mut self.random)),
-                85..90 => drop(self.meta.step()),
-                90..92 => self.store.checkpoint.want(),
-                _ => self.poll(),
-            }
+            self.act();
             if step < STEPS && self.random.random_ratio(1, 60) {
                 self.drain();
             }
+        }
+    }
+
+    /// One thing happens.
+    pub(super) fn act(&mut self) {
+        match self.random.random_range(0..100) {
+            0..35 if self.store.stats().pending_changes < 40 => self.change(),
+            35..45 => self.read(),
+            45..85 => drop(self.device.step(&mut self.random)),
+            85..90 => drop(self.meta.step()),
+            90..92 => self.store.checkpoint.want(),
+            _ => self.poll(),
         }
     }
 
@@ -238,26 +243,21 @@ impl World {
         assert_eq!(entry, self.histories[&id].now().state, "visible at once, and unchanged when refused");
     }
 
-    /// Power fails at this very point; the model learns where each chunk was left.
-    fn crash(&mut self) {
-        self.checkpoints += self.store.stats().checkpoints;
-        self.reads.clear();
-        let survive = self.random.random_range(0..2);
-        self.device = self.device.crash(&mut self.random);
-        self.meta = self.meta.crash(survive);
+    /// Opens what a power cut left and compares it with the model; returns which of its images each chunk has.
+    pub(super) fn recover(&self, device: &Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (Store, Vec<(ChunkId, usize)>) {
         let before = self.store.superblock().incarnation;
-        let (store, report) = Store::open(self.device.clone(), self.meta.clone(), CONFIG).expect("it opens");
-        self.store = store;
+        let (mut store, report) = Store::open(device.clone(), meta.clone(), CONFIG).expect("it opens");
         assert!(!report.emptied);
         assert_eq!(report.superblock.incarnation, before.next(), "each life has its own incarnation");
         let mut entries: Vec<_> = report.pgs.iter().flat_map(|pg| pg.operations.entries.clone()).collect();
-        for (id, history) in &mut self.histories {
+        let mut kept = Vec::new();
+        for (id, history) in &self.histories {
             let mut operations: Vec<_> = entries.extract_if(.., |entry| entry.chunk == *id).collect();
             // Ids below the low-water mark may be there or not.
             operations.retain(|entry| entry.id >= self.low_water);
             operations.sort();
-            let state = self.store.chunk(*id).map(|entry| entry.version);
-            let data = read_now(&mut self.store, *id, BlockRange::WHOLE).unwrap_or_else(|error| panic!("{error}"));
+            let state = store.chunk(*id).map(|entry| entry.version);
+            let data = read_now(&mut store, *id, BlockRange::WHOLE).unwrap_or_else(|error| panic!("{error}"));
             let found = Image {
                 state,
                 tags: tags(&data.data),
@@ -272,7 +272,7 @@ impl World {
                 *image == Image { operations: image.operations.clone(), ..found.clone() }
                     && operations == found.operations
             };
-            let Some(kept) = history.0[least..].iter().rposition(|(_, image)| is_found(image)) else {
+            let Some(at) = history.0[least..].iter().rposition(|(_, image)| is_found(image)) else {
                 let wanted = &history.0[least].1;
                 let differ = (0..256).find(|block| wanted.tags[*block] != found.tags[*block]);
                 panic!(
@@ -285,13 +285,28 @@ impl World {
                     wanted.operations
                 );
             };
-            let image = history.0[least + kept].1.clone();
-            history.0 = vec![(Ticket(0), image)];
+            kept.push((*id, least + at));
         }
         assert!(entries.is_empty(), "ids of no known chunk: {entries:?}");
-        for (group, through) in std::mem::take(&mut self.durable) {
-            assert!(through == Ticket(0) || report.pgs.iter().any(|pg| pg.pg == group), "{group} is known");
+        for (group, through) in &self.durable {
+            assert!(*through == Ticket(0) || report.pgs.iter().any(|pg| pg.pg == *group), "{group} is known");
         }
+        (store, kept)
+    }
+
+    /// Power fails at this very point; the model learns where each chunk was left.
+    fn crash(&mut self) {
+        self.checkpoints += self.store.stats().checkpoints;
+        self.reads.clear();
+        let survive = self.random.random_range(0..2);
+        let (device, meta) = (self.device.crash(&mut self.random), self.meta.crash(survive));
+        let (store, kept) = self.recover(&device, &meta);
+        (self.device, self.meta, self.store) = (device, meta, store);
+        for (id, at) in kept {
+            let history = self.histories.get_mut(&id).unwrap();
+            history.0 = vec![(Ticket(0), history.0[at].1.clone())];
+        }
+        self.durable.clear();
         self.let_loose();
     }
 }
@@ -316,7 +331,7 @@ fn simulate(seed: u64, lie: Option<Lie>) -> (u64, u64) {
     (refused, checkpoints)
 }
 
-fn seeds(default: u64) -> std::ops::Range<u64> {
+pub(super) fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match number("STORE_SEED") {
         Some(seed) => seed..seed + 1,
@@ -339,24 +354,27 @@ fn a_crash_at_any_point_loses_nothing_that_was_reported_durable() {
     }
 }
 
-/// Some seed must notice.
-fn is_noticed(lie: Option<Lie>) -> bool {
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
-    let noticed = (0..60).any(|seed| panic::catch_unwind(|| simulate(seed, lie)).is_err());
-    panic::set_hook(hook);
-    noticed
-}
-
-#[test]
-fn the_checker_notices_lying_disks_and_planted_bugs() {
+/// Every lie of a disk and every planted bug must be noticed by some seed.
+pub(super) fn all_are_noticed<T>(seeds: u64, bugs: &[Bug], run: impl Fn(u64, Option<Lie>) -> T + panic::RefUnwindSafe) {
+    let is_noticed = |lie| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(|_| {}));
+        let noticed = (0..seeds).any(|seed| panic::catch_unwind(|| run(seed, lie)).is_err());
+        panic::set_hook(hook);
+        noticed
+    };
     for lie in [Lie::WriteDurable, Lie::Sync] {
         assert!(is_noticed(Some(lie)), "{lie:?}");
     }
-    for bug in [Bug::PersistVisibleOperations, Bug::OverwriteReferenced, Bug::SkipQuarantine] {
+    for bug in bugs.iter().copied() {
         PLANTED.set(Some(bug));
         let noticed = is_noticed(None);
         PLANTED.set(None);
         assert!(noticed, "{bug:?}");
     }
+}
+
+#[test]
+fn the_checker_notices_lying_disks_and_planted_bugs() {
+    all_are_noticed(60, &[Bug::PersistVisibleOperations, Bug::OverwriteReferenced, Bug::SkipQuarantine], simulate);
 }

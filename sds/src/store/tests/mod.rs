@@ -3,6 +3,7 @@
 mod crash;
 mod open;
 mod paths;
+mod power_cut;
 
 use std::{
     cell::Cell,
