@@ -120,6 +120,8 @@ impl Backup {
             | Body::Opened { .. }
             | Body::ChunkSynced { .. }
             | Body::JoinReady { .. }
+            | Body::ChunkRefused { .. }
+            | Body::NoSpace
             | Body::Reserved { .. }
             | Body::HandBack
             | Body::Refused => {}

@@ -50,6 +50,10 @@ pub(super) struct Base<D> {
     pub(super) waits: Waits,
     /// A store effect failed: this copy applies nothing more until it joins anew (S4).
     pub(super) failed: bool,
+    /// It failed for want of space.
+    pub(super) no_space: bool,
+    /// The random number of the last tick.
+    pub(super) jitter: u16,
     pub(super) last_round: Round,
     pub(super) planted: Planted,
 }

@@ -193,7 +193,7 @@ fn a_silent_backup_is_proposed_for_removal_and_its_writes_are_answered_in_the_ne
     talk.write(1, |_| {});
     talk.all_durable();
     talk.now = talk.now.plus(BACKUP_SILENT * 2);
-    let out = talk.tell(Event::Tick);
+    let out = talk.tell(Event::Tick { jitter: 0 });
     let reason = ProposalReason::BackupSilent(member(2));
     let expected = Proposal { pg: PgId::default(), expected_epoch: Epoch(1), in_sync: vec![member(1)], reason };
     assert!(out.contains(&Effect::Propose(expected)), "{out:?}");
@@ -206,7 +206,7 @@ fn a_silent_backup_is_proposed_for_removal_and_its_writes_are_answered_in_the_ne
 fn a_primary_that_cannot_apply_a_write_serves_no_more() {
     let mut talk = Talk::with(&[2]);
     talk.write(1, |_| {});
-    let out = talk.tell(Event::StoreFailed { ticket: talk.ticket });
+    let out = talk.tell(Event::StoreFailed { ticket: talk.ticket, no_space: false });
     let unknown = Outcome::Refused(Refusal::OutcomeUnknown { epoch: Epoch(1) });
     assert_eq!(answers(&out), [(1, unknown)]);
     let reason = ProposalReason::PrimaryCannotApply(member(1));
@@ -246,4 +246,131 @@ fn another_life_of_this_device_is_not_this_one() {
     pg.handle(Time(u64::MAX), &leases, old, &mut out);
     assert_eq!(pg.status().role, RoleName::Outside);
     assert_eq!(out, []);
+}
+
+/// What is asked of, and told to, device 2 while it joins.
+fn told(out: &Out) -> Vec<Body<u64>> {
+    let sent = out.iter().filter_map(|effect| match effect {
+        Effect::Send(message) if message.to == member(2) => Some(message.body.clone()),
+        _ => None,
+    });
+    sent.collect()
+}
+
+impl Talk {
+    /// Serving alone, and device 2 joins, which lacks chunks 0 and 1. The round, and what it is asked first.
+    fn with_a_joiner() -> (Self, Round, Out) {
+        let mut talk = Self::with(&[]);
+        talk.tell(Event::PeerConnected(member(2)));
+        let out = talk.tell(Event::Config { config: config(1, vec![member(1)]), joiners: vec![member(2)] });
+        let [Body::JoinStart { round }] = told(&out)[..] else { panic!("it begins to join: {out:?}") };
+        let (highest, watermark) = (Sequence(0), Sequence(0));
+        let list = Body::VersionList { round, highest, watermark, entries: Vec::new(), more: false };
+        let out = talk.hear(member(2), list);
+        let [Effect::ListVersions { round: own, .. }] = out[..] else { panic!("then the own list: {out:?}") };
+        let version = Some(Version { epoch: Epoch(1), sequence: Sequence(1) });
+        let entries = [0, 1].map(|n| ChunkEntry { chunk: chunk(n), version }).to_vec();
+        let out = talk.tell(Event::Listed { round: own, entries });
+        (talk, round, out)
+    }
+
+    /// Compares a chunk and reads it; none: it cannot be read.
+    fn read(&mut self, round: Round, n: u64, data: Option<u64>) -> Out {
+        let (chunk, sums) = (chunk(n), BlockSums::default());
+        let out = self.hear(member(2), Body::Sums { round, chunk, sums });
+        assert!(matches!(out[..], [Effect::ReadDifference { .. }]), "{out:?}");
+        let runs = data.map(|data| vec![BlockRun { first_block: 0, blocks: 1, data: Some(data) }]);
+        let version = Some(Version { epoch: Epoch(1), sequence: Sequence(1) });
+        self.tell(Event::DifferenceRead { round, chunk, image: runs.map(|runs| ChunkImage { version, runs }) })
+    }
+
+    fn after_ms(&mut self, ms: u64) -> Vec<Body<u64>> {
+        self.now = self.now.plus(std::time::Duration::from_millis(ms));
+        told(&self.tell(Event::Tick { jitter: 0 }))
+    }
+}
+
+#[test]
+fn a_chunk_that_cannot_be_read_holds_up_itself_alone_and_is_tried_less_and_less_often() {
+    let (mut talk, round, out) = Talk::with_a_joiner();
+    let asks = |n| Body::SumsRequest { round, chunk: chunk(n) };
+    assert_eq!(told(&out), [asks(0), asks(1)]);
+    talk.read(round, 0, None);
+    assert_eq!(talk.pg.status().trouble, Some(JoinTrouble::Unreadable { chunk: chunk(0) }));
+    assert!(matches!(told(&talk.read(round, 1, Some(5)))[..], [Body::SyncChunk { .. }]), "the other one goes on");
+    let out = talk.hear(member(2), Body::ChunkSynced { round, chunk: chunk(1) });
+    assert_eq!(told(&out), [], "it is not ready while a chunk is missing");
+    assert_eq!(talk.pg.status().joining, Some((member(2), Some(1))));
+    // Writes go on, to the joiner only where it is as here.
+    assert_eq!(told(&talk.write(1, |_| {})), []);
+    assert!(matches!(told(&talk.write(2, |write| write.chunk = chunk(1)))[..], [Body::Write { .. }]));
+    let through = talk.pg.status().last;
+    talk.hear(member(2), Body::WriteAck { round, through });
+    talk.all_durable();
+    for seconds in [1, 2, 4] {
+        assert_eq!(talk.after_ms(seconds * 1000 - 1), []);
+        assert_eq!(talk.after_ms(1), [asks(0)], "after {seconds} s");
+        talk.read(round, 0, None);
+    }
+    assert_eq!(talk.after_ms(8_000), [asks(0)]);
+    talk.read(round, 0, Some(7));
+    let out = talk.hear(member(2), Body::ChunkSynced { round, chunk: chunk(0) });
+    assert!(matches!(told(&out)[..], [Body::JoinEnd { .. }]), "all is there now: {out:?}");
+    assert_eq!(talk.pg.status().trouble, None);
+}
+
+#[test]
+fn a_joiner_without_space_gets_what_fits_and_the_rest_when_there_is_space() {
+    let (mut talk, round, _) = Talk::with_a_joiner();
+    talk.read(round, 0, Some(5));
+    talk.read(round, 1, Some(5));
+    for n in [0, 1] {
+        assert_eq!(told(&talk.hear(member(2), Body::ChunkRefused { round, chunk: chunk(n) })), []);
+    }
+    assert_eq!(talk.pg.status().trouble, Some(JoinTrouble::NoSpace { device: DeviceId(2) }));
+    assert_eq!(talk.after_ms(999), []);
+    assert_eq!(talk.after_ms(1).len(), 2);
+    for n in [0, 1] {
+        talk.read(round, n, Some(5));
+        talk.hear(member(2), Body::ChunkSynced { round, chunk: chunk(n) });
+    }
+    assert_eq!(talk.pg.status().joining, Some((member(2), Some(0))));
+    assert_eq!(talk.pg.status().trouble, None);
+}
+
+#[test]
+fn a_joiner_that_cannot_apply_writes_is_left_alone_longer_each_time() {
+    let (mut talk, ..) = Talk::with_a_joiner();
+    for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+        talk.hear(member(2), Body::NoSpace);
+        assert_eq!(talk.pg.status().trouble, Some(JoinTrouble::NoSpace { device: DeviceId(2) }));
+        assert_eq!(talk.after_ms(seconds * 1000 - 1), []);
+        assert!(matches!(talk.after_ms(1)[..], [Body::JoinStart { .. }]), "after {seconds} s");
+    }
+}
+
+#[test]
+fn a_full_joiner_says_so_before_it_changes_anything() {
+    let leases = Leases::new(member(1), Time(0));
+    let pg: Pg<u64> = Pg::new(PgId::default(), member(1), Recovered::default(), &leases);
+    let mut talk = Talk { pg, leases, now: Time(1), ticket: Ticket(0) };
+    talk.tell(Event::PeerConnected(member(2)));
+    let config = PgConfig { primary: Some(DeviceId(2)), ..config(1, vec![member(2)]) };
+    talk.tell(Event::Config { config, joiners: vec![member(1)] });
+    let round = Round(1);
+    talk.hear(member(2), Body::JoinStart { round });
+    let image = ChunkImage {
+        version: Some(Version { epoch: Epoch(1), sequence: Sequence(3) }),
+        runs: vec![BlockRun { first_block: 0, blocks: 1, data: Some(5) }],
+    };
+    let sync = Body::SyncChunk { round, chunk: chunk(0), image };
+    assert_eq!(talk.hear(member(2), sync.clone()), [Effect::Reserve { chunk: chunk(0) }]);
+    let out = talk.tell(Event::Reserved { chunk: chunk(0), granted: false });
+    assert_eq!(told(&out), [Body::ChunkRefused { round, chunk: chunk(0) }]);
+    assert_eq!(out.len(), 1, "{out:?}");
+    talk.hear(member(2), sync);
+    let out = talk.tell(Event::Reserved { chunk: chunk(0), granted: true });
+    assert!(matches!(out[..], [Effect::MarkUnsynced { .. }]), "{out:?}");
+    let again = talk.hear(member(2), Body::JoinStart { round: Round(2) });
+    assert!(again.contains(&Effect::ReleaseReservations), "an attempt that ended keeps no space: {again:?}");
 }

@@ -84,6 +84,8 @@ pub enum Event<D> {
     StoreFailed {
         /// The first one that failed.
         ticket: Ticket,
+        /// For want of space, and nothing else.
+        no_space: bool,
     },
     /// The answer to `Effect::Read`; none: unreadable.
     ReadDone {
@@ -136,5 +138,8 @@ pub enum Event<D> {
         expected_epoch: Epoch,
     },
     /// Time has passed; at least every `limits::TICK`.
-    Tick,
+    Tick {
+        /// Random: spreads what is tried again.
+        jitter: u16,
+    },
 }

@@ -4,11 +4,15 @@
 //! and the list's arrival is dirty and is copied. Then chunk by chunk, a few at a time: *needs sync* (writes are not
 //! forwarded), *syncing* (writes wait), *synced* (writes are forwarded and their acknowledgement is awaited). A chunk
 //! absent on both sides is synced. When none is left and the joiner has made everything durable, it is proposed.
+//!
+//! A chunk that this copy cannot read, or the joiner has no space for, is *given up* for a while: the others go on, its
+//! writes are not forwarded, and nothing is proposed before it is synced after all.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use pflex_proto::ids::{ChunkId, Member, Sequence, Version};
 
+use super::backoff::Backoff;
 use super::base::{Base, Cx};
 use super::effect::Effect;
 use super::holds::{Holds, Reason};
@@ -16,7 +20,7 @@ use super::limits::{JOINER_SILENT, SYNC_PARALLEL};
 use super::message::Body;
 use super::planted::Bug;
 use super::stream::Stream;
-use super::types::{ChunkEntry, ChunkImage, Round, Ticket, Time};
+use super::types::{ChunkEntry, ChunkImage, JoinTrouble, Round, Ticket, Time};
 
 /// What a write to a chunk means for the joiner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +45,7 @@ enum Stage {
     /// The own list is being read; these chunks were written since.
     OwnList { dirty: HashSet<ChunkId> },
     /// Chunks are copied.
-    Syncing { needs: BTreeSet<ChunkId>, syncing: HashMap<ChunkId, Turn> },
+    Syncing { needs: BTreeSet<ChunkId>, syncing: HashMap<ChunkId, Turn>, given_up: BTreeMap<ChunkId, JoinTrouble> },
     /// All chunks are copied; the writes in them become durable here first: an operation whose write could yet fail
     /// here must not enter the joiner's table (S7).
     Settling { through: Ticket },
@@ -60,6 +64,11 @@ pub(super) struct Join {
     /// Since when the joiner owes an answer other than an acknowledgement.
     owes_since: Option<Time>,
     own_round: Round,
+    /// When chunks that were given up are tried again.
+    retry_at: Option<Time>,
+    backoff: Backoff,
+    /// Chunks that the joiner ever had no space for: when it refuses another one, these need not be tried.
+    too_large: BTreeSet<ChunkId>,
 }
 
 impl Join {
@@ -68,7 +77,16 @@ impl Join {
         base.send(cx, member, Body::JoinStart { round });
         let owes_since = Some(cx.now);
         let stream = Stream::new(member, round, Sequence(0));
-        Self { stream, stage: Stage::Listing, theirs: HashMap::new(), owes_since, own_round: Round(0) }
+        Self {
+            stream,
+            stage: Stage::Listing,
+            theirs: HashMap::new(),
+            owes_since,
+            own_round: Round(0),
+            retry_at: None,
+            backoff: Backoff::default(),
+            too_large: BTreeSet::new(),
+        }
     }
 
     pub(super) fn member(&self) -> Member {
@@ -89,8 +107,16 @@ impl Join {
     pub(super) fn remaining(&self) -> Option<usize> {
         match &self.stage {
             Stage::Listing | Stage::OwnList { .. } => None,
-            Stage::Syncing { needs, syncing } => Some(needs.len() + syncing.len()),
+            Stage::Syncing { needs, syncing, given_up } => Some(needs.len() + syncing.len() + given_up.len()),
             Stage::Settling { .. } | Stage::Ending | Stage::Ready => Some(0),
+        }
+    }
+
+    /// Why it does not end.
+    pub(super) fn trouble(&self) -> Option<JoinTrouble> {
+        match &self.stage {
+            Stage::Syncing { given_up, .. } => given_up.values().next().copied(),
+            Stage::Listing | Stage::OwnList { .. } | Stage::Settling { .. } | Stage::Ending | Stage::Ready => None,
         }
     }
 
@@ -104,7 +130,9 @@ impl Join {
                 }
                 Forward::No
             }
-            Stage::Syncing { needs, .. } if needs.contains(&chunk) => Forward::No,
+            Stage::Syncing { needs, given_up, .. } if needs.contains(&chunk) || given_up.contains_key(&chunk) => {
+                Forward::No
+            }
             Stage::Syncing { .. } | Stage::Settling { .. } | Stage::Ending | Stage::Ready => Forward::Yes,
         }
     }
@@ -146,6 +174,16 @@ impl Join {
                 self.sync_next(base, cx, holds);
                 return Some(*chunk);
             }
+            (Body::ChunkRefused { round: of, chunk }, Stage::Syncing { needs, given_up, .. }) if *of == round => {
+                let trouble = JoinTrouble::NoSpace { device: self.stream.member.device };
+                // It is full: what it had no space for before waits as well, and is not sent in vain.
+                for other in self.too_large.intersection(&needs.clone()) {
+                    needs.remove(other);
+                    given_up.insert(*other, trouble);
+                }
+                self.too_large.insert(*chunk);
+                return self.give_up(base, cx, holds, *chunk, trouble).then_some(*chunk);
+            }
             (Body::JoinReady { round: of }, Stage::Ending) if *of == round => {
                 self.owes_since = None;
                 self.stage = Stage::Ready;
@@ -181,14 +219,14 @@ impl Join {
         }
         // What only the joiner has is to be removed there.
         needs.extend(theirs.into_keys());
-        self.stage = Stage::Syncing { needs, syncing: HashMap::new() };
+        self.stage = Stage::Syncing { needs, syncing: HashMap::new(), given_up: BTreeMap::new() };
         self.sync_next(base, cx, holds);
     }
 
     /// Starts copying as many chunks as may be at once; ends the join when none is left. A chunk that another hold
     /// has is passed over: `Primary` calls again when that hold ends.
     pub(super) fn sync_next<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, holds: &mut Holds<D>) {
-        let Stage::Syncing { needs, syncing } = &mut self.stage else { return };
+        let Stage::Syncing { needs, syncing, given_up } = &mut self.stage else { return };
         let (member, round) = (self.stream.member, self.stream.round);
         while syncing.len() < SYNC_PARALLEL
             && let Some(chunk) = needs.iter().copied().find(|chunk| !holds.is_held(*chunk))
@@ -199,10 +237,54 @@ impl Join {
             self.owes_since.get_or_insert(cx.now);
             base.send(cx, member, Body::SumsRequest { round, chunk });
         }
-        if needs.is_empty() && syncing.is_empty() {
+        if needs.is_empty() && syncing.is_empty() && given_up.is_empty() {
             self.owes_since = None;
             self.stage = Stage::Settling { through: base.issued };
             self.on_durable(base, cx);
+        }
+    }
+
+    /// A chunk cannot be copied now: whether it was being copied. Its waiting writes go on.
+    fn give_up<D: Clone>(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        holds: &mut Holds<D>,
+        chunk: ChunkId,
+        trouble: JoinTrouble,
+    ) -> bool {
+        let Stage::Syncing { syncing, given_up, .. } = &mut self.stage else { return false };
+        if syncing.remove(&chunk).is_none() {
+            return false;
+        }
+        given_up.insert(chunk, trouble);
+        self.owes_since = owes(syncing).then_some(cx.now);
+        if self.retry_at.is_none() {
+            self.retry_at = Some(cx.now.plus(self.backoff.failed(base.jitter)));
+        }
+        self.sync_next(base, cx, holds);
+        true
+    }
+
+    /// This copy cannot read a chunk: whether its waiting writes may go on.
+    pub(super) fn unreadable<D: Clone>(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        holds: &mut Holds<D>,
+        round: Round,
+        chunk: ChunkId,
+    ) -> bool {
+        round == self.stream.round && self.give_up(base, cx, holds, chunk, JoinTrouble::Unreadable { chunk })
+    }
+
+    /// Tries again what was given up, when it is time.
+    pub(super) fn on_tick<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, holds: &mut Holds<D>) {
+        let Stage::Syncing { needs, given_up, .. } = &mut self.stage else { return };
+        if self.retry_at.is_some_and(|at| cx.now >= at) {
+            self.retry_at = None;
+            needs.extend(std::mem::take(given_up).into_keys());
+            self.sync_next(base, cx, holds);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Each chunk goes through three durable steps: marked unsynced, blocks written, version set. So at no moment does a
 //! half-copied chunk bear a version that could equal another copy's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use pflex_proto::ids::{ChunkId, Member, Sequence};
 
@@ -21,6 +21,9 @@ pub(super) struct Joiner<D> {
     round: Round,
     /// The sequence received last on this attempt's stream; zero before the first.
     received: Sequence,
+    /// Chunks that wait for space to be set aside here.
+    unreserved: BTreeMap<ChunkId, ChunkImage<D>>,
+    reserved: bool,
     /// Chunks whose next step waits for a ticket, in ticket order.
     steps: VecDeque<(Ticket, Step<D>)>,
 }
@@ -35,7 +38,14 @@ enum Step<D> {
 
 impl<D: Clone> Joiner<D> {
     pub(super) fn new(primary: Option<Member>) -> Self {
-        Self { primary, round: Round(0), received: Sequence(0), steps: VecDeque::new() }
+        Self {
+            primary,
+            round: Round(0),
+            received: Sequence(0),
+            unreserved: BTreeMap::new(),
+            reserved: false,
+            steps: VecDeque::new(),
+        }
     }
 
     pub(super) fn round(&self) -> Round {
@@ -46,12 +56,17 @@ impl<D: Clone> Joiner<D> {
         self.primary
     }
 
+    /// Space was set aside that the end of this role should free.
+    pub(super) fn has_reserved(&self) -> bool {
+        self.reserved
+    }
+
     pub(super) fn on_message(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, body: Body<D>) {
         let Some(primary) = self.primary else { return };
         match body {
             Body::JoinStart { round } if round > self.round => self.start(base, cx, round),
             // S4: nothing after a write that could not be applied; the primary drops this attempt.
-            _ if base.failed => base.send(cx, primary, Body::CannotApply),
+            _ if base.failed => base.send(cx, primary, cannot_apply(base)),
             Body::SumsRequest { round, chunk } if round == self.round => cx.emit(Effect::ReadSums { round, chunk }),
             Body::SyncChunk { round, chunk, image } if round == self.round => self.on_chunk(base, cx, chunk, image),
             Body::Write { round, previous, committed, write } if round == self.round => {
@@ -90,6 +105,8 @@ impl<D: Clone> Joiner<D> {
             | Body::Opened { .. }
             | Body::ChunkSynced { .. }
             | Body::JoinReady { .. }
+            | Body::ChunkRefused { .. }
+            | Body::NoSpace
             | Body::Reserved { .. }
             | Body::HandBack
             | Body::Refused => {}
@@ -100,9 +117,13 @@ impl<D: Clone> Joiner<D> {
         self.round = round;
         self.received = Sequence(0);
         self.steps.clear();
+        self.unreserved.clear();
+        if std::mem::take(&mut self.reserved) {
+            cx.emit(Effect::ReleaseReservations);
+        }
         base.gate.clear();
         if base.failed {
-            base.failed = false;
+            (base.failed, base.no_space) = (false, false);
             let ticket = base.ticket();
             cx.emit(Effect::ClearFailure { ticket });
         }
@@ -140,6 +161,25 @@ impl<D: Clone> Joiner<D> {
             // Nothing half-way can exist: the blocks are equal already, or the whole chunk goes.
             return self.set_version(base, cx, chunk, &image);
         }
+        // A joiner that is full says so before anything of the chunk has changed, and takes the others.
+        if image.runs.iter().any(|run| run.data.is_some()) {
+            self.reserved = true;
+            self.unreserved.insert(chunk, image);
+            return cx.emit(Effect::Reserve { chunk });
+        }
+        self.begin_chunk(base, cx, chunk, image);
+    }
+
+    pub(super) fn on_reserved(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, granted: bool) {
+        let Some(image) = self.unreserved.remove(&chunk) else { return };
+        if granted {
+            self.begin_chunk(base, cx, chunk, image);
+        } else if let Some(primary) = self.primary {
+            base.send(cx, primary, Body::ChunkRefused { round: self.round, chunk });
+        }
+    }
+
+    fn begin_chunk(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, image: ChunkImage<D>) {
         if base.planted.is(Bug::SkipUnsyncedMark) {
             let ticket = base.ticket();
             cx.emit(Effect::WriteBlocks { ticket, chunk, runs: image.runs.clone() });
@@ -173,4 +213,9 @@ impl<D: Clone> Joiner<D> {
             base.send_when_durable(cx, primary, Body::ChunkSynced { round: self.round, chunk });
         }
     }
+}
+
+/// What a joiner that could not apply a write says to everything.
+pub(super) fn cannot_apply<D>(base: &Base<D>) -> Body<D> {
+    if base.no_space { Body::NoSpace } else { Body::CannotApply }
 }

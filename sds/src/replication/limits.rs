@@ -45,8 +45,11 @@ pub const RECONNECT_GRACE: Duration = Duration::from_millis(300);
 /// A joiner that owes an answer this long is dropped, without an epoch change (S10).
 pub const JOINER_SILENT: Duration = Duration::from_secs(1);
 
-/// Before the next attempt with a joiner that was dropped.
+/// Before the next attempt with a joiner that was dropped, or with a chunk that it could not be given.
 pub const JOIN_RETRY: Duration = Duration::from_secs(1);
+
+/// What does not heal by itself (no space, an unreadable block) is tried less and less often, up to this.
+pub const JOIN_RETRY_MOST: Duration = Duration::from_secs(60);
 
 /// A holder counts this from the moment it asked.
 pub const LEASE: Duration = Duration::from_secs(3);

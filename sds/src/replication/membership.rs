@@ -5,27 +5,43 @@
 
 use pflex_proto::ids::Member;
 
+use super::backoff::Backoff;
 use super::base::{Base, Cx};
 use super::effect::Effect;
 use super::limits::JOIN_RETRY;
-use super::types::{Proposal, ProposalReason, Time};
+use super::types::{JoinTrouble, Proposal, ProposalReason, Time};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Membership {
     joiners: Vec<Member>,
     open: Option<Proposal>,
-    /// The joiner dropped last, and until when it is left alone.
-    rests: Option<(Member, Time)>,
+    /// Joiners that were dropped in this epoch.
+    rests: Vec<Rest>,
+}
+
+/// A joiner that was dropped, and until when it is left alone.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    member: Member,
+    until: Time,
+    backoff: Backoff,
+    trouble: Option<JoinTrouble>,
 }
 
 impl Membership {
     pub(super) fn new(joiners: Vec<Member>) -> Self {
-        Self { joiners, open: None, rests: None }
+        Self { joiners, open: None, rests: Vec::new() }
     }
 
     pub(super) fn set_joiners(&mut self, joiners: Vec<Member>) {
+        self.rests.retain(|rest| joiners.contains(&rest.member));
         self.joiners = joiners;
+    }
+
+    /// Why a joiner is not being filled.
+    pub(super) fn trouble(&self) -> Option<JoinTrouble> {
+        self.rests.iter().find_map(|rest| rest.trouble)
     }
 
     pub(super) fn may_join(&self, member: Member) -> bool {
@@ -53,12 +69,18 @@ impl Membership {
         // S2: a device that is in sync in another life is the MDM's to rename, never ours to fill: filling marks
         // chunks unsynced in a copy that may be named in-sync any moment.
         let outside = |member: &Member| config.in_sync.iter().all(|in_sync| in_sync.device != member.device);
-        let rests = |member: &Member| self.rests.is_some_and(|(resting, until)| resting == *member && now < until);
+        let rests = |member: &Member| self.rests.iter().any(|rest| rest.member == *member && now < rest.until);
         self.joiners.iter().copied().find(|member| outside(member) && !rests(member) && base.is_connected(*member))
     }
 
-    pub(super) fn joiner_dropped(&mut self, now: Time, member: Member) {
-        self.rests = Some((member, now.plus(JOIN_RETRY)));
+    /// What does not heal by itself (`trouble`) is tried less and less often; a link that broke at once.
+    pub(super) fn joiner_dropped(&mut self, now: Time, member: Member, trouble: Option<JoinTrouble>, jitter: u16) {
+        let mut backoff = Backoff::default();
+        if let Some(place) = self.rests.iter().position(|rest| rest.member == member) {
+            backoff = self.rests.swap_remove(place).backoff;
+        }
+        let pause = if trouble.is_some() { backoff.failed(jitter) } else { JOIN_RETRY };
+        self.rests.push(Rest { member, until: now.plus(pause), backoff, trouble });
     }
 
     pub(super) fn joiner_synced<D: Clone>(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, joiner: Member) {

@@ -178,6 +178,15 @@ pub enum Body<D> {
         /// Whether there is room.
         granted: bool,
     },
+    /// R to `SyncChunk`: there is no space for it here; the chunk is as it was (S10).
+    ChunkRefused {
+        /// The attempt.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// R of a joiner: it cannot apply what it was sent, for want of space.
+    NoSpace,
     /// R to a message of an older epoch or to another incarnation: the receiver's own epoch is the message's.
     Refused,
     /// From the primary of an earlier epoch to that of this one: I have left, and answer nothing of before (S6).

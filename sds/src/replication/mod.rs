@@ -9,6 +9,7 @@
 //! **Invariant:** nothing here knows a socket, a file, a clock or randomness.
 //! **Invariant:** no chunk table here; per-group state is the in-flight window and the operation table.
 
+mod backoff;
 mod backup;
 mod base;
 pub mod effect;

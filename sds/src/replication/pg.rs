@@ -11,13 +11,13 @@ use super::event::Event;
 use super::flight::Flight;
 use super::gate::Gate;
 use super::join::Join;
-use super::joiner::Joiner;
+use super::joiner::{Joiner, cannot_apply};
 use super::lease::Leases;
 use super::message::{Body, Message};
 use super::operations::Operations;
 use super::planted::{Bug, Planted};
 use super::primary::{Phase, Primary};
-use super::types::{ClientKey, PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
+use super::types::{ClientKey, JoinTrouble, PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
 use super::waits::Waits;
 
 /// See the module.
@@ -66,6 +66,8 @@ pub struct PgStatus {
     pub in_flight: usize,
     /// The joiner being filled, and how many chunks it still needs, once that is known.
     pub joining: Option<(Member, Option<usize>)>,
+    /// Why a joiner is not filled, although it is there.
+    pub trouble: Option<JoinTrouble>,
     /// This copy could not apply a write.
     pub failed: bool,
 }
@@ -119,6 +121,8 @@ impl<D: Clone> Pg<D> {
                 leases.earlier_life_lapses()
             }),
             failed: false,
+            no_space: false,
+            jitter: 0,
             // Rounds rise over all lives of the device, so no delayed message of an earlier one fits.
             last_round: Round(own.incarnation.0 << 32),
             planted,
@@ -167,8 +171,14 @@ impl<D: Clone> Pg<D> {
                 (role, primary.in_flight(), joining)
             }
         };
+        let trouble = match &self.role {
+            Role::Primary(primary) => {
+                primary.join.as_ref().and_then(Join::trouble).or_else(|| primary.membership.trouble())
+            }
+            Role::Backup(_) | Role::Joiner(_) | Role::Outside | Role::Orphan => None,
+        };
         let Base { last, committed, failed, .. } = self.base;
-        PgStatus { role, epoch: self.base.epoch(), last, committed, in_flight, joining, failed }
+        PgStatus { role, epoch: self.base.epoch(), last, committed, in_flight, joining, trouble, failed }
     }
 
     /// Forgets operations of clients that will never ask again, because their volumes are deleted.
@@ -199,7 +209,7 @@ impl<D: Clone> Pg<D> {
                 primary.on_read_done(base, cx, request, data);
             }
             (Event::Durable { through }, _) => self.on_durable(cx, through),
-            (Event::StoreFailed { .. }, _) => self.on_store_failed(cx),
+            (Event::StoreFailed { no_space, .. }, _) => self.on_store_failed(cx, no_space),
             (Event::Listed { round, entries }, role) => match role {
                 Role::Primary(primary) => primary.on_listed(base, cx, round, &entries),
                 Role::Backup(backup) => backup.on_listed(base, cx, round, &entries),
@@ -222,6 +232,9 @@ impl<D: Clone> Pg<D> {
             (Event::Reserved { chunk, granted }, Role::Backup(backup)) => {
                 base.send(cx, backup.primary(), Body::Reserved { round: backup.round(), chunk, granted });
             }
+            (Event::Reserved { chunk, granted }, Role::Joiner(joiner)) => {
+                joiner.on_reserved(base, cx, chunk, granted);
+            }
             (Event::PeerConnected(member), role) => {
                 if !base.connected.contains(&member) {
                     base.connected.push(member);
@@ -243,7 +256,10 @@ impl<D: Clone> Pg<D> {
                     primary.on_rejected(base, cx);
                 }
             }
-            (Event::Tick, Role::Primary(primary)) => primary.on_tick(base, cx),
+            (Event::Tick { jitter }, Role::Primary(primary)) => {
+                base.jitter = jitter;
+                primary.on_tick(base, cx);
+            }
             // Answers to what an earlier role asked for.
             (
                 Event::Cancel { .. }
@@ -252,7 +268,7 @@ impl<D: Clone> Pg<D> {
                 | Event::DifferenceRead { .. }
                 | Event::Reserved { .. }
                 | Event::ProposalRejected { .. }
-                | Event::Tick,
+                | Event::Tick { .. },
                 _,
             ) => {}
         }
@@ -352,15 +368,15 @@ impl<D: Clone> Pg<D> {
     }
 
     /// S4: a copy that cannot apply an ordered write leaves before anything later is acknowledged.
-    fn on_store_failed(&mut self, cx: &mut Cx<'_, D>) {
+    fn on_store_failed(&mut self, cx: &mut Cx<'_, D>, no_space: bool) {
         let base = &mut self.base;
-        base.failed = true;
+        (base.failed, base.no_space) = (true, no_space);
         match &mut self.role {
             Role::Primary(primary) => primary.fail(base, cx),
             Role::Backup(backup) => base.send(cx, backup.primary(), Body::CannotApply),
             Role::Joiner(joiner) => {
                 if let Some(primary) = joiner.primary() {
-                    base.send(cx, primary, Body::CannotApply);
+                    base.send(cx, primary, cannot_apply(base));
                 }
             }
             Role::Outside | Role::Orphan => {}
@@ -378,7 +394,13 @@ fn leave<D: Clone>(role: Role<D>, base: &mut Base<D>, cx: &mut Cx<'_, D>) -> Opt
             }
             None
         }
-        Role::Joiner(_) | Role::Outside | Role::Orphan => None,
+        Role::Joiner(joiner) => {
+            if joiner.has_reserved() {
+                cx.emit(Effect::ReleaseReservations);
+            }
+            None
+        }
+        Role::Outside | Role::Orphan => None,
     }
 }
 

@@ -18,7 +18,7 @@ use super::planted::Bug;
 use super::reads::Reads;
 use super::reconcile::Reconcile;
 use super::stream::Stream;
-use super::types::{ChunkEntry, ChunkImage, Refusal, Round, Time};
+use super::types::{ChunkEntry, ChunkImage, JoinTrouble, Refusal, Round, Time};
 
 /// See the module.
 #[derive(Debug)]
@@ -135,10 +135,12 @@ impl<D: Clone> Primary<D> {
 
     fn on_joiner_message(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, from: Member, body: &Body<D>) {
         let Some(join) = self.join.as_mut().filter(|join| base.same(join.member(), from)) else { return };
-        let failed =
-            matches!(body, Body::CannotApply) || matches!(body, Body::Gap { round, .. } if *round == join.stream.round);
-        if failed {
-            return self.drop_joiner(base, cx);
+        let device = from.device;
+        match body {
+            Body::CannotApply => return self.drop_joiner(base, cx, Some(JoinTrouble::CannotApply { device })),
+            Body::NoSpace => return self.drop_joiner(base, cx, Some(JoinTrouble::NoSpace { device })),
+            Body::Gap { round, .. } if *round == join.stream.round => return self.drop_joiner(base, cx, None),
+            _ => {}
         }
         if let Some(synced) = join.on_message(base, cx, &mut self.holds, body) {
             self.release(base, cx, synced, false);
@@ -155,13 +157,13 @@ impl<D: Clone> Primary<D> {
 
     /// Drops the joiner without an epoch change and lets its waiters go on (S10), unless it is proposed: then it
     /// counts until the outcome is known (S3).
-    pub(super) fn drop_joiner(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+    pub(super) fn drop_joiner(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, trouble: Option<JoinTrouble>) {
         let proposed = self.join.as_ref().is_some_and(|join| self.membership.proposes(join.member()));
         if proposed && !base.planted.is(Bug::JoinerNotAwaited) {
             return;
         }
         let Some(join) = self.join.take() else { return };
-        self.membership.joiner_dropped(cx.now, join.member());
+        self.membership.joiner_dropped(cx.now, join.member(), trouble, base.jitter);
         for chunk in join.held() {
             self.release(base, cx, chunk, false);
         }
@@ -204,7 +206,13 @@ impl<D: Clone> Primary<D> {
             }
             // What the primary cannot read it cannot give to others: another copy should be primary.
             (Phase::Opening(_), None) => self.fail(base, cx),
-            (Phase::Serving, None) => self.drop_joiner(base, cx),
+            // The chunk waits until it can be read again; the others go on.
+            (Phase::Serving, None) => {
+                let held = &mut self.holds;
+                if self.join.as_mut().is_some_and(|join| join.unreadable(base, cx, held, round, chunk)) {
+                    self.release(base, cx, chunk, false);
+                }
+            }
         }
     }
 
@@ -233,7 +241,7 @@ impl<D: Clone> Primary<D> {
         for request in self.holds.drain() {
             cx.refuse(request, Refusal::CopyFailed);
         }
-        self.drop_joiner(base, cx);
+        self.drop_joiner(base, cx, None);
         self.membership.give_up(base, cx);
     }
 
@@ -286,7 +294,7 @@ impl<D: Clone> Primary<D> {
             backup.set_down(Some(cx.now));
         }
         if self.join.as_ref().is_some_and(|join| join.member() == member) {
-            self.drop_joiner(base, cx);
+            self.drop_joiner(base, cx, None);
         }
     }
 
@@ -308,7 +316,10 @@ impl<D: Clone> Primary<D> {
             self.membership.backup_silent(base, cx, silent);
         }
         if self.join.as_ref().is_some_and(|join| join.is_silent(cx.now)) {
-            self.drop_joiner(base, cx);
+            self.drop_joiner(base, cx, None);
+        }
+        if let Some(join) = &mut self.join {
+            join.on_tick(base, cx, &mut self.holds);
         }
         self.propose_ready_joiner(base, cx);
         self.start_join(base, cx);
@@ -322,7 +333,7 @@ impl<D: Clone> Primary<D> {
         self.membership.set_joiners(joiners);
         let lost = self.join.as_ref().is_some_and(|join| !self.membership.may_join(join.member()));
         if lost {
-            self.drop_joiner(base, cx);
+            self.drop_joiner(base, cx, None);
         }
         self.start_join(base, cx);
     }
@@ -332,7 +343,7 @@ impl<D: Clone> Primary<D> {
         let proposed = self.join.as_ref().is_some_and(|join| self.membership.proposes(join.member()));
         self.membership.rejected(base);
         if proposed {
-            self.drop_joiner(base, cx);
+            self.drop_joiner(base, cx, None);
         }
     }
 

@@ -285,3 +285,23 @@ pub enum Outcome<D> {
     /// Not executed in this attempt (but see `OutcomeUnknown`); an earlier attempt of the same operation may have been.
     Refused(Refusal),
 }
+
+/// Why a joiner is not filled, although it is there. It is tried again, less and less often.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JoinTrouble {
+    /// The primary cannot read a chunk that it should copy.
+    Unreadable {
+        /// Which.
+        chunk: ChunkId,
+    },
+    /// The joiner has no space for a chunk.
+    NoSpace {
+        /// Its device.
+        device: DeviceId,
+    },
+    /// The joiner could not apply a write.
+    CannotApply {
+        /// Its device.
+        device: DeviceId,
+    },
+}

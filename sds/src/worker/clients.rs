@@ -41,6 +41,8 @@ impl Worker {
             Some((RefusalCode::WrongCluster, format!("this device belongs to cluster {}", self.cluster)))
         } else if hello.oldest > PROTOCOL_VERSION || hello.newest < PROTOCOL_VERSION {
             Some((RefusalCode::WrongVersion, format!("this server speaks data protocol {PROTOCOL_VERSION}")))
+        } else if let Peer::Replication(member) | Peer::Lease(member) = hello.peer {
+            self.welcome(member).err().map(|why| (RefusalCode::NotReady, why))
         } else {
             None
         };

@@ -112,7 +112,7 @@ impl Worker {
             }
         }
         if news {
-            self.tell_all(|| Event::Tick);
+            self.tell_all(|| Event::Tick { jitter: rand::random() });
         }
     }
 }

@@ -86,6 +86,18 @@ pub(super) struct Fetched {
     result: Result<ReadData, ReadError>,
 }
 
+/// Why a change is not made.
+struct Failed {
+    no_space: bool,
+    error: Box<dyn std::error::Error>,
+}
+
+impl From<&'static str> for Failed {
+    fn from(why: &'static str) -> Self {
+        Self { no_space: false, error: why.into() }
+    }
+}
+
 /// What a store read is for.
 #[derive(Debug)]
 enum Purpose {
@@ -211,12 +223,13 @@ impl Worker {
             return self.changed(pg, ticket, Err("what is left of the copy here is being dropped".into()));
         }
         if self.slots.get(&pg).is_some_and(|slot| !slot.failed) {
-            let outcome = change(&mut self.store).map_err(Into::into);
-            self.changed(pg, ticket, outcome);
+            let outcome = change(&mut self.store);
+            let no_space = matches!(outcome, Err(store::ApplyError::NoSpace { .. }));
+            self.changed(pg, ticket, outcome.map_err(|error| Failed { no_space, error: error.into() }));
         }
     }
 
-    fn changed(&mut self, pg: PgId, ticket: Ticket, outcome: Result<store::Ticket, Box<dyn std::error::Error>>) {
+    fn changed(&mut self, pg: PgId, ticket: Ticket, outcome: Result<store::Ticket, Failed>) {
         let Some(slot) = self.slots.get_mut(&pg) else { return };
         slot.last_core = ticket;
         match outcome {
@@ -224,10 +237,10 @@ impl Worker {
                 slot.last_asked = asked;
                 slot.tickets.push_back((asked, ticket));
             }
-            Err(error) => {
+            Err(Failed { no_space, error }) => {
                 tracing::error!(%pg, device = %self.own.device, error = error.as_ref(), "a copy cannot apply an ordered change and leaves");
                 slot.failed = true;
-                self.events.push_back((pg, Event::StoreFailed { ticket }));
+                self.events.push_back((pg, Event::StoreFailed { ticket, no_space }));
             }
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) poison: OnceLock<String>,
     /// No room for another chunk.
     pub(crate) full: AtomicBool,
+    /// Why a copy that this device should fill stays incomplete. Written when it changes, at most once in a tick.
+    join_trouble: Mutex<Option<String>>,
     /// Turns of the loop: it stands still only if the thread hangs.
     pub(crate) turns: AtomicU64,
     /// For how long it has not turned; 0 unless that is too long. Written by the watchdog, not by the thread.
@@ -54,6 +56,21 @@ pub(crate) struct DeviceCounters {
 impl DeviceCounters {
     pub(crate) fn confirmed(&self) -> Revision {
         Revision(self.confirmed.load(Ordering::Acquire))
+    }
+
+    pub(super) fn say_join_trouble(&self, trouble: Option<String>) {
+        let mut said = self.join_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said != trouble {
+            if let Some(why) = &trouble {
+                tracing::warn!(why, "a copy is not filled; it is tried again, less and less often");
+            }
+            *said = trouble;
+        }
+    }
+
+    /// Why a copy that this device should fill stays incomplete; none while all goes well.
+    pub(crate) fn join_trouble(&self) -> Option<String> {
+        self.join_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the device is out of service; none while it works.

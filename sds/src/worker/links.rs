@@ -12,7 +12,7 @@ use pflex_proto::{
     codec::{CodecError, Reader, Wire},
     data::{Hello, HelloReply, PROTOCOL_VERSION, Peer, Refusal},
     frame::FrameKind,
-    ids::{ClusterId, DeviceId, Member, SdsId},
+    ids::{ClusterId, DeviceId, Incarnation, Member, SdsId},
 };
 use tokio::{net::TcpStream, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -207,8 +207,36 @@ impl Dialer {
     }
 }
 
+/// S2: a link is to one life of a device. It is taken if the map has the device on that server in no later life (it may hear
+/// of this one yet), and if no later life has its link here: an old process that comes to late must not cut it off.
+fn is_welcome(member: Member, known: Option<(SdsId, Incarnation)>, linked: Option<Member>) -> Result<(), String> {
+    match known {
+        None => Err(format!("the map here has no device {}", member.device)),
+        Some((sds, _)) if sds != member.sds => Err(format!("device {} is of sds {sds}", member.device)),
+        Some((_, incarnation)) if incarnation > member.incarnation => {
+            Err(format!("device {} lives in incarnation {incarnation}", member.device))
+        }
+        Some(_) => match linked {
+            Some(later) if later.incarnation > member.incarnation => Err(format!("{later} is linked here")),
+            Some(_) | None => Ok(()),
+        },
+    }
+}
+
 impl Worker {
+    /// Whether a link of this life of a peer may be taken.
+    pub(super) fn welcome(&self, member: Member) -> Result<(), String> {
+        let known = self.map.devices.get(&member.device).map(|device| (device.sds, device.incarnation));
+        let links = [&self.links.replication, &self.links.leases];
+        let linked = links.iter().filter_map(|links| links.get(&member.device).map(|(linked, _)| *linked));
+        is_welcome(member, known, linked.max_by_key(|linked| linked.incarnation))
+    }
+
     pub(super) fn on_link(&mut self, link: LinkUp) {
+        if let Err(why) = self.welcome(link.member) {
+            // Dropped, and dialed again.
+            return tracing::debug!(peer = %link.member, why, "a link is not taken");
+        }
         let party = if link.lease { Party::Lease(link.member) } else { Party::Replication(link.member) };
         self.register(party, link.stream, link.leftover, Some(link.gone));
     }
@@ -338,5 +366,85 @@ impl Worker {
     fn drop_peer(&mut self, id: ConnectionId, member: Member, why: &str) {
         tracing::warn!(peer = %member, why, "closing a link to a peer");
         self.close(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pflex_common::map::ClusterMap;
+    use pflex_proto::pb;
+
+    use super::*;
+    use crate::worker::{Accepted, Command, DeviceHandle, testing};
+
+    fn member(device: u32, incarnation: u64) -> Member {
+        Member { device: DeviceId(device), sds: SdsId(device), incarnation: Incarnation(incarnation) }
+    }
+
+    #[test]
+    fn a_peer_is_welcome_in_the_life_that_is_known_or_a_later_one() {
+        let known = Some((SdsId(3), Incarnation(5)));
+        assert!(is_welcome(member(3, 5), known, None).is_ok());
+        assert!(is_welcome(member(3, 6), known, Some(member(3, 5))).is_ok(), "the map may be behind");
+        assert!(is_welcome(member(3, 5), known, Some(member(3, 5))).is_ok(), "its link broke");
+        assert!(is_welcome(member(3, 4), known, None).is_err(), "it is over");
+        assert!(is_welcome(member(3, 5), known, Some(member(3, 6))).is_err(), "a later one is here");
+        assert!(is_welcome(member(3, 5), Some((SdsId(4), Incarnation(5))), None).is_err(), "of another server");
+        assert!(is_welcome(member(3, 5), None, None).is_err(), "nobody knows it");
+    }
+
+    fn map() -> ClusterMap {
+        let device = pb::Device {
+            id: 3,
+            sds_id: 3,
+            uuid: vec![3; 16],
+            incarnation: 5,
+            capacity_bytes: 1 << 30,
+            alive: true,
+            ..Default::default()
+        };
+        let cluster_id = vec![1; 16];
+        ClusterMap::from_full(pb::ClusterMap { cluster_id, revision: 10, devices: vec![device], ..Default::default() })
+            .unwrap()
+    }
+
+    /// Connects as a peer; the link if it was taken.
+    async fn connect(device: &DeviceHandle, peer: Member) -> Option<FrameReader<TcpStream>> {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        for stream in [&ours, &theirs] {
+            stream.set_nonblocking(true).unwrap();
+        }
+        let hello = Hello {
+            oldest: PROTOCOL_VERSION,
+            newest: PROTOCOL_VERSION,
+            cluster: testing::CLUSTER,
+            device: DeviceId(1),
+            peer: Peer::Replication(peer),
+        };
+        let accepted = Accepted { stream: theirs, hello, request_id: 1, leftover: BytesMut::new() };
+        device.send(Command::Accepted(accepted)).await;
+        let mut reader = FrameReader::new(TcpStream::from_std(ours).unwrap());
+        let answer = reader.next().await.unwrap().expect("an answer");
+        (answer.header.kind == FrameKind::HelloReply).then_some(reader)
+    }
+
+    #[tokio::test]
+    async fn an_older_life_of_a_peer_never_takes_the_link_of_the_newer() {
+        let (device, _reports) = testing::device();
+        assert!(connect(&device, member(3, 5)).await.is_none(), "there is no map yet");
+        device.send(Command::Map(Arc::new(map()))).await;
+        assert!(connect(&device, member(3, 4)).await.is_none(), "older than the map's");
+        assert!(connect(&device, member(9, 1)).await.is_none(), "not in the map");
+        let mut present = connect(&device, member(3, 6)).await.expect("newer than the map's");
+        assert!(connect(&device, member(3, 5)).await.is_none(), "older than the one that is linked");
+        let _again = connect(&device, member(3, 6)).await.expect("the same life dials again");
+        // Only now it is replaced.
+        let ended = tokio::time::timeout(GREETING_TIMEOUT * 15, present.next()).await.expect("it is closed");
+        assert!(!matches!(ended, Ok(Some(_))));
+        device.stop().await;
     }
 }

@@ -78,6 +78,8 @@ impl Encoder<'_> {
             Body::Reserve { round, chunk } => self.put(&19_u8).put(&round.0).put(chunk),
             Body::Reserved { round, chunk, granted } => self.put(&20_u8).put(&round.0).put(chunk).put(granted),
             Body::Refused => self.put(&21_u8),
+            Body::ChunkRefused { round, chunk } => self.put(&23_u8).put(&round.0).put(chunk),
+            Body::NoSpace => self.put(&24_u8),
             Body::HandBack => self.put(&22_u8),
         };
     }
@@ -211,6 +213,8 @@ impl Decoder<'_> {
             19 => Body::Reserve { round: self.round()?, chunk: self.get()? },
             20 => Body::Reserved { round: self.round()?, chunk: self.get()?, granted: self.get()? },
             21 => Body::Refused,
+            23 => Body::ChunkRefused { round: self.round()?, chunk: self.get()? },
+            24 => Body::NoSpace,
             22 => Body::HandBack,
             other => return Err(CodecError::BadTag { what: "replication message", value: other.into() }),
         };
@@ -401,6 +405,8 @@ mod tests {
             Body::JoinReady { round },
             Body::Reserve { round, chunk },
             Body::Reserved { round, chunk, granted: true },
+            Body::ChunkRefused { round, chunk },
+            Body::NoSpace,
             Body::Refused,
             Body::HandBack,
         ]

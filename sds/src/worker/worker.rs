@@ -37,7 +37,7 @@ use super::{
 use crate::{
     admission::{ConnectionId, Heard, Sessions, Surroundings},
     payload::Payload,
-    replication::{Effect, Event, Leases, Time, limits},
+    replication::{Effect, Event, JoinTrouble, Leases, Time, limits},
     store::{self, MetaError, PgReport, Store},
 };
 
@@ -296,7 +296,7 @@ impl Worker {
     fn on_tick(&mut self) {
         let now = MonotonicTime::now();
         for pg in self.slots.keys() {
-            self.events.push_back((*pg, Event::Tick));
+            self.events.push_back((*pg, Event::Tick { jitter: rand::random() }));
         }
         self.discard_expired();
         if now.since(self.last_renewal) >= limits::LEASE_RENEWAL {
@@ -367,8 +367,13 @@ impl Worker {
         use crate::replication::RoleName;
         let mut roles = [0_u32; 3];
         let mut resync_chunks = 0_u64;
-        for slot in self.slots.values() {
+        let (mut trouble, mut troubled) = (None, 0_usize);
+        for (pg, slot) in &self.slots {
             let status = slot.core.status();
+            if let Some(why) = status.trouble {
+                troubled += 1;
+                trouble = trouble.into_iter().chain([(*pg, why)]).min_by_key(|(pg, _)| *pg);
+            }
             resync_chunks += status.joining.and_then(|(_, chunks)| chunks).unwrap_or(0) as u64;
             match status.role {
                 RoleName::Opening { .. } | RoleName::Serving => roles[0] += 1,
@@ -381,6 +386,8 @@ impl Worker {
                 RoleName::Outside => {}
             }
         }
+        let trouble = trouble.map(|(pg, why)| said(pg, why, troubled - 1));
+        self.counters.say_join_trouble(trouble);
         let stats = self.store.stats();
         let unit = u64::from(pflex_proto::geometry::CHUNK_SIZE);
         let counters = &self.counters;
@@ -449,7 +456,7 @@ impl Worker {
             Err(poison) => {
                 tracing::error!(device = %self.own.device, error = &poison as &dyn std::error::Error, "device out of service");
                 for (pg, slot) in &mut self.slots {
-                    self.events.push_back((*pg, Event::StoreFailed { ticket: slot.fail() }));
+                    self.events.push_back((*pg, Event::StoreFailed { ticket: slot.fail(), no_space: false }));
                 }
             }
         }
@@ -479,4 +486,19 @@ impl Worker {
         let info = self.map.devices.get(&device)?;
         Some(Member { device, sds: info.sds, incarnation: info.incarnation })
     }
+}
+
+/// For a person: why a copy is not filled, and in how many other groups something is wrong as well.
+fn said(pg: PgId, trouble: JoinTrouble, others: usize) -> String {
+    let mut said = match trouble {
+        JoinTrouble::Unreadable { chunk } => {
+            format!("chunk {chunk} of group {pg} cannot be read, so a copy of the group stays incomplete")
+        }
+        JoinTrouble::NoSpace { device } => format!("no space on device {device} for group {pg}"),
+        JoinTrouble::CannotApply { device } => format!("device {device} cannot apply the writes of group {pg}"),
+    };
+    if others > 0 {
+        said.push_str(&format!(" (and {others} other groups)"));
+    }
+    said
 }

@@ -213,7 +213,9 @@ impl World {
             Item::Tick => {
                 self.node_after(50 * MS, device, Item::Tick);
                 for pg in self.nodes[&device].pgs.keys().copied().collect::<Vec<_>>() {
-                    self.step(device, pg, Event::Tick)?;
+                    // Not of the generator of chances: what is tried again when is no fault.
+                    let jitter = (self.now / MS % 65_521) as u16;
+                    self.step(device, pg, Event::Tick { jitter })?;
                 }
                 // The driver's duty: the only copy failed, so nobody can take over, and it starts anew.
                 if self.nodes[&device].pgs.values().any(|pg| {
@@ -251,7 +253,7 @@ impl World {
             }
             Item::Ended(other, life) => {
                 self.nodes.get_mut(&device).expect("known node").leases.ended(other, life);
-                self.everywhere(device, &Event::Tick)?;
+                self.everywhere(device, &Event::Tick { jitter: 0 })?;
             }
             Item::LeaseAsk(request) => self.give_lease(device, &request),
             Item::LeaseGive(grant) => {
@@ -272,7 +274,7 @@ impl World {
     }
 
     pub(super) fn step(&mut self, device: DeviceId, pg: PgId, event: Event<Data>) -> Result<(), String> {
-        let quiet = matches!(event, Event::Tick | Event::Durable { .. });
+        let quiet = matches!(event, Event::Tick { .. } | Event::Durable { .. });
         let told = (self.trace && !quiet).then(|| format!("{event:?}"));
         let effects = self.nodes.get_mut(&device).expect("known node").handle(self.now, pg, event);
         if let Some(told) = told {
@@ -310,7 +312,7 @@ impl World {
                 *ends = (*ends).max(self.now + delay);
                 let delay = *ends - self.now;
                 if failed {
-                    self.node_after(delay, device, Item::Pg(pg, Event::StoreFailed { ticket }));
+                    self.node_after(delay, device, Item::Pg(pg, Event::StoreFailed { ticket, no_space: fails }));
                 } else {
                     self.node_after(delay, device, Item::Flush(pg, ticket));
                 }
