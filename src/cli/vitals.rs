@@ -96,7 +96,7 @@ pub(super) fn with_starts(record: Record, starts: &[RegistrationRow]) -> Record 
             ("at", Value::Time(start.at_ms)),
             ("version", (&start.version).into()),
             ("host", (&start.host_name).into()),
-            ("process", hex(&start.process_id).into()),
+            ("process", hex(&start.process_mark).into()),
         ])
     };
     let last: Vec<String> = starts.iter().take(3).map(|start| format_time(start.at_ms)).collect();

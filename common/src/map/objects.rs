@@ -2,8 +2,8 @@
 
 use pflex_proto::{
     ids::{
-        ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LayerId, PgIndex, PoolId, ProcessId, SdcId,
-        SdsId, VolumeEpoch, VolumeId, VtreeId,
+        ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LayerId, PgIndex, PoolId, SdcId, SdsId,
+        VolumeEpoch, VolumeId, VtreeId,
     },
     pb,
     pg::MalformedMessage,
@@ -48,8 +48,6 @@ pub struct SdsInfo {
     pub control: Option<Endpoint>,
     /// Its management plane.
     pub management: Option<Endpoint>,
-    /// Its process at the last registration.
-    pub process: Option<ProcessId>,
     /// The MDM's verdict.
     pub alive: bool,
     /// The leader has seen that this process has ended (S8).
@@ -80,8 +78,6 @@ pub struct SdcInfo {
     pub id: SdcId,
     /// Its name.
     pub name: String,
-    /// Its process at the last registration.
-    pub process: Option<ProcessId>,
 }
 
 /// What a mapping allows.
@@ -132,14 +128,6 @@ impl VolumeInfo {
     }
 }
 
-fn process(bytes: &[u8]) -> Result<Option<ProcessId>, MalformedMessage> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let parsed = ProcessId::from_slice(bytes);
-    parsed.map(Some).map_err(|source| MalformedMessage::Uuid { field: "process_id", source })
-}
-
 impl TryFrom<pb::Pool> for PoolInfo {
     type Error = MalformedMessage;
 
@@ -172,7 +160,6 @@ impl TryFrom<pb::Sds> for SdsInfo {
             data: addresses.data.parse().ok(),
             control: addresses.control.parse().ok(),
             management: addresses.management.parse().ok(),
-            process: process(&sds.process_id)?,
             alive: sds.alive,
             proven_dead: sds.proven_dead,
         })
@@ -200,7 +187,7 @@ impl TryFrom<pb::Sdc> for SdcInfo {
     type Error = MalformedMessage;
 
     fn try_from(sdc: pb::Sdc) -> Result<Self, MalformedMessage> {
-        Ok(Self { id: SdcId(sdc.id), name: sdc.name, process: process(&sdc.process_id)? })
+        Ok(Self { id: SdcId(sdc.id), name: sdc.name })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pflex_proto::{
-    ids::{DeviceId, FaultSetId, LogTime, PoolId, Revision, SdsId},
+    ids::{DeviceId, FaultSetId, LogTime, PoolId, ProcessId, Revision, SdsId},
     pb,
 };
 
@@ -52,19 +52,19 @@ fn addresses(addresses: &Addresses) -> pb::Addresses {
     pb::Addresses { data, control, management, raft, api, nbd }
 }
 
-fn process_and_addresses(registration: Option<&Registration>) -> (Vec<u8>, Option<pb::Addresses>) {
-    registration.map(|r| (r.process.as_bytes().to_vec(), Some(addresses(&r.addresses)))).unwrap_or_default()
+/// Tells starts apart without saying the id, by which a process proves to be the registered one.
+fn process_mark(process: ProcessId) -> Vec<u8> {
+    const BYTES: usize = 8;
+    ring::digest::digest(&ring::digest::SHA256, process.as_bytes()).as_ref()[..BYTES].to_vec()
 }
 
 pub(crate) fn sds(sds: &Sds) -> pb::Sds {
-    let (process_id, addresses) = process_and_addresses(sds.registration.as_ref());
     pb::Sds {
         id: sds.id.get(),
         name: sds.name.clone(),
         domain_id: sds.domain.get(),
         fault_set_id: sds.fault_set.map_or(0, FaultSetId::get),
-        addresses,
-        process_id,
+        addresses: sds.registration.as_ref().map(|registration| addresses(&registration.addresses)),
         alive: sds.alive,
         proven_dead: sds.proven_dead,
     }
@@ -84,8 +84,8 @@ pub(crate) fn device(device: &Device) -> pb::Device {
 }
 
 pub(crate) fn sdc(sdc: &Sdc) -> pb::Sdc {
-    let (process_id, addresses) = process_and_addresses(sdc.registration.as_ref());
-    pb::Sdc { id: sdc.id.get(), name: sdc.name.clone(), process_id, addresses, approved: sdc.approved }
+    let addresses = sdc.registration.as_ref().map(|registration| addresses(&registration.addresses));
+    pb::Sdc { id: sdc.id.get(), name: sdc.name.clone(), addresses, approved: sdc.approved }
 }
 
 pub(crate) fn pg(pg: &Pg) -> pb::Pg {
@@ -322,7 +322,7 @@ pub(crate) fn registration(registration: &Registration) -> pb::RegistrationRow {
         version: registration.version.clone(),
         host_name: registration.host_name.clone(),
         addresses: Some(addresses(&registration.addresses)),
-        process_id: registration.process.as_bytes().to_vec(),
+        process_mark: process_mark(registration.process),
     }
 }
 

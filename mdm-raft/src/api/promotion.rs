@@ -13,10 +13,9 @@ use std::{
 
 use pflex_proto::ids::{PgId, PgIndex, Revision};
 
-use crate::state::{State, model::Freeze};
+use crate::state::{State, limits::REVOKED_WITHIN_MS, model::Freeze};
 
-/// 67.5 s bound a revoked token on any SDS; the rest is for clocks that run apart (500 ppm are 34 ms) and a margin.
-const TOKENS_END: Duration = Duration::from_millis(67_500 + 2_500);
+const TOKENS_END: Duration = Duration::from_millis(REVOKED_WITHIN_MS);
 
 /// Since when this member has known each freeze. Bounded by the freezes of the state.
 #[derive(Debug, Default)]

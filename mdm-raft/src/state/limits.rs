@@ -66,6 +66,9 @@ pub const SESSION_IDLE_MS: u64 = 3_600_000;
 
 /// How long a token is good (S21).
 pub const TOKEN_LIFE_MS: u64 = 60_000;
+/// No token of before a revocation is good anywhere after this (S20): 67.5 s of real time bound it on an SDS that hears no
+/// MDM, by the proof in the SDS's `admission::freshness`; the rest is for clocks that run apart (500 ppm are 34 ms).
+pub const REVOKED_WITHIN_MS: u64 = 67_500 + 2_500;
 /// How long an expired token stays in `io_tokens` for the audit.
 pub const TOKEN_RETENTION_MS: u64 = 600_000;
 /// Rows of `io_tokens`; beyond it the oldest go first, even before their retention ends.

@@ -10,7 +10,7 @@ use crate::{
     command::{Answer, ErrorCode, proto},
     state::{
         State,
-        limits::{MAX_MAPPINGS_PER_VOLUME, MAX_VOLUME_BYTES, MAX_VOLUMES, OVERCOMMIT_RATIO, TOKEN_LIFE_MS},
+        limits::{MAX_MAPPINGS_PER_VOLUME, MAX_VOLUME_BYTES, MAX_VOLUMES, OVERCOMMIT_RATIO, REVOKED_WITHIN_MS},
         model::{Access, Mapping, Pool, Volume},
     },
 };
@@ -118,7 +118,7 @@ impl State {
     }
 
     /// Raises the volume's epoch (S20). The service waits for the SDSs; `tokens_expire_log_ms` bounds that wait, since
-    /// every token issued before this command ends by then.
+    /// by then no token issued before this command is good on any of them, whatever they hear.
     pub(super) fn unmap_volume(&mut self, context: Context, unmap: &proto::UnmapVolume) -> Effect {
         let volume = self.named_volume(&unmap.volume)?.id;
         let sdc = self.named_sdc(&unmap.sdc)?.id;
@@ -130,7 +130,7 @@ impl State {
         Ok(Answer::Unmapped(proto::Unmapped {
             volume_id: volume.get(),
             volume_epoch: epoch.get(),
-            tokens_expire_log_ms: context.log_time.get() + TOKEN_LIFE_MS,
+            tokens_expire_log_ms: context.log_time.get() + REVOKED_WITHIN_MS,
         }))
     }
 

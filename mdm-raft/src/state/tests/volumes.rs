@@ -65,7 +65,7 @@ fn unmapping_raises_the_epoch_that_voids_tokens() {
     assert_eq!(world.refused(delete(proto::Object::Sdc, "c")), ErrorCode::InUse);
 
     let Answer::Unmapped(unmapped) = world.ok(unmap("v", "c")) else { panic!() };
-    assert_eq!((unmapped.volume_epoch, unmapped.tokens_expire_log_ms), (2, world.now + 60_000));
+    assert_eq!((unmapped.volume_epoch, unmapped.tokens_expire_log_ms), (2, world.now + 70_000));
     assert_eq!(world.refused(unmap("v", "c")), ErrorCode::NotFound);
     world.ok(delete(proto::Object::Volume, "v"));
     world.ok(create_volume("v", GIB));
