@@ -12,7 +12,7 @@ use super::{
     pipeline::Work,
     record::{Kind, MAX_OPERATIONS, Record},
     ring::{HEADER_BYTES, MAX_GROUP_BYTES, Ring},
-    types::{ChunkEntry, Client, Fix, Lane, Operation, OperationSnapshot, OrderedWrite, Run, Ticket},
+    types::{BlockRange, ChunkEntry, Client, Fix, Lane, Operation, OperationSnapshot, OrderedWrite, Run, Ticket},
 };
 
 impl Store {
@@ -335,6 +335,10 @@ impl Store {
         }
         if !record.runs.iter().all(Run::is_sound) {
             return Err(ApplyError::BadRun { chunk: record.chunk });
+        }
+        if self.chunks.get(&record.chunk).is_some_and(|entry| entry.is_emptied_by(&record)) {
+            // In the form that gives the unit back.
+            record.runs = vec![Run::zeros(BlockRange::WHOLE)];
         }
         let bytes = record.encoded_bytes(false);
         let limit = MAX_GROUP_BYTES - HEADER_BYTES;

@@ -267,6 +267,16 @@ impl Chunk {
         sources
     }
 
+    /// Whether zeros written by this record leave no block with data, with everything pending done before it.
+    pub(super) fn is_emptied_by(&self, record: &Record) -> bool {
+        if !self.claimed || record.runs.is_empty() || record.has_data() || record.empties_chunk() {
+            return false;
+        }
+        let zeroed = |block: u16| record.runs.iter().any(|run| run.blocks.blocks().contains(&block));
+        let sources = self.sources(BlockRange::WHOLE).into_iter();
+        (0..).zip(sources).all(|(block, source)| matches!(source, Source::Hole) || zeroed(block))
+    }
+
     /// Whether nothing is left of it.
     pub(super) fn is_gone(&self) -> bool {
         !self.stable.exists && self.pending.is_empty()

@@ -195,6 +195,37 @@ fn dropped_groups_and_trimmed_volumes_are_gone_and_their_space_is_free() {
     }
 }
 
+/// As `fstrim` of a file system whose free space is in many pieces.
+#[test]
+fn a_chunk_that_is_trimmed_in_pieces_gives_its_space_back() {
+    let (device, meta) = formatted(4);
+    let (mut store, _) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
+    let mut sequence = 0;
+    let mut apply = |store: &mut Store, first, count, tag| {
+        sequence += 1;
+        store.apply(write(pg(0), chunk(0), sequence, run(first, count, tag))).unwrap();
+    };
+    for reopened in [false, true] {
+        apply(&mut store, 3, 10, 1);
+        apply(&mut store, 100, 50, 2);
+        if reopened {
+            settle(&mut store);
+            store = Store::open(device.clone(), meta.clone(), CONFIG).unwrap().0;
+        }
+        apply(&mut store, 0, 120, 0);
+        settle(&mut store);
+        assert_eq!(store.stats().units_available, 3, "blocks 120 to 149 are data");
+        apply(&mut store, 120, 40, 0);
+        settle(&mut store);
+        poll_durable(&mut store).unwrap();
+        assert_eq!(store.stats().units_available, 4, "nothing is left of it");
+        assert_eq!(tags(&read_now(&mut store, chunk(0), BlockRange::WHOLE).unwrap().data), [0; 256]);
+        assert!(store.chunk(chunk(0)).is_some(), "its version stays");
+    }
+    let (store, _) = Store::open(device, meta, CONFIG).unwrap();
+    assert_eq!(store.stats().units_available, 4);
+}
+
 #[test]
 fn a_deleted_tree_is_purged_piece_by_piece_and_its_clients_are_forgotten_for_good() {
     let (device, meta) = formatted(8);
