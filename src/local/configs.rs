@@ -147,6 +147,13 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_of_an_sds_is_a_configuration() {
+        let file: pflex_sds::daemon::ConfigFile = toml::from_str(include_str!("../../deploy/sds.toml")).unwrap();
+        assert_eq!((file.device.len(), file.device[0].format_if_blank), (2, true));
+        file.validate().unwrap();
+    }
+
+    #[test]
     fn an_sdc_takes_what_is_written_for_it() {
         let file: pflex_sdc::daemon::ConfigFile = written(Kind::Sdc).try_into().unwrap();
         let config = file.validate().unwrap();
