@@ -42,6 +42,9 @@ fn options(create: bool) -> Options {
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     // In a recycled file old records follow the tail and could be taken for new ones.
     options.set_recycle_log_file_num(0);
+    // A write only goes to memory; the flusher's thread hands it to the system and syncs. The file system makes a write
+    // wait for the journal commit of somebody's fsync, 100 ms and more on a busy disk, and writes are on the Raft thread.
+    options.set_manual_wal_flush(true);
     // Syncs happen when the flusher says so; background ones would only compete with them.
     options.set_wal_bytes_per_sync(0);
     // A synced write-ahead log that went missing or got shorter refuses to open.

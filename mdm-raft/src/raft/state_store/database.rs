@@ -181,6 +181,9 @@ fn options(create: bool) -> Options {
     options.create_missing_column_families(true);
     // Any prefix of the batches is a state; the Raft log replays the rest.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // So what a killed process had not handed to the system is no loss, and the Raft thread need not wait for the file
+    // system, whose writes wait for other files' fsyncs. The log is purged only below a checkpoint, which has it all.
+    options.set_manual_wal_flush(true);
     options.set_recycle_log_file_num(0);
     options.set_paranoid_checks(true);
     options.set_keep_log_file_num(4);
