@@ -158,3 +158,43 @@ fn five_mdms_lose_two_by_sigkill_and_tell_the_truth() {
     cluster.expect(0, "status --check");
     assert!(members().iter().all(|(_, _, state)| state == "up"));
 }
+
+/// Announced, stopped, started, and back: nothing is moved, no operation fails, and a second one may not go meanwhile.
+#[test]
+fn a_server_is_down_for_maintenance_and_io_goes_on() {
+    let cluster = Cluster::start();
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let io = scope.spawn(|| io_until(&over, &done, &cluster));
+        let go_on = || {
+            let before = done.load(Ordering::Relaxed);
+            while done.load(Ordering::Relaxed) < before + 100 {
+                assert!(!io.is_finished(), "an operation failed");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        go_on();
+        cluster.expect(0, "sds maintenance enter sds1 --wait");
+        let resting = cluster.json("sds show sds1 -o json");
+        assert_eq!((&resting["maintenance"], &resting["pgs_primary"]), (&true.into(), &0.into()), "{resting}");
+        cluster.expect(4, "sds maintenance enter sds2");
+        go_on();
+        cluster.kill("sds0");
+        let began = Instant::now();
+        while cluster.json("rebuild list --unfinished -o json")[0]["waits_for"]
+            != serde_json::json!(["sds1 is in maintenance"])
+        {
+            assert!(began.elapsed() < PATIENCE, "its copies are not missed");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        go_on();
+        cluster.up(0);
+        cluster.expect(0, "sds maintenance exit sds1 --wait");
+        let back = cluster.json("sds show sds1 -o json");
+        assert_eq!((&back["maintenance"], &back["pgs_joining"]), (&false.into(), &0.into()), "{back}");
+        go_on();
+        over.store(true, Ordering::Relaxed);
+    });
+    cluster.expect(0, "status --check");
+    cluster.expect(4, "sds maintenance exit sds1");
+}

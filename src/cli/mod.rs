@@ -11,6 +11,7 @@ mod event;
 mod fault_set;
 mod health;
 mod limits;
+mod maintenance;
 mod names;
 mod object;
 mod pg;
@@ -299,7 +300,7 @@ mod tests {
                 "list" | "show" | "status" | "health" | "history" | "topology" | "chunks" => &["watch", "stale"],
                 "create" | "add" => &["if_not_exists"],
                 "delete" | "remove" | "resize" | "down" => &["yes", "dry_run"],
-                "map" | "unmap" => &["wait"],
+                "map" | "unmap" | "enter" | "exit" => &["wait"],
                 _ => &[],
             };
             for flag in flags {

@@ -8,6 +8,7 @@ use pflex_proto::pb::{
 use super::{
     Tool,
     complete::Of,
+    maintenance,
     names::{Names, freshness},
     object::{self, Kind},
     target::Target,
@@ -70,6 +71,15 @@ pub(super) enum Verb {
         name: String,
         new_name: String,
     },
+    /// Take a storage server down for a while and bring it back.
+    #[command(
+        arg_required_else_help = true,
+        after_help = "Example:\n  pflex sds maintenance enter sds1 --wait\n  pflex sds maintenance exit sds1 --wait"
+    )]
+    Maintenance {
+        #[command(subcommand)]
+        verb: maintenance::Verb,
+    },
     /// Remove a storage server that holds no data that is needed.
     #[command(after_help = "Example:\n  pflex sds remove sds4 --yes")]
     Remove {
@@ -94,6 +104,10 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         }
         Verb::Rename { name, new_name } => {
             object::rename::<Servers>(tool, &session, RenameKind::Sds, &name, &new_name).await
+        }
+        Verb::Maintenance { verb } => {
+            let name = maintenance::run(verb, tool, &session).await?;
+            object::print::<Servers>(tool, &session, &name).await
         }
         Verb::Remove { name, confirm } => object::remove::<Servers>(&session, &name, confirm).await,
     }
@@ -137,6 +151,8 @@ fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
         .wide("fault_set", "FAULT SET", Some(sds.fault_set_id).filter(|id| *id != 0).map(|id| sets.of(id)))
         .hidden("fault_set_id", sds.fault_set_id)
         .hidden("alive", sds.alive)
+        .column("maintenance", "MAINTENANCE", sds.maintenance_since_ms.is_some())
+        .hidden("maintenance_since", sds.maintenance_since_ms.map_or(Value::Null, Value::Time))
         .column("data_address", "DATA", addresses.data)
         .wide("control_address", "CONTROL", addresses.control)
         .wide("management_address", "MANAGEMENT", addresses.management)

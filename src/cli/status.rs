@@ -159,7 +159,9 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
     let list = |what: &str, names: &[&str]| {
         if names.is_empty() { String::new() } else { format!("; {what}: {}", names.join(", ")) }
     };
-    line("servers", format!("{alive} of {} alive{}{}", servers.len(), list("lost", &lost), list("in doubt", &doubted)));
+    let maintained = named(servers.iter().filter(|server| server.maintenance_since_ms.is_some()));
+    let (all, lost, doubted) = (servers.len(), list("lost", &lost), list("in doubt", &doubted));
+    line("servers", format!("{alive} of {all} alive{lost}{doubted}{}", list("in maintenance", &maintained)));
     let clients: Vec<_> = status.components.iter().filter(|row| row.kind() == ComponentKind::Sdc).collect();
     let active = clients.iter().filter(|client| client.status == "ACTIVE").count();
     line("clients", format!("{active} of {} active", clients.len()));
@@ -327,6 +329,9 @@ mod tests {
         assert!(screen.contains("24 whole, 40 degraded, 0 unavailable"));
         assert!(screen.lines().count() < 24, "one screen");
         let silent = Sds { name: "sds1".into(), ..alive.clone() };
+        let resting = Sds { maintenance_since_ms: Some(1), ..alive.clone() };
+        let resting = super::screen(&status, &[resting], &[], false);
+        assert!(resting.contains("in maintenance: sds2"), "{resting}");
         status.reasons[0].why = "it does not answer".into();
         let screen = super::screen(&status, &[silent, alive], &[], false);
         assert!(screen.contains("1 of 2 alive; in doubt: sds1"), "{screen}");

@@ -288,7 +288,8 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
                         "; it flaps: lost {times} times within an hour, and is taken back in {wait} s at the earliest"
                     )
                 });
-                let why = format!("{why}{}", kept_out.unwrap_or_default());
+                let planned = sds.maintenance.map_or("", |_| "in maintenance: ");
+                let why = format!("{planned}{why}{}", kept_out.unwrap_or_default());
                 answer.reasons.push(warning(object, why));
             }
             (Some(_), true) => {

@@ -67,6 +67,7 @@ pub(crate) fn sds(sds: &Sds) -> pb::Sds {
         addresses: sds.registration.as_ref().map(|registration| addresses(&registration.addresses)),
         alive: sds.alive,
         proven_dead: sds.proven_dead,
+        maintenance_since_ms: sds.maintenance.map(|since| since.wall_ms),
     }
 }
 

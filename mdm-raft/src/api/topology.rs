@@ -1,4 +1,4 @@
-//! Fault sets, names, devices, and what a rebalance would move.
+//! Fault sets, names, devices, maintenance, and what a rebalance would move.
 
 use std::collections::BTreeSet;
 
@@ -129,6 +129,24 @@ impl Topology for Api {
             out_of_service_device_ids: out_of_service.iter().map(|device| device.get()).collect(),
         }))
     }
+
+    async fn enter_maintenance(
+        &self,
+        request: Request<pb::MaintenanceRequest>,
+    ) -> Result<Response<pb::MaintenanceReply>, Status> {
+        let pb::MaintenanceRequest { request, sds } = request.into_inner();
+        self.propose_once(request, Body::EnterMaintenance(proto::EnterMaintenance { name: sds })).await?;
+        Ok(Response::new(pb::MaintenanceReply {}))
+    }
+
+    async fn exit_maintenance(
+        &self,
+        request: Request<pb::MaintenanceRequest>,
+    ) -> Result<Response<pb::MaintenanceReply>, Status> {
+        let pb::MaintenanceRequest { request, sds } = request.into_inner();
+        self.propose_once(request, Body::ExitMaintenance(proto::ExitMaintenance { name: sds })).await?;
+        Ok(Response::new(pb::MaintenanceReply {}))
+    }
 }
 
 /// What a plan is made from, taken from one state.
@@ -144,7 +162,7 @@ struct Inputs {
 
 impl Inputs {
     fn of(state: &State, pool: &Pool) -> Self {
-        let candidates = state.candidates(pool.id);
+        let candidates = state.candidates_in_the_end(pool.id);
         let able: BTreeSet<DeviceId> = candidates.iter().map(|candidate| candidate.device).collect();
         Self {
             pgs: state.pgs_of(pool.id).map(|pg| pg.id).collect(),

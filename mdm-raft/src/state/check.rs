@@ -301,8 +301,33 @@ impl State {
                 hold!(now.incarnation >= before.incarnation, "device {id} went back to an older life");
                 let lost = before.alive && !now.alive;
                 hold!(!lost || now.lost_at.is_some(), "device {id} was lost and nobody knows since when");
+                // Who was in maintenance until now is missed since now.
+                let (sds, missed) = (now.sds, Some(self.log_time()));
+                let left = |sds: &super::model::Sds| sds.maintenance.is_some() && !self.is_in_maintenance(sds.id);
+                let left = self.sds.changes().any(|(id, was, _)| id == sds && was.is_some_and(left));
+                if left && now.lost_at == missed {
+                    continue;
+                }
                 let aged = !before.alive && !now.alive && before.lost_at != now.lost_at;
                 hold!(!aged, "device {id} is lost since another time than before");
+            }
+        }
+        for (id, before, now) in self.sds.changes() {
+            let maintained = |sds: Option<&super::model::Sds>| sds.is_some_and(|sds| sds.maintenance.is_some());
+            if maintained(before) || !maintained(now) {
+                continue;
+            }
+            let here = || self.pgs.values().filter(|pg| pg.config.in_sync.iter().any(|member| member.sds == id));
+            for pg in here() {
+                hold!(
+                    !self.stays_without(pg, id).is_empty(),
+                    "sds {id} may stop and has the only copy of pg {}",
+                    pg.id
+                );
+            }
+            for pg in here() {
+                let leads = pg.config.primary.and_then(|device| self.sds_of(device)) == Some(id);
+                hold!(!leads, "sds {id} may stop and leads pg {}", pg.id);
             }
         }
         for (_, before, now) in self.jobs.changes() {

@@ -20,6 +20,8 @@ pub enum Outlook {
     Held(Hold),
     /// It gets one in so many milliseconds, unless its device is back by then.
     Later(u64),
+    /// Never: its SDS is in maintenance, and comes back with it.
+    Maintenance,
     /// No device in service fails apart from the other copies of its group (I5).
     NoDomain,
     /// Nobody serves its group, so nobody could fill another copy.
@@ -53,6 +55,7 @@ impl fmt::Display for Outlook {
             Self::Later(ms) => {
                 write!(f, "new homes once rebuild.delay_ms has passed ({} s left)", ms.div_ceil(1_000))
             }
+            Self::Maintenance => f.write_str("its server is in maintenance, so it keeps its place"),
             Self::NoDomain => f.write_str("no other fault domain has a device in service"),
             Self::Unserved => f.write_str("nobody serves its group"),
         }
@@ -92,6 +95,8 @@ impl State {
         }
         Some(if pg.config.primary.is_none() {
             Outlook::Unserved
+        } else if self.is_in_maintenance(lost.sds) {
+            Outlook::Maintenance
         } else if !self.has_another_domain(pg, device, places) {
             Outlook::NoDomain
         } else {

@@ -215,9 +215,18 @@ impl State {
         self.health.get(component)
     }
 
-    /// The devices that may hold copies of a pool's groups: its own that are in service.
+    /// The devices that may be given copies of a pool's groups: its own that are in service, and are to stay so.
     pub fn candidates(&self, pool: PoolId) -> Vec<Candidate> {
-        let devices = self.devices.values().filter(|device| device.pool == Some(pool) && device.alive);
+        self.candidates_if(pool, |device| device.alive && !self.is_in_maintenance(device.sds))
+    }
+
+    /// The same once every maintenance is over: what is planned for good does not depend on it.
+    pub fn candidates_in_the_end(&self, pool: PoolId) -> Vec<Candidate> {
+        self.candidates_if(pool, |device| device.alive || self.is_in_maintenance(device.sds))
+    }
+
+    fn candidates_if(&self, pool: PoolId, may: impl Fn(&Device) -> bool) -> Vec<Candidate> {
+        let devices = self.devices.values().filter(|device| device.pool == Some(pool) && may(device));
         let candidate = |device: &Device| {
             let domain = self.sds.get(device.sds)?.fault_domain();
             Some(Candidate { device: device.id, domain, capacity: device.capacity })

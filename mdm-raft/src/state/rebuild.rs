@@ -78,6 +78,7 @@ impl State {
     fn out_of_service_words(&self, id: DeviceId) -> String {
         let sds = self.devices.get(id).and_then(|device| self.sds.get(device.sds));
         match sds {
+            Some(sds) if sds.maintenance.is_some() => format!("{} is in maintenance", sds.name),
             Some(sds) if sds.alive => format!("device {id} of {} is out of service", sds.name),
             Some(sds) => format!("{} is DOWN", sds.name),
             None => format!("device {id} is out of service"),
@@ -269,6 +270,8 @@ fn waits_words(who: &str, outlooks: &BTreeMap<Outlook, u32>) -> String {
     for (outlook, copies) in outlooks {
         match outlook {
             Outlook::Later(_) if Some(outlook) != longest => {}
+            // Said by whom it is about.
+            Outlook::Maintenance => {}
             Outlook::NoDomain if *copies == 1 => said.push(format!("{outlook} for 1 copy")),
             Outlook::NoDomain => said.push(format!("{outlook} for {copies} copies")),
             Outlook::Due | Outlook::Held(_) | Outlook::Later(_) | Outlook::Unserved => said.push(outlook.to_string()),

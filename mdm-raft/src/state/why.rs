@@ -278,11 +278,17 @@ impl State {
 
     fn why_sds(&self, sds: &Sds) -> Explanation {
         let state = match (&sds.registration, sds.alive) {
+            _ if sds.maintenance.is_some() => "in maintenance",
             (None, _) => "never seen",
             (Some(_), true) => "alive",
             (Some(_), false) => "lost",
         };
         let mut causes = vec![self.sds_cause(sds)];
+        causes.extend(sds.maintenance.map(|since| {
+            let what = "it is in maintenance: it leads no group that another can lead, no copies are placed on it, and those \
+                        it has keep their places while it is away; `pflex sds maintenance exit` ends that";
+            by(what, since.revision)
+        }));
         causes.extend(self.flapping(Component { kind: Kind::Sds, id: sds.id.get() }));
         if self.awaited_sds().contains(&sds.id) {
             causes.insert(
@@ -310,7 +316,8 @@ impl State {
         if sds.alive {
             by(format!("sds {name} is heard (process {}): {health}", registration.process), revision)
         } else {
-            by(format!("sds {name} is lost: {health}"), revision)
+            let planned = sds.maintenance.map_or("", |_| "in maintenance and ");
+            by(format!("sds {name} is {planned}lost: {health}"), revision)
         }
     }
 

@@ -12,6 +12,7 @@ mod homes;
 mod insight;
 mod liveness;
 mod log_time;
+mod maintenance;
 mod map;
 mod membership;
 mod metadata;

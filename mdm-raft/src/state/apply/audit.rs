@@ -276,6 +276,13 @@ impl State {
                 let pool = self.pool(PoolId(moves.pool_id)).map_or_else(|| "?".to_owned(), |pool| pool.name.clone());
                 Deed::new("pg.move", format!("pool {pool}"), self.places_moved())
             }
+            Body::EnterMaintenance(enter) => {
+                let what = "is in maintenance: it leads no group, and its copies keep their places while it is away";
+                Deed::new("sds.maintenance", format!("sds {}", enter.name), what)
+            }
+            Body::ExitMaintenance(exit) => {
+                Deed::new("sds.maintenance", format!("sds {}", exit.name), "is not in maintenance any more")
+            }
             Body::SdsLost(lost) => self.loss(lost),
             Body::SdsReturned(returned) => self.return_of(returned),
             Body::JudgeSds(judge) => self.judgement(judge)?,
@@ -311,8 +318,14 @@ impl State {
     fn loss(&self, lost: &proto::SdsLost) -> Deed {
         let kind = if lost.whole { "sds.lost" } else { "device.lost" };
         let kept_out = if lost.whole { self.kept_out_words(SdsId(lost.sds_id)) } else { self.devices_kept_out(lost) };
-        let what = format!("{}{kept_out}", lost.why);
-        Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(Severity::Warning)
+        // Somebody has announced it, so it is no warning.
+        let (planned, severity) = if self.is_in_maintenance(SdsId(lost.sds_id)) {
+            ("in maintenance: ", Severity::Info)
+        } else {
+            ("", Severity::Warning)
+        };
+        let what = format!("{planned}{}{kept_out}", lost.why);
+        Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(severity)
     }
 
     fn return_of(&self, returned: &proto::SdsReturned) -> Deed {

@@ -61,7 +61,9 @@ impl State {
         }
         let was_well = before.is_none_or(|health| health.status == Status::Active);
         let mut losses = before.map(|health| health.losses.clone()).unwrap_or_default();
-        if was_well && status != Status::Active {
+        // Who is stopped on purpose is not flapping.
+        let planned = component.kind == Kind::Sds && self.is_in_maintenance(component.id.into());
+        if was_well && status != Status::Active && !planned {
             losses.note(context.log_time);
         }
         let (since, revision) = (context.log_time, context.revision);

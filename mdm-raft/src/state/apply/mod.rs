@@ -5,6 +5,7 @@ mod cluster;
 mod device;
 mod fault_set;
 mod health;
+mod maintenance;
 mod moves;
 mod pg;
 mod promote;
@@ -158,6 +159,8 @@ impl State {
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
             Body::JudgeSds(judge) => self.judge_sds(context, judge),
             Body::MoveCopies(moves) => self.move_copies(moves),
+            Body::EnterMaintenance(enter) => self.enter_maintenance(context, enter),
+            Body::ExitMaintenance(exit) => self.exit_maintenance(context, exit),
             Body::FreezePg(freeze) => self.freeze_pg(context, freeze),
             Body::PromotePg(promote) => self.promote_pg(promote),
             Body::UnfreezePg(unfreeze) => self.unfreeze_pg(unfreeze),

@@ -72,9 +72,15 @@ impl State {
         if self.devices.get(from).is_some_and(|device| device.alive) {
             return Err(format!("device {from} is in service"));
         }
+        if let Some(sds) = self.sds_of(from).filter(|sds| self.is_in_maintenance(*sds)) {
+            return Err(format!("{} is in maintenance: its copies keep their places", self.sds_label(sds)));
+        }
         let target = self.devices.get(to).ok_or_else(|| format!("there is no device {to}"))?;
         if !target.alive || target.pool != Some(id.pool) {
             return Err(format!("device {to} is out of service or of another pool"));
+        }
+        if self.is_in_maintenance(target.sds) {
+            return Err(format!("device {to} is on an SDS in maintenance"));
         }
         let others = || pg.replicas.iter().copied().filter(|device| *device != from);
         let domain = self.domain_of(target);

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How many groups each device is primary of.
-type PrimaryCounts = BTreeMap<DeviceId, u32>;
+pub(super) type PrimaryCounts = BTreeMap<DeviceId, u32>;
 
 /// A device that was opened again with all it had.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ impl State {
             let primary = config
                 .primary
                 .filter(|device| alive.iter().any(|member| member.device == *device))
-                .or_else(|| fewest_primaries(&alive, &primaries));
+                .or_else(|| self.successor(&alive, &primaries));
             if !alive.is_empty() {
                 in_sync = alive;
             }
@@ -85,7 +85,13 @@ impl State {
         }
     }
 
-    fn primary_counts(&self) -> PrimaryCounts {
+    /// The live copy that is to lead: the one with the fewest primaries, not in maintenance if another one is there.
+    pub(super) fn successor(&self, alive: &[Member], primaries: &PrimaryCounts) -> Option<DeviceId> {
+        let stays: Vec<Member> = alive.iter().copied().filter(|member| !self.is_in_maintenance(member.sds)).collect();
+        fewest_primaries(if stays.is_empty() { alive } else { &stays }, primaries)
+    }
+
+    pub(super) fn primary_counts(&self) -> PrimaryCounts {
         let mut counts = PrimaryCounts::new();
         for device in self.pgs.values().filter_map(|pg| pg.config.primary) {
             *counts.entry(device).or_default() += 1;
@@ -276,7 +282,7 @@ fn fewest_primaries(alive: &[Member], primaries: &PrimaryCounts) -> Option<Devic
     alive.iter().min_by_key(load).map(|member| member.device)
 }
 
-fn count_move(primaries: &mut PrimaryCounts, from: Option<DeviceId>, to: Option<DeviceId>) {
+pub(super) fn count_move(primaries: &mut PrimaryCounts, from: Option<DeviceId>, to: Option<DeviceId>) {
     if let Some(count) = from.and_then(|device| primaries.get_mut(&device)) {
         *count = count.saturating_sub(1);
     }

@@ -128,6 +128,7 @@ impl State {
             former_name: None,
             awaited: false,
             proven_dead: false,
+            maintenance: None,
         });
         created(id.get(), false)
     }

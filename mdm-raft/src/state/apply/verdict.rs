@@ -135,7 +135,7 @@ impl State {
         for device in &devices {
             let was_alive = self.devices.get(*device).is_some_and(|device| device.alive);
             self.devices.update(*device, |device| device.serve(false, context.log_time));
-            if was_alive && !lost.whole {
+            if was_alive && !lost.whole && !self.is_in_maintenance(id) {
                 self.note_device_loss(context, *device);
             }
         }

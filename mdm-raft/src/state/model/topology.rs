@@ -7,7 +7,7 @@ use pflex_proto::ids::{
     SdcId, SdsId,
 };
 
-use super::{Component, Losses};
+use super::{Component, Losses, Moment};
 use crate::placement::FaultDomain;
 
 /// A protection domain: SDSs and pools that have nothing to do with those of another.
@@ -136,6 +136,8 @@ pub struct Sds {
     pub awaited: bool,
     /// Its registered process has ended, as the leader has seen (S8): nobody need wait for what it was granted.
     pub proven_dead: bool,
+    /// When it entered maintenance: an operator stops it for a while. None: it is not in maintenance.
+    pub maintenance: Option<Moment>,
 }
 
 impl Sds {

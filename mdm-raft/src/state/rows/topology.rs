@@ -10,6 +10,7 @@ use super::{
     health::{losses, losses_message},
     key::{KeyWriter, one_u32},
     open, optional, proto, seal,
+    work::{moment, moment_row},
 };
 use crate::state::{
     model::{Addresses, Device, Domain, FaultSet, Freeze, Pool, Registration, Sdc, Sds, WritePolicy},
@@ -158,6 +159,7 @@ impl Row for Sds {
             former_name: self.former_name.clone().unwrap_or_default(),
             awaited: self.awaited,
             proven_dead: self.proven_dead,
+            maintenance: self.maintenance.map(moment_row),
         })
     }
 
@@ -173,6 +175,7 @@ impl Row for Sds {
             former_name: Some(row.former_name).filter(|name| !name.is_empty()),
             awaited: row.awaited,
             proven_dead: row.proven_dead,
+            maintenance: row.maintenance.map(moment),
         })
     }
 }

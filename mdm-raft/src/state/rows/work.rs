@@ -12,11 +12,11 @@ use crate::state::{
     table::Table,
 };
 
-fn moment_row(moment: Moment) -> proto::Moment {
+pub(super) fn moment_row(moment: Moment) -> proto::Moment {
     proto::Moment { revision: moment.revision.get(), log_time_ms: moment.at.get(), wall_ms: moment.wall_ms }
 }
 
-fn moment(row: proto::Moment) -> Moment {
+pub(super) fn moment(row: proto::Moment) -> Moment {
     Moment { revision: Revision(row.revision), at: LogTime(row.log_time_ms), wall_ms: row.wall_ms }
 }
 

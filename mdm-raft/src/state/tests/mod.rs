@@ -4,6 +4,7 @@ mod chosen;
 mod events;
 mod health;
 mod homes;
+mod maintenance;
 mod pgs;
 mod planted;
 mod promotion;

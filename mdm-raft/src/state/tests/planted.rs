@@ -13,7 +13,7 @@ use crate::{
     command::{Body, Request, proto},
     state::{
         State,
-        model::{JobId, JobState, Link, Pg, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume},
+        model::{JobId, JobState, Link, Moment, Pg, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume},
     },
 };
 
@@ -199,12 +199,15 @@ fn check_step_finds_what_does_not_grow() {
     };
     assert_eq!(step(|_| {}), Ok(()));
     type Plant = fn(&mut State);
-    let steps: [(Plant, &str); 10] = [
+    let steps: [(Plant, &str); 12] = [
         (|s| s.pgs.update(PG, |pg| pg.config.primary = None), "epoch"),
         (|s| s.pgs.update(PG, |pg| pg.config.epoch = Epoch(0)), "epoch"),
         (|s| s.devices.update(DeviceId(1), |d| d.incarnation.0 = 0), "older life"),
         (|s| s.devices.update(DeviceId(1), |d| d.alive = false), "nobody knows since when"),
         (|s| s.devices.update(DeviceId(3), |d| d.lost_at = Some(LogTime(5))), "since another time"),
+        // The third is away, so the first has the only copy of some groups.
+        (|s| s.sds.update(1.into(), |sds| sds.maintenance = Some(Moment::default())), "has the only copy"),
+        (enter_and_lead, "leads pg"),
         (give_up_in_sync, "gave up the place of a copy that was in sync"),
         (|s| s.volumes.update(VolumeId(1), |v| v.epoch = VolumeEpoch(0)), "older epoch"),
         (|s| s.snapshots.update(SNAPSHOT, |snapshot| snapshot.state = SnapshotState::Preparing), "went from"),
@@ -215,6 +218,15 @@ fn check_step_finds_what_does_not_grow() {
         let verdict = step(plant);
         assert!(verdict.as_ref().is_err_and(|why| why.contains(words)), "planted {words:?}, found {verdict:?}");
     }
+}
+
+/// Everything is in sync on another SDS, and the one that may stop leads on.
+fn enter_and_lead(state: &mut State) {
+    let alone: Vec<PgId> = state.pgs.values().filter(|pg| pg.config.in_sync.len() == 1).map(|pg| pg.id).collect();
+    for id in alone {
+        state.pgs.remove(id);
+    }
+    state.sds.update(1.into(), |sds| sds.maintenance = Some(Moment::default()));
 }
 
 /// A move of a copy that is in sync: its writes may be nowhere else.

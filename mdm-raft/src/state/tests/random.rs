@@ -10,6 +10,7 @@ use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::homes::move_copies;
+use super::maintenance::{enter, exit};
 use super::secrets::{drop_old, rotate, sign};
 use super::snapshots::{create_snapshot, set_snapshot};
 use super::topology::{assign, create_fault_set, rename};
@@ -153,7 +154,7 @@ fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
 }
 
 fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
-    match rng.random_range(0..29_u32) {
+    match rng.random_range(0..31_u32) {
         0..=4 => start_sds(rng, memory),
         5..=6 => {
             let n = rng.random_range(1..=5_u8);
@@ -216,6 +217,8 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         }),
         23..=24 => a_look(rng, memory),
         25 => a_rotation(rng, world),
+        29 => enter(&name(rng, "s", 5)),
+        30 => exit(&name(rng, "s", 5)),
         27..=28 => a_move(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
         _ => {
             let n = rng.random_range(1..=5_u32);
@@ -288,7 +291,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     let (mut conversations, mut rotations) = (0, 0);
     // Not vacuous: some conversations lose copies and fill them again.
     let mut rebuilds = 0;
-    let mut moves = 0;
+    let (mut moves, mut rests) = (0, 0);
     for seed in FOUND_SOMETHING.into_iter().chain(Seeds::new(60)) {
         let mut rng = rng(seed);
         let mut twin_rng = crate::testing::rng(seed);
@@ -298,10 +301,11 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
             let before = epochs(&world);
             world.now += rng.random_range(0..5_000_u64);
             let body = next(&mut rng, &world, &mut memory);
-            let is_move = matches!(body, Body::MoveCopies(_));
+            let (is_move, rest) = (matches!(body, Body::MoveCopies(_)), matches!(body, Body::EnterMaintenance(_)));
             say(&mut rng, &mut world, &mut memory, body, seed);
             let events = &world.last.as_ref().expect("just applied").events;
             moves += usize::from(is_move && !events.is_empty());
+            rests += usize::from(rest && !events.is_empty());
             assert!(tokens_verify(&world), "seed {seed}, step {step}: a live token has no secret");
             for (pg, epoch) in epochs(&world) {
                 assert!(before.get(&pg).is_none_or(|old| *old <= epoch), "seed {seed}: an epoch of {pg} went back");
@@ -325,6 +329,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     println!("{rotations} rotations of the secret in {conversations} conversations");
     assert!(rotations > 0 || conversations < 50, "no rotation ever came to its end");
     assert!(moves > 0 || conversations < 50, "no copy ever moved");
+    assert!(rests > 0 || conversations < 50, "no SDS ever entered maintenance");
     assert!(rebuilds > 1 || conversations < 50, "no conversation had two rebuilds");
 }
 
