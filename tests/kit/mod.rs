@@ -71,7 +71,8 @@ impl Cluster {
     /// Runs a command that must end with `status`; returns its stdout.
     pub(crate) fn expect(&self, status: i32, words: &str) -> String {
         let output = self.run(words, &[]);
-        assert_eq!(output.status.code(), Some(status), "pflex {words}: {}", stderr(&output));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(status), "pflex {words}: {}{said}", stderr(&output));
         String::from_utf8(output.stdout).expect("data is UTF-8")
     }
 
