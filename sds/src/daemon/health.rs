@@ -77,6 +77,8 @@ fn stats(device: &DeviceHandle) -> DeviceStats {
         pgs_backup: counters.pgs_backup.load(Relaxed),
         pgs_joining: counters.pgs_joining.load(Relaxed),
         failed: sick.is_some(),
+        repaired_blocks: counters.repaired_blocks.load(Relaxed),
+        unreadable_blocks: counters.unreadable_blocks.load(Relaxed),
         why: sick.or_else(|| limited(device)).unwrap_or_default(),
     }
 }

@@ -100,6 +100,9 @@ impl Backup {
                 self.reserved = true;
                 cx.emit(Effect::Reserve { chunk });
             }
+            Body::FetchBlocks { round, chunk, extent } if round == self.round && self.opened => {
+                cx.emit(Effect::ReadBlocks { round, chunk, extent });
+            }
             // Of another attempt, or what only a primary or joiner takes.
             Body::Collect { .. }
             | Body::SumsRequest { .. }
@@ -123,6 +126,8 @@ impl Backup {
             | Body::ChunkRefused { .. }
             | Body::NoSpace
             | Body::Reserved { .. }
+            | Body::FetchBlocks { .. }
+            | Body::Blocks { .. }
             | Body::HandBack
             | Body::Refused => {}
         }

@@ -123,6 +123,45 @@ pub enum Effect<D> {
         /// The other copy's.
         theirs: BlockSums,
     },
+    /// Look which blocks cannot be read; answered by `UnreadableFound`.
+    FindUnreadable {
+        /// Which attempt.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+        /// Whole blocks of it.
+        extent: Extent,
+    },
+    /// Read blocks for another copy; answered by `BlocksRead`.
+    ReadBlocks {
+        /// Which attempt.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+        /// Whole blocks of it.
+        extent: Extent,
+    },
+    /// Put blocks back that could not be read. Nothing happens, and that is no failure, if the chunk has another version
+    /// by now, or if these are not the bytes whose checksums this copy has (S13).
+    Repair {
+        /// Its place.
+        ticket: Ticket,
+        /// The chunk.
+        chunk: ChunkId,
+        /// The chunk's version, here and at the copy that the bytes are from.
+        version: Version,
+        /// Whole blocks of it.
+        extent: Extent,
+        /// Their bytes.
+        data: D,
+    },
+    /// For a person: these bytes cannot be read here, and no other in-sync copy has them.
+    Unreadable {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Which bytes of it.
+        extent: Extent,
+    },
     /// Set space aside for a chunk until it is created or `ReleaseReservations`; answered by `Reserved` (S4).
     Reserve {
         /// The chunk.

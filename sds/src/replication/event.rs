@@ -1,7 +1,7 @@
 //! What happens to a placement group's replica. The driver turns packets, completions and timers into these, one at a
 //! time; it decides nothing.
 
-use pflex_proto::ids::{ChunkId, Epoch, Member, OperationId};
+use pflex_proto::ids::{ChunkId, Epoch, Member, OperationId, Version};
 
 use super::message::Message;
 use super::types::{
@@ -118,6 +118,30 @@ pub enum Event<D> {
         chunk: ChunkId,
         /// The version and the differing blocks; none: unreadable.
         image: Option<ChunkImage<D>>,
+    },
+    /// The answer to `Effect::FindUnreadable`.
+    UnreadableFound {
+        /// Which attempt.
+        round: Round,
+        /// Which chunk.
+        chunk: ChunkId,
+        /// Its version; none: unsynced, or there is no such chunk.
+        version: Option<Version>,
+        /// The blocks that cannot be read, in rising order.
+        blocks: Vec<u16>,
+    },
+    /// The answer to `Effect::ReadBlocks`.
+    BlocksRead {
+        /// Which attempt.
+        round: Round,
+        /// Which chunk.
+        chunk: ChunkId,
+        /// Which blocks.
+        extent: Extent,
+        /// The version of the chunk that the bytes are of.
+        version: Option<Version>,
+        /// Their bytes; none: unreadable here as well.
+        data: Option<D>,
     },
     /// The answer to `Effect::Reserve`.
     Reserved {

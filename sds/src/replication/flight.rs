@@ -88,6 +88,11 @@ impl<D> Flight<D> {
         self.window.iter().skip_while(move |entry| entry.write.version.sequence <= sequence)
     }
 
+    /// Whether a write of this chunk is uncommitted.
+    pub(super) fn has(&self, chunk: ChunkId) -> bool {
+        self.per_chunk.contains_key(&chunk)
+    }
+
     /// The last uncommitted write that touches the extent (S5).
     pub(super) fn last_overlapping(&self, chunk: ChunkId, extent: Extent) -> Option<Sequence> {
         self.per_chunk.get(&chunk)?;

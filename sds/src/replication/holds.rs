@@ -1,5 +1,5 @@
 //! Writes that wait, unordered, for their chunk: while it is copied to a joiner (S10), while the edges of an unaligned
-//! write are merged (S15), while the other copies reserve space for it (S4).
+//! write are merged (S15), while the other copies reserve space for it (S4), while blocks of it are repaired (S13).
 //!
 //! One chunk has one hold at a time; what arrives meanwhile queues behind it and is admitted again, in order, after.
 
@@ -9,7 +9,7 @@ use pflex_proto::ids::{ChunkId, Member};
 
 use super::event::ClientWrite;
 use super::limits::MAX_HELD;
-use super::types::RequestId;
+use super::types::{Extent, RequestId, WriteKind};
 
 /// Why a chunk is held.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) enum Reason<D> {
     Merging(ClientWrite<D>),
     /// This write would create it, and these copies have not said yet that they have space.
     Reserving(ClientWrite<D>, Vec<Member>),
+    /// Blocks of it cannot be read; this write's edges are in such, if there is one.
+    Repairing(Option<ClientWrite<D>>),
 }
 
 /// A held chunk.
@@ -29,14 +31,18 @@ pub(super) struct Hold<D> {
     pub(super) waiting: VecDeque<ClientWrite<D>>,
     /// The write that the reason is about was cancelled: it is refused when the hold ends.
     pub(super) cancelled: bool,
+    /// The blocks for the merge were repaired, as far as they can be.
+    pub(super) repaired: bool,
 }
 
 impl<D> Hold<D> {
     /// Every request in it.
     fn requests(self) -> impl Iterator<Item = RequestId> {
         let first = match self.reason {
-            Reason::Syncing => None,
-            Reason::Merging(write) | Reason::Reserving(write, _) => Some(write.request),
+            Reason::Syncing | Reason::Repairing(None) => None,
+            Reason::Merging(write) | Reason::Reserving(write, _) | Reason::Repairing(Some(write)) => {
+                Some(write.request)
+            }
         };
         first.into_iter().chain(self.waiting.into_iter().map(|write| write.request))
     }
@@ -56,7 +62,7 @@ impl<D> Default for Holds<D> {
     }
 }
 
-impl<D> Holds<D> {
+impl<D: Clone> Holds<D> {
     pub(super) fn is_held(&self, chunk: ChunkId) -> bool {
         self.chunks.contains_key(&chunk)
     }
@@ -66,7 +72,8 @@ impl<D> Holds<D> {
         if let Reason::Merging(write) = &reason {
             self.merging.insert(write.request, chunk);
         }
-        let before = self.chunks.insert(chunk, Hold { reason, waiting: VecDeque::new(), cancelled: false });
+        let before =
+            self.chunks.insert(chunk, Hold { reason, waiting: VecDeque::new(), cancelled: false, repaired: false });
         debug_assert!(before.is_none(), "one hold at a time");
     }
 
@@ -91,7 +98,7 @@ impl<D> Holds<D> {
                 self.queued -= 1;
                 return true;
             }
-            if let Reason::Merging(write) | Reason::Reserving(write, _) = &hold.reason
+            if let Reason::Merging(write) | Reason::Reserving(write, _) | Reason::Repairing(Some(write)) = &hold.reason
                 && write.request == request
             {
                 hold.cancelled = true;
@@ -117,6 +124,37 @@ impl<D> Holds<D> {
     /// The chunk a merge was for.
     pub(super) fn merged(&mut self, request: RequestId) -> Option<ChunkId> {
         self.merging.remove(&request)
+    }
+
+    /// Nothing is ordered on the chunk while this hold lasts, nor by its end alone.
+    pub(super) fn stands_still(&self, chunk: ChunkId) -> bool {
+        let reason = self.chunks.get(&chunk).map(|hold| &hold.reason);
+        matches!(reason, Some(Reason::Syncing | Reason::Repairing(_)))
+    }
+
+    pub(super) fn is_held_for_repair(&self, chunk: ChunkId) -> bool {
+        matches!(self.chunks.get(&chunk).map(|hold| &hold.reason), Some(Reason::Repairing(_)))
+    }
+
+    /// A merge failed because blocks cannot be read: what to repair. Once for each merge.
+    pub(super) fn repair_for_merge(&mut self, chunk: ChunkId) -> Option<Extent> {
+        let hold = self.chunks.get_mut(&chunk).filter(|hold| !hold.cancelled && !hold.repaired)?;
+        let Reason::Merging(write) = &hold.reason else { return None };
+        let (write, extent) = (write.clone(), write.extent);
+        (hold.reason, hold.repaired) = (Reason::Repairing(Some(write)), true);
+        Some(extent)
+    }
+
+    /// The repair for a merge has ended: what to merge now.
+    pub(super) fn merge_again(&mut self, chunk: ChunkId) -> Option<(RequestId, Extent, D)> {
+        let hold = self.chunks.get_mut(&chunk)?;
+        let Reason::Repairing(Some(write)) = &hold.reason else { return None };
+        let WriteKind::Data(data) = &write.kind else { return None };
+        let (request, extent, data) = (write.request, write.extent, data.clone());
+        let write = write.clone();
+        hold.reason = Reason::Merging(write);
+        self.merging.insert(request, chunk);
+        Some((request, extent, data))
     }
 
     /// Ends the hold; its writes are the caller's to admit.

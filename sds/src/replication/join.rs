@@ -69,6 +69,8 @@ pub(super) struct Join {
     backoff: Backoff,
     /// Chunks that the joiner ever had no space for: when it refuses another one, these need not be tried.
     too_large: BTreeSet<ChunkId>,
+    /// Chunks that this copy could not read and that were repaired since, as far as they can be.
+    repaired: BTreeSet<ChunkId>,
 }
 
 impl Join {
@@ -86,6 +88,7 @@ impl Join {
             retry_at: None,
             backoff: Backoff::default(),
             too_large: BTreeSet::new(),
+            repaired: BTreeSet::new(),
         }
     }
 
@@ -170,6 +173,7 @@ impl Join {
                 if *of == round && syncing.contains_key(chunk) =>
             {
                 syncing.remove(chunk);
+                self.repaired.remove(chunk);
                 self.owes_since = owes(syncing).then_some(cx.now);
                 self.sync_next(base, cx, holds);
                 return Some(*chunk);
@@ -258,6 +262,7 @@ impl Join {
             return false;
         }
         given_up.insert(chunk, trouble);
+        self.repaired.remove(&chunk);
         self.owes_since = owes(syncing).then_some(cx.now);
         if self.retry_at.is_none() {
             self.retry_at = Some(cx.now.plus(self.backoff.failed(base.jitter)));
@@ -276,6 +281,24 @@ impl Join {
         chunk: ChunkId,
     ) -> bool {
         round == self.stream.round && self.give_up(base, cx, holds, chunk, JoinTrouble::Unreadable { chunk })
+    }
+
+    /// This copy cannot read a chunk: whether it is worth a repair, before the chunk is given up.
+    pub(super) fn may_repair(&mut self, round: Round, chunk: ChunkId) -> bool {
+        let Stage::Syncing { syncing, .. } = &self.stage else { return false };
+        round == self.stream.round && syncing.contains_key(&chunk) && self.repaired.insert(chunk)
+    }
+
+    /// The repair has ended. Its beginning left the chunk held and the turn the own store's.
+    pub(super) fn compare_again<D: Clone>(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, round: Round, chunk: ChunkId) {
+        let Stage::Syncing { syncing, .. } = &mut self.stage else { return };
+        if round == self.stream.round
+            && let Some(turn) = syncing.get_mut(&chunk)
+        {
+            *turn = Turn::Joiner;
+            self.owes_since.get_or_insert(cx.now);
+            base.send(cx, self.stream.member, Body::SumsRequest { round, chunk });
+        }
     }
 
     /// Tries again what was given up, when it is time.

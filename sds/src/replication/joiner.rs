@@ -108,6 +108,8 @@ impl<D: Clone> Joiner<D> {
             | Body::ChunkRefused { .. }
             | Body::NoSpace
             | Body::Reserved { .. }
+            | Body::FetchBlocks { .. }
+            | Body::Blocks { .. }
             | Body::HandBack
             | Body::Refused => {}
         }

@@ -3,9 +3,9 @@
 //! Every message names both ends with their incarnations and the epoch (S2). A receiver in a newer epoch refuses, one
 //! in an older epoch fetches the configuration before it acts.
 
-use pflex_proto::ids::{ChunkId, Epoch, Member, PgId, Sequence};
+use pflex_proto::ids::{ChunkId, Epoch, Member, PgId, Sequence, Version};
 
-use super::types::{BlockSums, ChunkEntry, ChunkImage, OperationEntry, OperationSnapshot, OrderedWrite, Round};
+use super::types::{BlockSums, ChunkEntry, ChunkImage, Extent, OperationEntry, OperationSnapshot, OrderedWrite, Round};
 
 /// A message with its addresses.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,6 +189,28 @@ pub enum Body<D> {
     NoSpace,
     /// R to a message of an older epoch or to another incarnation: the receiver's own epoch is the message's.
     Refused,
+    /// P: what do you have in these blocks? They cannot be read here (S13).
+    FetchBlocks {
+        /// The attempt this peer was opened in.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+        /// Whole blocks of it.
+        extent: Extent,
+    },
+    /// R: this, under this version.
+    Blocks {
+        /// As in `FetchBlocks`.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+        /// As in `FetchBlocks`.
+        extent: Extent,
+        /// The version of the chunk that the bytes are of.
+        version: Option<Version>,
+        /// The bytes; none: they cannot be read here either.
+        data: Option<D>,
+    },
     /// From the primary of an earlier epoch to that of this one: I have left, and answer nothing of before (S6).
     HandBack,
 }

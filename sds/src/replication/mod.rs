@@ -30,6 +30,7 @@ mod planted;
 mod primary;
 mod reads;
 mod reconcile;
+mod repairs;
 mod stream;
 pub mod types;
 mod waits;

@@ -13,6 +13,7 @@ use super::message::Body;
 use super::operations::Lookup;
 use super::planted::Bug;
 use super::primary::Primary;
+use super::repairs::Wanted;
 use super::stream::Stream;
 use super::types::{Extent, OrderedWrite, Outcome, Refusal, RequestId, WriteKind};
 
@@ -121,6 +122,7 @@ impl<D: Clone> Primary<D> {
         }
         if let Some(Hold { reason: Reason::Reserving(write, _), waiting, .. }) = self.holds.release(chunk) {
             cx.refuse(write.request, Refusal::NoSpace { device: from.device });
+            self.hold_for_repair(base, cx, chunk);
             self.admit_again(base, cx, waiting.into());
         }
     }
@@ -133,7 +135,15 @@ impl<D: Clone> Primary<D> {
         merged: Option<(Extent, D)>,
     ) {
         let Some(chunk) = self.holds.merged(request) else { return };
-        let Some(Hold { reason: Reason::Merging(mut write), waiting, cancelled }) = self.holds.release(chunk) else {
+        if merged.is_none()
+            && self.can_repair(base)
+            && let Some(extent) = self.holds.repair_for_merge(chunk)
+        {
+            self.repair(base, cx, chunk, extent, Wanted::Merge);
+            return;
+        }
+        let Some(Hold { reason: Reason::Merging(mut write), waiting, cancelled, repaired }) = self.holds.release(chunk)
+        else {
             return;
         };
         match merged {
@@ -145,8 +155,14 @@ impl<D: Clone> Primary<D> {
                 self.order(base, cx, write);
             }
             Some(_) => cx.refuse(request, Refusal::Busy),
-            None => cx.refuse(request, Refusal::Unreadable),
+            None => {
+                if !repaired {
+                    cx.emit(Effect::Unreadable { chunk, extent: write.extent });
+                }
+                cx.refuse(request, Refusal::Unreadable);
+            }
         }
+        self.hold_for_repair(base, cx, chunk);
         self.admit_again(base, cx, waiting.into());
     }
 
@@ -155,16 +171,17 @@ impl<D: Clone> Primary<D> {
         let Some(hold) = self.holds.release(chunk) else { return };
         let mut writes: Vec<ClientWrite<D>> = Vec::with_capacity(hold.waiting.len() + 1);
         match hold.reason {
-            Reason::Syncing => {}
-            Reason::Merging(write) | Reason::Reserving(write, _) if hold.cancelled => {
+            Reason::Syncing | Reason::Repairing(None) => {}
+            Reason::Merging(write) | Reason::Reserving(write, _) | Reason::Repairing(Some(write)) if hold.cancelled => {
                 cx.refuse(write.request, Refusal::Cancelled);
             }
-            Reason::Merging(write) | Reason::Reserving(write, _) => writes.push(write),
+            Reason::Merging(write) | Reason::Reserving(write, _) | Reason::Repairing(Some(write)) => writes.push(write),
         }
         writes.extend(hold.waiting);
         if reserved {
             writes.iter_mut().for_each(|write| write.creates_chunk = false);
         }
+        self.hold_for_repair(base, cx, chunk);
         self.admit_again(base, cx, writes);
     }
 
@@ -198,6 +215,7 @@ impl<D: Clone> Primary<D> {
             self.commit_first(base, cx);
         }
         self.release_reads(base, cx);
+        self.start_repairs(base, cx);
     }
 
     pub(super) fn commit_first(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {

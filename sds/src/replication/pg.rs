@@ -229,6 +229,14 @@ impl<D: Clone> Pg<D> {
             (Event::DifferenceRead { round, chunk, image }, Role::Primary(primary)) => {
                 primary.on_difference(base, cx, round, chunk, image);
             }
+            (Event::UnreadableFound { round, chunk, version, blocks }, Role::Primary(primary)) => {
+                primary.on_found(base, cx, (round, chunk), version, blocks);
+            }
+            (Event::BlocksRead { round, chunk, extent, version, data }, Role::Backup(backup)) => {
+                if round == backup.round() {
+                    base.send(cx, backup.primary(), Body::Blocks { round, chunk, extent, version, data });
+                }
+            }
             (Event::Reserved { chunk, granted }, Role::Backup(backup)) => {
                 base.send(cx, backup.primary(), Body::Reserved { round: backup.round(), chunk, granted });
             }
@@ -266,6 +274,8 @@ impl<D: Clone> Pg<D> {
                 | Event::Merged { .. }
                 | Event::ReadDone { .. }
                 | Event::DifferenceRead { .. }
+                | Event::UnreadableFound { .. }
+                | Event::BlocksRead { .. }
                 | Event::Reserved { .. }
                 | Event::ProposalRejected { .. }
                 | Event::Tick { .. },

@@ -24,6 +24,8 @@ pub(super) enum Bug {
     /// S8: a device that does not answer is taken for dead.
     #[cfg(test)]
     SilenceIsProof,
+    /// S13: a block that cannot be read is put back whatever the version of the chunk is, here and there.
+    RepairFromOtherVersion,
     /// S7: a resent operation is ordered again.
     ForgetOperations,
     /// S7: undoing a chunk's writes leaves their operation ids.

@@ -17,8 +17,9 @@ use super::ordering::{resend, written};
 use super::planted::Bug;
 use super::reads::Reads;
 use super::reconcile::Reconcile;
+use super::repairs::{Repairs, Wanted};
 use super::stream::Stream;
-use super::types::{ChunkEntry, ChunkImage, JoinTrouble, Refusal, Round, Time};
+use super::types::{ChunkEntry, ChunkImage, Extent, JoinTrouble, Refusal, Round, Time};
 
 /// See the module.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub(super) struct Primary<D> {
     pub(super) flight: Flight<D>,
     pub(super) reads: Reads<D>,
     pub(super) holds: Holds<D>,
+    pub(super) repairs: Repairs,
 }
 
 /// How far the epoch is.
@@ -61,6 +63,7 @@ impl<D: Clone> Primary<D> {
             flight,
             reads: Reads::default(),
             holds: Holds::default(),
+            repairs: Repairs::default(),
         }
     }
 
@@ -127,6 +130,9 @@ impl<D: Clone> Primary<D> {
             (Body::Reserved { round, chunk, granted }, Some(backup)) if round == backup.round => {
                 backup.answered(cx.now);
                 self.on_reserved(base, cx, from, chunk, granted);
+            }
+            (Body::Blocks { round, chunk, extent, version, data }, Some(backup)) if round == backup.round => {
+                self.on_blocks(base, cx, from, (chunk, extent), version, data);
             }
             (body, None) => self.on_joiner_message(base, cx, from, &body),
             _ => {}
@@ -206,8 +212,16 @@ impl<D: Clone> Primary<D> {
             }
             // What the primary cannot read it cannot give to others: another copy should be primary.
             (Phase::Opening(_), None) => self.fail(base, cx),
-            // The chunk waits until it can be read again; the others go on.
+            // Another in-sync copy may have what is missing; if not, the chunk waits until it can be read again, and the
+            // others go on.
             (Phase::Serving, None) => {
+                if self.join.as_mut().is_some_and(|join| join.may_repair(round, chunk)) {
+                    if self.can_repair(base) {
+                        self.repair(base, cx, chunk, Extent::CHUNK, Wanted::Joiner(round));
+                        return;
+                    }
+                    cx.emit(Effect::Unreadable { chunk, extent: Extent::CHUNK });
+                }
                 let held = &mut self.holds;
                 if self.join.as_mut().is_some_and(|join| join.unreadable(base, cx, held, round, chunk)) {
                     self.release(base, cx, chunk, false);
@@ -241,6 +255,7 @@ impl<D: Clone> Primary<D> {
         for request in self.holds.drain() {
             cx.refuse(request, Refusal::CopyFailed);
         }
+        self.repairs.clear();
         self.drop_joiner(base, cx, None);
         self.membership.give_up(base, cx);
     }
@@ -293,6 +308,7 @@ impl<D: Clone> Primary<D> {
         if let Some(backup) = self.backups.iter_mut().find(|backup| backup.member == member) {
             backup.set_down(Some(cx.now));
         }
+        self.repairs_without(base, cx, member);
         if self.join.as_ref().is_some_and(|join| join.member() == member) {
             self.drop_joiner(base, cx, None);
         }
@@ -321,6 +337,7 @@ impl<D: Clone> Primary<D> {
         if let Some(join) = &mut self.join {
             join.on_tick(base, cx, &mut self.holds);
         }
+        self.repairs_on_tick(base, cx);
         self.propose_ready_joiner(base, cx);
         self.start_join(base, cx);
         for backup in &mut self.backups {

@@ -15,6 +15,7 @@ use super::join::Join;
 use super::limits::MAX_READS;
 use super::planted::Bug;
 use super::primary::Primary;
+use super::repairs::Wanted;
 use super::types::{Extent, Outcome, Refusal, RequestId};
 
 /// A read whose data is there and which waits for overlapping writes.
@@ -25,10 +26,19 @@ struct Parked<D> {
     data: D,
 }
 
+/// A read that the store is asked for, or that waits until its blocks are repaired.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    chunk: ChunkId,
+    extent: Extent,
+    /// As far as they can be: if it fails again, it has failed.
+    repaired: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Reads<D> {
-    reading: HashMap<RequestId, (ChunkId, Extent)>,
+    reading: HashMap<RequestId, Reading>,
     parked: Vec<Parked<D>>,
 }
 
@@ -44,12 +54,12 @@ impl<D> Reads<D> {
     }
 
     pub(super) fn begin(&mut self, request: RequestId, chunk: ChunkId, extent: Extent) {
-        self.reading.insert(request, (chunk, extent));
+        self.reading.insert(request, Reading { chunk, extent, repaired: false });
     }
 
-    /// The store answered. None: this read was given up with its epoch.
-    pub(super) fn done(&mut self, request: RequestId) -> Option<(ChunkId, Extent)> {
-        self.reading.remove(&request)
+    /// What it is of; none: it was given up with its epoch.
+    pub(super) fn place(&self, request: RequestId) -> Option<(ChunkId, Extent)> {
+        self.reading.get(&request).map(|reading| (reading.chunk, reading.extent))
     }
 
     pub(super) fn park(&mut self, request: RequestId, until: Sequence, data: D) {
@@ -88,9 +98,19 @@ impl<D: Clone> Primary<D> {
         cx.emit(Effect::Read { request, chunk, extent });
     }
 
-    pub(super) fn on_read_done(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, data: Option<D>) {
-        let Some((chunk, extent)) = self.reads.done(request) else { return };
-        let Some(data) = data else { return cx.refuse(request, Refusal::Unreadable) };
+    pub(super) fn on_read_done(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, request: RequestId, data: Option<D>) {
+        let Some(Reading { chunk, extent, repaired }) = self.reads.reading.remove(&request) else { return };
+        let Some(data) = data else {
+            if !repaired && self.can_repair(base) {
+                let repaired = self.repair(base, cx, chunk, extent, Wanted::Read(request));
+                self.reads.reading.insert(request, Reading { chunk, extent, repaired });
+                return;
+            }
+            if !repaired {
+                cx.emit(Effect::Unreadable { chunk, extent });
+            }
+            return cx.refuse(request, Refusal::Unreadable);
+        };
         // S5: what was read may be a write that is not committed.
         match self.flight.last_overlapping(chunk, extent) {
             Some(until) if !base.planted.is(Bug::DirtyRead) => self.reads.park(request, until, data),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pflex_proto::geometry::{BLOCK_SIZE, CHUNK_SIZE};
 use pflex_proto::ids::{
     ChunkId, DeviceId, Epoch, Member, OperationId, PgId, SdcId, Sequence, Version, VolatilityId, VolumeId,
 };
@@ -85,6 +86,30 @@ impl Extent {
     pub const fn overlaps(self, other: Self) -> bool {
         (self.offset as u64) < other.offset as u64 + other.length as u64
             && (other.offset as u64) < self.offset as u64 + self.length as u64
+    }
+
+    /// A whole chunk.
+    pub const CHUNK: Self = Self { offset: 0, length: CHUNK_SIZE };
+
+    /// One block.
+    pub const fn block(number: u16) -> Self {
+        Self { offset: number as u32 * BLOCK_SIZE, length: BLOCK_SIZE }
+    }
+
+    /// The blocks that have a byte in it.
+    #[must_use]
+    pub const fn whole_blocks(self) -> Self {
+        let start = self.offset - self.offset % BLOCK_SIZE;
+        let end = self.offset.saturating_add(self.length).div_ceil(BLOCK_SIZE).saturating_mul(BLOCK_SIZE);
+        Self { offset: start, length: end - start }
+    }
+
+    /// The smallest that holds both.
+    #[must_use]
+    pub fn joined(self, other: Self) -> Self {
+        let end = |extent: Self| extent.offset.saturating_add(extent.length);
+        let offset = self.offset.min(other.offset);
+        Self { offset, length: end(self).max(end(other)) - offset }
     }
 }
 

@@ -1,12 +1,15 @@
 //! Carries out what the replication cores decide: on the store, on links, towards clients and the MDM.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use pflex_proto::{
     geometry::BLOCK_SIZE,
-    ids::{ChunkId, PgId, VolatilityId},
+    ids::{ChunkId, PgId, Version, VolatilityId},
     pg::PgConfig,
 };
 
@@ -78,12 +81,13 @@ impl Slot {
     }
 }
 
-/// A store read that had to wait for the disk.
+/// What had to wait for the disk.
 #[derive(Debug)]
-pub(super) struct Fetched {
-    pg: PgId,
-    purpose: Purpose,
-    result: Result<ReadData, ReadError>,
+pub(super) enum Fetched {
+    /// A store read.
+    Data { pg: PgId, purpose: Purpose, result: Result<ReadData, ReadError> },
+    /// The search for blocks that cannot be read.
+    Found { pg: PgId, found: Event<Payload> },
 }
 
 /// Why a change is not made.
@@ -100,9 +104,10 @@ impl From<&'static str> for Failed {
 
 /// What a store read is for.
 #[derive(Debug)]
-enum Purpose {
+pub(super) enum Purpose {
     Read { request: RequestId, range: BlockRange, extent: Extent },
     Merge { request: RequestId, range: BlockRange, extent: Extent, data: Payload },
+    Blocks { round: Round, chunk: ChunkId, extent: Extent },
     Difference { round: Round, chunk: ChunkId, version: Option<pflex_proto::ids::Version>, theirs: BlockSums },
 }
 
@@ -162,8 +167,7 @@ impl Worker {
                 slot.failed = false;
                 slot.last_core = ticket;
                 slot.tickets.push_back((slot.last_asked, ticket));
-                let reached = slot.durable(slot.durable);
-                self.events.extend(reached.map(|through| (pg, Event::Durable { through })));
+                self.report_durable(pg);
             }
             Effect::Read { request, chunk, extent } => match BlockRange::around(extent.offset, extent.length) {
                 Some(range) => self.fetch(pg, chunk, range, Purpose::Read { request, range, extent }),
@@ -185,6 +189,21 @@ impl Worker {
             Effect::ReadDifference { round, chunk, theirs } => {
                 let version = self.store.chunk(chunk).and_then(|entry| entry.version);
                 self.fetch(pg, chunk, BlockRange::WHOLE, Purpose::Difference { round, chunk, version, theirs });
+            }
+            Effect::FindUnreadable { round, chunk, extent } => self.find_unreadable(pg, round, chunk, extent),
+            Effect::ReadBlocks { round, chunk, extent } => match BlockRange::from_bytes(extent.offset, extent.length) {
+                Some(range) => self.fetch(pg, chunk, range, Purpose::Blocks { round, chunk, extent }),
+                None => {
+                    let none = Event::BlocksRead { round, chunk, extent, version: None, data: None };
+                    self.events.push_back((pg, none));
+                }
+            },
+            Effect::Repair { ticket, chunk, version, extent, data } => {
+                self.repair(pg, ticket, (chunk, version), extent, data);
+            }
+            Effect::Unreadable { chunk, extent } => {
+                tracing::error!(%pg, device = %self.own.device, %chunk, ?extent, "critical: data that cannot be read here, and no other in-sync copy has it");
+                self.counters.unreadable_blocks.fetch_add(1, Ordering::Relaxed);
             }
             Effect::Reserve { chunk } => {
                 let granted = self.store.reserve(pg, chunk);
@@ -211,6 +230,12 @@ impl Worker {
 
     fn volatility(&self, pg: PgId) -> VolatilityId {
         self.slots.get(&pg).and_then(|slot| slot.core.config()).map(|config| config.volatility).unwrap_or_default()
+    }
+
+    /// A change that the store need not make is durable with the one before it, which may be so already.
+    fn report_durable(&mut self, pg: PgId) {
+        let reached = self.slots.get_mut(&pg).and_then(|slot| slot.durable(slot.durable));
+        self.events.extend(reached.map(|through| (pg, Event::Durable { through })));
     }
 
     fn change(
@@ -249,19 +274,83 @@ impl Worker {
     fn fetch(&mut self, pg: PgId, chunk: ChunkId, range: BlockRange, purpose: Purpose) {
         let mut read = self.store.read(chunk, range);
         match (&mut read).now_or_never() {
-            Some(result) => self.on_fetched(Fetched { pg, purpose, result }),
+            Some(result) => self.on_fetched(Fetched::Data { pg, purpose, result }),
             None => {
                 let fetched = self.fetched.clone();
                 tokio::task::spawn_local(async move {
                     // Nobody receives it when the loop has ended.
-                    drop(fetched.send(Fetched { pg, purpose, result: read.await }));
+                    drop(fetched.send(Fetched::Data { pg, purpose, result: read.await }));
                 });
             }
         }
     }
 
+    /// Reads each block by itself: a read of many fails as a whole.
+    fn find_unreadable(&mut self, pg: PgId, round: Round, chunk: ChunkId, extent: Extent) {
+        let version = self.store.chunk(chunk).and_then(|entry| entry.version);
+        let blocks = BlockRange::from_bytes(extent.offset, extent.length).map(BlockRange::blocks).unwrap_or_default();
+        let one = |block| Some((block, self.store.read(chunk, BlockRange::new(block, 1)?)));
+        let reads: Vec<_> = blocks.filter_map(one).collect();
+        let fetched = self.fetched.clone();
+        tokio::task::spawn_local(async move {
+            let mut blocks = Vec::new();
+            for (block, read) in reads {
+                if read.await.is_err() {
+                    blocks.push(block);
+                }
+            }
+            let found = Event::UnreadableFound { round, chunk, version, blocks };
+            // Nobody receives it when the loop has ended.
+            drop(fetched.send(Fetched::Found { pg, found }));
+        });
+    }
+
+    /// S13: only at the version the bytes are of, and only the bytes that were lost: the checksums of those are still
+    /// here. Anything else changes nothing; the copy is as good as before.
+    fn repair(
+        &mut self,
+        pg: PgId,
+        ticket: Ticket,
+        (chunk, version): (ChunkId, Version),
+        extent: Extent,
+        data: Payload,
+    ) {
+        let blocks = BlockRange::from_bytes(extent.offset, extent.length);
+        let known = self.store.checksums(chunk).zip(blocks);
+        let known = known.and_then(|(sums, range)| {
+            sums.blocks.get(usize::from(range.first())..usize::from(range.first() + range.count())).map(<[u32]>::to_vec)
+        });
+        let same = known.is_some_and(|known| known == *data.checksums);
+        let run = run_of(extent, WriteKind::Data(data)).filter(|run| same && run.is_sound());
+        let last = self.slots.get(&pg).map(|slot| slot.last_asked).unwrap_or_default();
+        let Some(run) = run else {
+            tracing::error!(%pg, device = %self.own.device, %chunk, ?extent, "critical: another copy has other bytes under the same version; not taken");
+            self.counters.unreadable_blocks.fetch_add(1, Ordering::Relaxed);
+            self.change(pg, ticket, |_| Ok(last));
+            return self.report_durable(pg);
+        };
+        let mut repaired = 0;
+        self.change(pg, ticket, |store| match store.repair(pg, chunk, version, run) {
+            Ok(asked) => {
+                repaired = u64::from(extent.length / BLOCK_SIZE);
+                Ok(asked)
+            }
+            // Its volume is being deleted.
+            Err(store::ApplyError::WrongState { .. }) => Ok(last),
+            Err(error) => Err(error),
+        });
+        self.report_durable(pg);
+        if repaired > 0 {
+            tracing::warn!(%pg, device = %self.own.device, %chunk, ?extent, "blocks that could not be read were put back from another copy");
+            self.counters.repaired_blocks.fetch_add(repaired, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
-        let Fetched { pg, purpose, result } = fetched;
+        let (pg, purpose, result) = match fetched {
+            Fetched::Data { pg, purpose, result } => (pg, purpose, result),
+            Fetched::Found { pg, found } => return self.events.push_back((pg, found)),
+        };
         let data =
             result.inspect_err(|error| tracing::error!(%pg, device = %self.own.device, %error, "a read failed")).ok();
         let event = match purpose {
@@ -274,6 +363,11 @@ impl Worker {
                 let offset = u32::from(range.first()) * BLOCK_SIZE;
                 let whole = Extent { offset, length: u32::from(range.count()) * BLOCK_SIZE };
                 Event::Merged { request, merged: merged.map(|(bytes, sums)| (whole, Payload::verified(bytes, sums))) }
+            }
+            Purpose::Blocks { round, chunk, extent } => {
+                let version = data.as_ref().and_then(|read| read.version);
+                let data = data.map(|read| Payload::verified(read.data, read.checksums));
+                Event::BlocksRead { round, chunk, extent, version, data }
             }
             Purpose::Difference { round, chunk, version, theirs } => {
                 // A chunk that was changed since the read was asked for is compared again by the core's own order:
@@ -366,6 +460,69 @@ mod tests {
         let places: Vec<_> = runs.iter().map(|run| (run.first_block, run.blocks, run.data.is_some())).collect();
         assert_eq!(places, [(3, 2, true), (200, 1, false)]);
         assert!(difference(&chunk(&[]), &BlockSums::default()).is_empty(), "no chunk there equals zeros here");
+    }
+
+    /// One chunk, whole, whose block 5 the disk has damaged.
+    #[tokio::test]
+    async fn what_cannot_be_read_is_found_and_put_back_with_its_own_bytes_alone() {
+        use crate::{store::Geometry, worker::testing};
+        use pflex_proto::ids::{Epoch, Sequence};
+        let repair = async {
+            let (device, meta) = testing::disk();
+            let (config, _reports) = testing::config(Arc::clone(&device), &meta);
+            let (_commands, commands) = tokio::sync::mpsc::channel(1);
+            let mut worker = Worker::new(config, Arc::default(), commands);
+            let (sender, mut fetched) = tokio::sync::mpsc::unbounded_channel();
+            worker.fetched = sender;
+            let (pg, chunk, extent) = (PgId::default(), ChunkId::default(), Extent::CHUNK);
+            worker.slot(pg);
+            let version = Version { epoch: Epoch(1), sequence: Sequence(1) };
+            let payload = |fill: u8, blocks: u32| Payload::computed(vec![fill; (blocks * BLOCK_SIZE) as usize].into());
+            let write = replication::OrderedWrite {
+                version,
+                chunk,
+                extent,
+                kind: WriteKind::Data(payload(7, 256)),
+                client: replication::ClientKey { sdc: Default::default(), volume: Default::default() },
+                operation: Default::default(),
+                low_water: Default::default(),
+            };
+            worker.carry_out(pg, Effect::Apply { ticket: Ticket(1), write, watermark: Sequence(0) });
+            let durable = worker.store.durable().await;
+            worker.on_durable(durable);
+            let geometry = Geometry { units: 16, ..Geometry::divide(1 << 30, 0).unwrap() };
+            (0..16).for_each(|unit| device.corrupt(geometry.unit_offset(unit) + 5 * u64::from(BLOCK_SIZE) + 17));
+            worker.carry_out(pg, Effect::FindUnreadable { round: Round(3), chunk, extent });
+            let Some(Fetched::Found { found: Event::UnreadableFound { version: of, blocks, .. }, .. }) =
+                fetched.recv().await
+            else {
+                panic!("the search ends")
+            };
+            assert_eq!((of, blocks.as_slice()), (Some(version), &[5][..]));
+            let counted = |worker: &Worker| {
+                let counters = &worker.counters;
+                (counters.repaired_blocks.load(Ordering::Relaxed), counters.unreadable_blocks.load(Ordering::Relaxed))
+            };
+            let extent = Extent::block(5);
+            let stale = Version { epoch: Epoch(1), sequence: Sequence(9) };
+            let offers = [(version, 8, (0, 1)), (stale, 7, (0, 1)), (version, 7, (1, 1))];
+            for (ticket, (version, fill, expected)) in (2..).map(Ticket).zip(offers) {
+                worker.events.clear();
+                let data = payload(fill, 1);
+                worker.carry_out(pg, Effect::Repair { ticket, chunk, version, extent, data });
+                assert_eq!(counted(&worker), expected, "{version} {fill}");
+                let whole = worker.store.read(chunk, BlockRange::WHOLE).await;
+                assert_eq!(whole.is_ok(), expected.0 == 1, "{version} {fill}");
+                let durable = |(_, event): &(PgId, Event<Payload>)| matches!(event, Event::Durable { through } if *through == ticket);
+                assert_eq!(
+                    worker.events.iter().any(durable),
+                    expected.0 == 0,
+                    "what changes nothing is durable at once"
+                );
+            }
+            assert!(worker.store.read(chunk, BlockRange::WHOLE).await.unwrap().data.iter().all(|byte| *byte == 7));
+        };
+        tokio::task::LocalSet::new().run_until(repair).await;
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub(crate) struct DeviceCounters {
     pub(crate) resync_left_bytes: AtomicU64,
     /// To such copies, since the process started.
     pub(crate) resync_sent_bytes: AtomicU64,
+    /// Blocks that could not be read here and were put back from another copy (S13).
+    pub(crate) repaired_blocks: AtomicU64,
+    /// Blocks that could not be read here and that no other copy had, each time one was asked for.
+    pub(crate) unreadable_blocks: AtomicU64,
     /// Map changes up to here are in force and older admissions have drained (S20).
     pub(crate) confirmed: AtomicU64,
     /// Tokens are verified with every generation of the secret up to this one; 0: with none yet.

@@ -33,6 +33,12 @@ pub(crate) fn device() -> (DeviceHandle, mpsc::Receiver<Report>) {
 
 /// Device 1 of SDS 1 on such a disk.
 pub(crate) fn open(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (DeviceHandle, mpsc::Receiver<Report>) {
+    let (config, queue) = config(device, meta);
+    (spawn(config).unwrap(), queue)
+}
+
+/// What its data thread is made of.
+pub(super) fn config(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (WorkerConfig, mpsc::Receiver<Report>) {
     let cluster = CLUSTER;
     let (store, opened) =
         Store::open(device, Arc::clone(meta) as Arc<_>, StoreConfig { cluster, sds: SdsId(1) }).unwrap();
@@ -48,5 +54,5 @@ pub(crate) fn open(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (Device
         departed_grace: std::time::Duration::ZERO,
         reports,
     };
-    (spawn(config).unwrap(), queue)
+    (config, queue)
 }

@@ -81,6 +81,14 @@ impl Encoder<'_> {
             Body::ChunkRefused { round, chunk } => self.put(&23_u8).put(&round.0).put(chunk),
             Body::NoSpace => self.put(&24_u8),
             Body::HandBack => self.put(&22_u8),
+            Body::FetchBlocks { round, chunk, extent } => {
+                self.put(&25_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length)
+            }
+            Body::Blocks { round, chunk, extent, version, data } => {
+                self.put(&26_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length).put(version);
+                self.data(data.as_ref());
+                self
+            }
         };
     }
 
@@ -216,9 +224,21 @@ impl Decoder<'_> {
             23 => Body::ChunkRefused { round: self.round()?, chunk: self.get()? },
             24 => Body::NoSpace,
             22 => Body::HandBack,
+            25 => Body::FetchBlocks { round: self.round()?, chunk: self.get()?, extent: self.extent()? },
+            26 => Body::Blocks {
+                round: self.round()?,
+                chunk: self.get()?,
+                extent: self.extent()?,
+                version: self.get()?,
+                data: self.data()?,
+            },
             other => return Err(CodecError::BadTag { what: "replication message", value: other.into() }),
         };
         Ok(Message { from, to, pg, epoch, body })
+    }
+
+    fn extent(&mut self) -> Result<Extent, CodecError> {
+        Ok(Extent { offset: self.get()?, length: self.get()? })
     }
 
     fn list<T>(
@@ -248,7 +268,7 @@ impl Decoder<'_> {
 
     fn write(&mut self) -> Result<OrderedWrite<Payload>, CodecError> {
         let (version, chunk) = (self.get()?, self.get()?);
-        let extent = Extent { offset: self.get()?, length: self.get()? };
+        let extent = self.extent()?;
         let client = ClientKey { sdc: self.get()?, volume: self.get()? };
         let (operation, low_water): (OperationId, OperationId) = (self.get()?, self.get()?);
         let kind = self.data()?.map_or(WriteKind::Zeroes, WriteKind::Data);
@@ -282,6 +302,7 @@ impl Decoder<'_> {
 pub(super) fn payloads(message: &Message<Payload>) -> Vec<&Payload> {
     match &message.body {
         Body::Write { write: OrderedWrite { kind: WriteKind::Data(payload), .. }, .. } => vec![payload],
+        Body::Blocks { data: Some(payload), .. } => vec![payload],
         Body::Fix { image, .. } | Body::SyncChunk { image, .. } => {
             let ChunkImage { runs, .. } = image;
             runs.iter().filter_map(|run| run.data.as_ref()).collect()
@@ -409,6 +430,9 @@ mod tests {
             Body::NoSpace,
             Body::Refused,
             Body::HandBack,
+            Body::FetchBlocks { round, chunk, extent: Extent::block(9) },
+            Body::Blocks { round, chunk, extent: Extent::block(9), version: Some(version), data: Some(data(1, 5)) },
+            Body::Blocks { round, chunk, extent: Extent::block(9), version: None, data: None },
         ]
     }
 
@@ -447,7 +471,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(which in 0..22_usize, at: prop::sample::Index, value: u8) {
+        fn damaged_messages_never_panic(which in 0..28_usize, at: prop::sample::Index, value: u8) {
             let body = bodies().swap_remove(which);
             let message = Message { from: member(1), to: member(2), pg: PgId::default(), epoch: Epoch(3), body };
             let mut bytes = Vec::new();

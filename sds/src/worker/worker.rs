@@ -444,7 +444,7 @@ impl Worker {
         Surroundings { map: &self.map, heard: Heard::of(&self.log_time, MonotonicTime::now()) }
     }
 
-    fn on_durable(&mut self, durable: Result<Vec<store::Durable>, store::Poison>) {
+    pub(super) fn on_durable(&mut self, durable: Result<Vec<store::Durable>, store::Poison>) {
         match durable {
             Ok(durable) => {
                 for store::Durable { pg, through } in durable {

@@ -12,6 +12,7 @@ impl World {
     pub(super) fn send(&mut self, device: DeviceId, message: Message<Data>) {
         let to = message.to.device;
         super::faults::aim_at_message(self, device, &message.body);
+        super::decay::aim_at_message(self, device, message.pg, &message.body);
         if let Some(when) = self.network.send(self.now, device, to, &mut self.rng) {
             let incarnation = message.to.incarnation;
             let id = self.next + 1;

@@ -100,6 +100,7 @@ fn length(rng: &mut Rng, low_ms: u64, high_ms: u64) -> u64 {
 pub(super) fn heal(world: &mut World) {
     world.stormy = false;
     world.network.heal();
+    super::decay::heal(world);
     let now = world.now;
     for node in world.nodes.values_mut() {
         (node.slow_until, node.mdm_cut_until, node.full) = (0, 0, false);

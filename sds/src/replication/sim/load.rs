@@ -130,6 +130,7 @@ impl World {
         let Some(store) = self.nodes[&device].stores.get(&pg) else { return Ok(()) };
         let creates_chunk = !store.applied.chunks.contains_key(&chunk);
         self.requests.insert((device, id), (client, pending, chunk));
+        super::decay::aim_at_request(self, device, pg, chunk);
         let event = match body.action {
             Action::Read => Event::Read(ClientRead { request: id, epoch, chunk, extent }),
             Action::Write(operation, data) => Event::Write(ClientWrite {

@@ -5,6 +5,7 @@
 
 mod between;
 mod client;
+mod decay;
 mod faults;
 mod history;
 mod load;
@@ -44,8 +45,11 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
         world.run(restarted, |_| false)?;
         settle(&mut world, "after all restarted")?;
     }
+    decay::everywhere(&mut world);
+    world.oracle.calm = true;
     world.read_everything();
     settle(&mut world, "after reading everything")?;
+    decay::none_at_primaries(&world)?;
     let quiet = world.now + 1000 * MS;
     world.run(quiet, |_| false)?;
     for pg in world.mdm.pgs() {
@@ -193,6 +197,7 @@ planted! {
     s8_silence_taken_for_death_is_noticed: SilenceIsProof within 300,
     s7_a_forgotten_operation_is_noticed: ForgetOperations within 200,
     s7_an_undone_write_with_its_id_kept_is_noticed: KeepUndoneOperations within 300,
+    s13_a_repair_with_another_version_is_noticed: RepairFromOtherVersion within 300,
     s10_a_missing_unsynced_mark_is_noticed: SkipUnsyncedMark within 200,
     s10_a_write_during_the_lists_is_noticed: ForgetDirtyDuringList within 300,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use pflex_proto::ids::{ChunkId, DeviceId, OperationId, PgId, Sequence, Version};
 
-use crate::replication::{ClientKey, Outcome, RoleName};
+use crate::replication::{ClientKey, Outcome, Refusal, RoleName};
 
 use super::node::Node;
 use super::store::{BLOCKS, Data, Image};
@@ -18,6 +18,8 @@ pub(super) struct Oracle {
     executed: HashMap<(ClientKey, OperationId), Version>,
     /// S1: the highest watermark a serving primary had.
     committed: HashMap<PgId, Sequence>,
+    /// No fault from here on: who is in sync can be reached.
+    pub(super) calm: bool,
 }
 
 impl Oracle {
@@ -32,6 +34,25 @@ impl Oracle {
                     chunk.blocks
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// S13: a primary gives something of a chunk up that it cannot read. Another in-sync copy must lack it too, or there
+    /// is none as far as this primary knows.
+    pub(super) fn unreadable(
+        &self,
+        nodes: &BTreeMap<DeviceId, Node>,
+        device: DeviceId,
+        pg: PgId,
+        chunk: ChunkId,
+    ) -> Result<(), String> {
+        let in_sync = nodes[&device].pgs[&pg].config().map(|config| config.in_sync.clone()).unwrap_or_default();
+        let others: Vec<_> = in_sync.iter().filter(|member| member.device != device).collect();
+        let bad = |device: DeviceId, block| nodes[&device].stores[&pg].applied.bad.contains(&(chunk, block));
+        let lost = |block| bad(device, block) && others.iter().all(|member| bad(member.device, block));
+        if self.calm && !(0..BLOCKS).any(lost) {
+            return Err(format!("S13: pg {pg}: {device} gives {chunk} up, and an in-sync copy has it"));
         }
         Ok(())
     }
@@ -82,6 +103,7 @@ impl Oracle {
         outcome: &Outcome<Data>,
     ) -> Result<(), String> {
         match outcome {
+            Outcome::Refused(Refusal::Unreadable) => return self.unreadable(nodes, device, pg, chunk),
             Outcome::Refused(_) => return Ok(()),
             Outcome::Read { .. } => {
                 let config = nodes[&device].pgs[&pg].config();

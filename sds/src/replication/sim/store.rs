@@ -1,10 +1,11 @@
 //! A model of one device's store for one placement group: what is applied, what is durable, and what a crash leaves.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pflex_proto::ids::{ChunkId, Sequence, Version};
 
 use crate::replication::operations::Operations;
+use crate::replication::planted::{Bug, Planted};
 use crate::replication::{
     BlockRun, BlockSums, ChunkEntry, ChunkImage, Effect, Extent, OrderedWrite, Recovered, Ticket, WriteKind,
 };
@@ -32,6 +33,8 @@ pub(super) struct Image {
     pub(super) chunks: BTreeMap<ChunkId, Chunk>,
     pub(super) operations: Operations,
     pub(super) watermark: Sequence,
+    /// Blocks that cannot be read; their checksums are known.
+    pub(super) bad: BTreeSet<(ChunkId, usize)>,
 }
 
 /// See the module.
@@ -59,6 +62,10 @@ impl Image {
             Effect::MarkUnsynced { chunk, .. } => self.chunks.entry(chunk).or_default().version = None,
             Effect::WriteBlocks { chunk, runs, .. } => self.blocks(chunk, &runs),
             Effect::SetVersion { chunk, version, .. } => self.version(chunk, version),
+            Effect::Repair { chunk, extent, data, .. } => {
+                let first_block = (extent.offset / BLOCK) as u16;
+                self.blocks(chunk, &[BlockRun { first_block, blocks: data.len() as u16, data: Some(data) }]);
+            }
             Effect::ReplaceOperations { operations, watermark, .. } => {
                 self.operations.replace(&operations);
                 self.watermark = watermark;
@@ -73,6 +80,7 @@ impl Image {
             self.chunks.entry(write.chunk).or_insert(Chunk { version: Some(Version::ZERO), ..Chunk::default() });
         let first = (write.extent.offset / BLOCK) as usize;
         for block in 0..(write.extent.length / BLOCK) as usize {
+            self.bad.remove(&(write.chunk, first + block));
             chunk.blocks[first + block] = match &write.kind {
                 WriteKind::Data(data) => data[block],
                 WriteKind::Zeroes => 0,
@@ -84,10 +92,11 @@ impl Image {
         }
     }
 
-    fn blocks(&mut self, chunk: ChunkId, runs: &[BlockRun<Data>]) {
-        let chunk = self.chunks.entry(chunk).or_default();
+    fn blocks(&mut self, id: ChunkId, runs: &[BlockRun<Data>]) {
+        let chunk = self.chunks.entry(id).or_default();
         for run in runs {
             for block in 0..usize::from(run.blocks) {
+                self.bad.remove(&(id, usize::from(run.first_block) + block));
                 let value = run.data.as_ref().map_or(0, |data| data[block]);
                 chunk.blocks[usize::from(run.first_block) + block] = value;
             }
@@ -97,7 +106,10 @@ impl Image {
     fn version(&mut self, chunk: ChunkId, version: Option<Version>) {
         match version {
             Some(version) => self.chunks.entry(chunk).or_default().version = Some(version),
-            None => drop(self.chunks.remove(&chunk)),
+            None => {
+                self.chunks.remove(&chunk);
+                self.bad.retain(|(of, _)| *of != chunk);
+            }
         }
     }
 
@@ -117,6 +129,7 @@ pub(super) fn place(effect: &Effect<Data>) -> Option<ChunkId> {
         Effect::FixChunk { chunk, .. }
         | Effect::MarkUnsynced { chunk, .. }
         | Effect::WriteBlocks { chunk, .. }
+        | Effect::Repair { chunk, .. }
         | Effect::SetVersion { chunk, .. } => Some(*chunk),
         _ => None,
     }
@@ -124,7 +137,13 @@ pub(super) fn place(effect: &Effect<Data>) -> Option<ChunkId> {
 
 impl PgStore {
     /// Takes a change; `fails`: there is no space for it. Whether this is the first to fail.
-    pub(super) fn change(&mut self, ticket: Ticket, effect: Effect<Data>, fails: bool) -> bool {
+    pub(super) fn change(&mut self, ticket: Ticket, effect: Effect<Data>, fails: bool, planted: Planted) -> bool {
+        if let Effect::Repair { chunk, version, .. } = &effect
+            && self.version(*chunk) != Some(*version)
+            && !planted.is(Bug::RepairFromOtherVersion)
+        {
+            return false;
+        }
         if let Effect::ClearFailure { .. } = effect {
             self.failed = None;
             self.queue.retain(|(queued, _)| *queued > ticket);
@@ -179,10 +198,36 @@ impl PgStore {
         self.failed = None;
     }
 
-    pub(super) fn read(&self, chunk: ChunkId, extent: Extent) -> Data {
-        let blocks = self.blocks(chunk);
+    /// None: some of it cannot be read.
+    pub(super) fn read(&self, chunk: ChunkId, extent: Extent) -> Option<Data> {
         let first = (extent.offset / BLOCK) as usize;
-        blocks[first..first + (extent.length / BLOCK) as usize].to_vec()
+        let range = first..(first + (extent.length / BLOCK) as usize).min(BLOCKS);
+        let sound = self.unreadable(chunk, extent).is_empty();
+        sound.then(|| self.blocks(chunk)[range].to_vec())
+    }
+
+    pub(super) fn unreadable(&self, chunk: ChunkId, extent: Extent) -> Vec<u16> {
+        let first = (extent.offset / BLOCK) as usize;
+        let end = first + (extent.length / BLOCK) as usize;
+        let bad = self.applied.bad.range((chunk, first)..(chunk, end));
+        bad.map(|(_, block)| *block as u16).collect()
+    }
+
+    pub(super) fn version(&self, chunk: ChunkId) -> Option<Version> {
+        self.applied.chunks.get(&chunk)?.version
+    }
+
+    /// Whether this block has data on the disk that a fault could take.
+    pub(super) fn can_lose(&self, chunk: ChunkId, block: usize) -> bool {
+        let written = self.applied.chunks.get(&chunk).is_some_and(|chunk| chunk.blocks[block] != 0);
+        let pending = self.queue.iter().any(|(_, effect)| place(effect).is_none_or(|of| of == chunk));
+        written && !pending && self.version(chunk).is_some()
+    }
+
+    /// The disk cannot read this block any more.
+    pub(super) fn spoil(&mut self, chunk: ChunkId, block: usize) {
+        self.applied.bad.insert((chunk, block));
+        self.durable.bad.insert((chunk, block));
     }
 
     fn blocks(&self, chunk: ChunkId) -> [u64; BLOCKS] {
@@ -203,7 +248,11 @@ impl PgStore {
         }
     }
 
-    pub(super) fn difference(&self, chunk: ChunkId, theirs: &BlockSums) -> ChunkImage<Data> {
+    /// None: the chunk cannot be read.
+    pub(super) fn difference(&self, chunk: ChunkId, theirs: &BlockSums) -> Option<ChunkImage<Data>> {
+        if !self.unreadable(chunk, Extent::CHUNK).is_empty() {
+            return None;
+        }
         let version = self.applied.chunks.get(&chunk).and_then(|chunk| chunk.version);
         let blocks = self.blocks(chunk);
         let differs = |block: &usize| theirs.0.get(*block).copied().unwrap_or(0) != blocks[*block] as u32;
@@ -212,6 +261,6 @@ impl PgStore {
             blocks: 1,
             data: (blocks[block] != 0).then(|| vec![blocks[block]]),
         };
-        ChunkImage { version, runs: (0..BLOCKS).filter(differs).map(run).collect() }
+        Some(ChunkImage { version, runs: (0..BLOCKS).filter(differs).map(run).collect() })
     }
 }

@@ -75,6 +75,8 @@ pub(super) struct World {
     /// Which client's operation a node's request is.
     pub(super) requests: HashMap<(DeviceId, RequestId), (usize, u64, ChunkId)>,
     pub(super) next_value: u64,
+    /// Chances of blocks that go bad; of their own, so that they change no other chance.
+    pub(super) decay: Rng,
     planted: Planted,
     /// While faults and load go on.
     pub(super) stormy: bool,
@@ -117,6 +119,7 @@ impl World {
             oracle: Oracle::default(),
             requests: HashMap::new(),
             next_value: 0,
+            decay: Rng::new(seed ^ 0x5eed_bad0_b10c),
             planted: Planted(bug),
             stormy: true,
             told: BTreeMap::new(),
@@ -297,6 +300,7 @@ impl World {
             | Effect::MarkUnsynced { ticket, .. }
             | Effect::WriteBlocks { ticket, .. }
             | Effect::SetVersion { ticket, .. }
+            | Effect::Repair { ticket, .. }
             | Effect::ReplaceOperations { ticket, .. }
             | Effect::ClearFailure { ticket } => {
                 let node = self.nodes.get_mut(&device).expect("known node");
@@ -304,7 +308,7 @@ impl World {
                 node.full &= !fails;
                 let store = node.stores.get_mut(&pg).expect("a replica has a store");
                 let place = super::store::place(&effect);
-                let failed = store.change(ticket, effect, fails);
+                let failed = store.change(ticket, effect, fails, self.planted);
                 if let Some(chunk) = place {
                     self.oracle.versions(pg, &store.applied, chunk)?;
                 }
@@ -320,6 +324,8 @@ impl World {
             Effect::Read { .. }
             | Effect::ListVersions { .. }
             | Effect::ReadSums { .. }
+            | Effect::FindUnreadable { .. }
+            | Effect::ReadBlocks { .. }
             | Effect::ReadDifference { .. } => {
                 // The result is from any moment between asking and answering.
                 let item = if self.rng.percent(50) {
@@ -329,9 +335,12 @@ impl World {
                 };
                 self.node_after(delay, device, item);
             }
-            Effect::Merge { request, extent, data, .. } => {
-                self.node_after(delay, device, Item::Pg(pg, Event::Merged { request, merged: Some((extent, data)) }));
+            Effect::Merge { request, chunk, extent, data } => {
+                let read = self.nodes[&device].stores[&pg].read(chunk, extent);
+                let merged = read.map(|_| (extent, data));
+                self.node_after(delay, device, Item::Pg(pg, Event::Merged { request, merged }));
             }
+            Effect::Unreadable { chunk, .. } => self.oracle.unreadable(&self.nodes, device, pg, chunk)?,
             Effect::Reserve { chunk } => {
                 let granted = self.rng.percent(97);
                 self.node_after(delay, device, Item::Pg(pg, Event::Reserved { chunk, granted }));
@@ -359,13 +368,19 @@ impl World {
     fn sample(&self, device: DeviceId, pg: PgId, effect: Effect<Data>) -> Event<Data> {
         let store = &self.nodes[&device].stores[&pg];
         match effect {
-            Effect::Read { request, chunk, extent } => {
-                Event::ReadDone { request, data: Some(store.read(chunk, extent)) }
-            }
+            Effect::Read { request, chunk, extent } => Event::ReadDone { request, data: store.read(chunk, extent) },
             Effect::ListVersions { round, above } => Event::Listed { round, entries: store.list(above) },
             Effect::ReadSums { round, chunk } => Event::SumsRead { round, chunk, sums: store.sums(chunk) },
             Effect::ReadDifference { round, chunk, theirs } => {
-                Event::DifferenceRead { round, chunk, image: Some(store.difference(chunk, &theirs)) }
+                Event::DifferenceRead { round, chunk, image: store.difference(chunk, &theirs) }
+            }
+            Effect::FindUnreadable { round, chunk, extent } => {
+                let (version, blocks) = (store.version(chunk), store.unreadable(chunk, extent));
+                Event::UnreadableFound { round, chunk, version, blocks }
+            }
+            Effect::ReadBlocks { round, chunk, extent } => {
+                let (version, data) = (store.version(chunk), store.read(chunk, extent));
+                Event::BlocksRead { round, chunk, extent, version, data }
             }
             other => panic!("not a store read: {other:?}"),
         }

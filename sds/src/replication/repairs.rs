@@ -1,0 +1,264 @@
+//! Repair at the primary (S13): blocks that cannot be read here come from another in-sync copy.
+//!
+//! A repair needs the chunk to stand still: it is held, so nothing new is ordered on it, and begins when nothing of it
+//! is in flight. Then every in-sync copy has the version that is here, and a block under any other version is not
+//! taken. Block by block: two copies may each have lost something else of the same chunk. What wanted the blocks is
+//! tried again afterwards, whether or not they were found, and fails for good if it fails again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use pflex_proto::ids::{ChunkId, Member, Version};
+
+use super::base::{Base, Cx};
+use super::effect::Effect;
+use super::holds::Reason;
+use super::limits::BACKUP_SILENT;
+use super::message::Body;
+use super::planted::Bug;
+use super::primary::Primary;
+use super::types::{Extent, RequestId, Round, Time};
+
+/// Chunks that are being repaired.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    chunks: BTreeMap<ChunkId, Repair>,
+}
+
+/// What wants blocks that cannot be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// A client's read; it stays in `Reads`, whose bound is that of these.
+    Read(RequestId),
+    /// A write that waits in the hold for the blocks its edges are in.
+    Merge,
+    /// A joiner, in this attempt to fill it.
+    Joiner(Round),
+}
+
+#[derive(Debug)]
+struct Repair {
+    /// Whole blocks.
+    extent: Extent,
+    reads: Vec<RequestId>,
+    joiner: Option<Round>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// For the chunk to stand still.
+    Waiting,
+    /// The own store looks which blocks cannot be read.
+    Finding(Round),
+    Asking(Asking),
+}
+
+#[derive(Debug)]
+struct Asking {
+    version: Version,
+    /// Still to be repaired; the first is being asked for.
+    blocks: VecDeque<u16>,
+    asked: Option<(Member, Time)>,
+    /// For the first block.
+    untried: Vec<Member>,
+    /// The copies that may be asked; one that is silent once is not asked again.
+    copies: Vec<Member>,
+}
+
+impl Repairs {
+    pub(super) fn clear(&mut self) {
+        self.chunks.clear();
+    }
+
+    fn asking(&mut self, chunk: ChunkId) -> Option<&mut Asking> {
+        match &mut self.chunks.get_mut(&chunk)?.stage {
+            Stage::Asking(asking) => Some(asking),
+            Stage::Waiting | Stage::Finding(_) => None,
+        }
+    }
+
+    /// The chunks that wait for this copy's answer, or for one that is overdue.
+    fn owed_by(&self, owes: impl Fn(Member, Time) -> bool) -> Vec<ChunkId> {
+        let owed = |repair: &Repair| match &repair.stage {
+            Stage::Asking(asking) => asking.asked.is_some_and(|(member, since)| owes(member, since)),
+            Stage::Waiting | Stage::Finding(_) => false,
+        };
+        self.chunks.iter().filter(|(_, repair)| owed(repair)).map(|(chunk, _)| *chunk).collect()
+    }
+}
+
+impl<D: Clone> Primary<D> {
+    /// Whether there is another in-sync copy to ask.
+    pub(super) fn can_repair(&self, base: &Base<D>) -> bool {
+        self.is_serving() && !base.failed && self.backups.iter().any(|backup| base.is_connected(backup.member))
+    }
+
+    /// These bytes cannot be read. Whether the repair is of all of them: one that is under way already does not grow.
+    pub(super) fn repair(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        chunk: ChunkId,
+        extent: Extent,
+        wanted: Wanted,
+    ) -> bool {
+        let extent = extent.whole_blocks();
+        let fresh = Repair { extent, reads: Vec::new(), joiner: None, stage: Stage::Waiting };
+        let repair = self.repairs.chunks.entry(chunk).or_insert(fresh);
+        if matches!(repair.stage, Stage::Waiting) {
+            repair.extent = repair.extent.joined(extent);
+        }
+        match wanted {
+            Wanted::Read(request) => repair.reads.push(request),
+            Wanted::Merge => {}
+            Wanted::Joiner(round) => repair.joiner = Some(round),
+        }
+        let covered = repair.extent.joined(extent) == repair.extent;
+        self.start_repair(base, cx, chunk);
+        covered
+    }
+
+    /// A hold of the chunk has ended: a repair that waits for it, or ran under it, goes on holding the chunk.
+    pub(super) fn hold_for_repair(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId) {
+        if self.repairs.chunks.contains_key(&chunk) && !base.planted.is(Bug::RepairFromOtherVersion) {
+            self.holds.hold(chunk, Reason::Repairing(None));
+            self.start_repair(base, cx, chunk);
+        }
+    }
+
+    /// Something was committed.
+    pub(super) fn start_repairs(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        let waits = |repair: &Repair| matches!(repair.stage, Stage::Waiting);
+        let waiting = self.repairs.chunks.iter().filter(|(_, repair)| waits(repair)).map(|(chunk, _)| *chunk);
+        for chunk in waiting.collect::<Vec<_>>() {
+            self.start_repair(base, cx, chunk);
+        }
+    }
+
+    fn start_repair(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId) {
+        let Some(repair) = self.repairs.chunks.get_mut(&chunk) else { return };
+        if !matches!(repair.stage, Stage::Waiting) {
+            return;
+        }
+        if !base.planted.is(Bug::RepairFromOtherVersion) {
+            if !self.holds.is_held(chunk) {
+                self.holds.hold(chunk, Reason::Repairing(None));
+            }
+            if !self.holds.stands_still(chunk) || self.flight.has(chunk) {
+                return;
+            }
+        }
+        let round = base.next_round();
+        repair.stage = Stage::Finding(round);
+        cx.emit(Effect::FindUnreadable { round, chunk, extent: repair.extent });
+    }
+
+    /// The own store has looked.
+    pub(super) fn on_found(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        (round, chunk): (Round, ChunkId),
+        version: Option<Version>,
+        blocks: Vec<u16>,
+    ) {
+        let Some(repair) = self.repairs.chunks.get_mut(&chunk) else { return };
+        if !matches!(repair.stage, Stage::Finding(asked) if asked == round) {
+            return;
+        }
+        // Without a version there is nothing that another copy could have the same of.
+        let Some(version) = version else { return self.end_repair(base, cx, chunk) };
+        let copies: Vec<Member> = self.backups.iter().map(|backup| backup.member).collect();
+        let untried = copies.clone();
+        repair.stage = Stage::Asking(Asking { version, blocks: blocks.into(), asked: None, untried, copies });
+        self.ask_for_block(base, cx, chunk);
+    }
+
+    /// Asks the next copy for the first block that is left, or ends the repair.
+    fn ask_for_block(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId) {
+        while let Some(asking) = self.repairs.asking(chunk) {
+            asking.asked = None;
+            let Some(block) = asking.blocks.front().copied() else { return self.end_repair(base, cx, chunk) };
+            let extent = Extent::block(block);
+            let Some(member) = asking.untried.pop() else {
+                asking.blocks.pop_front();
+                asking.untried = asking.copies.clone();
+                cx.emit(Effect::Unreadable { chunk, extent });
+                continue;
+            };
+            let backup = self.backups.iter().find(|backup| backup.member == member);
+            if let Some(backup) = backup.filter(|_| base.is_connected(member)) {
+                asking.asked = Some((member, cx.now));
+                return base.send(cx, member, Body::FetchBlocks { round: backup.round, chunk, extent });
+            }
+        }
+    }
+
+    /// A copy answered. Its round is the present one.
+    pub(super) fn on_blocks(
+        &mut self,
+        base: &mut Base<D>,
+        cx: &mut Cx<'_, D>,
+        from: Member,
+        (chunk, extent): (ChunkId, Extent),
+        version: Option<Version>,
+        data: Option<D>,
+    ) {
+        let Some(asking) = self.repairs.asking(chunk) else { return };
+        let asked = asking.asked.is_some_and(|(member, _)| base.same(member, from));
+        if !asked || asking.blocks.front().copied().map(Extent::block) != Some(extent) {
+            return;
+        }
+        let equal = version == Some(asking.version) || base.planted.is(Bug::RepairFromOtherVersion);
+        if let Some(data) = data.filter(|_| equal) {
+            asking.blocks.pop_front();
+            asking.untried = asking.copies.clone();
+            let version = asking.version;
+            let ticket = base.ticket();
+            cx.emit(Effect::Repair { ticket, chunk, version, extent, data });
+        }
+        self.ask_for_block(base, cx, chunk);
+    }
+
+    /// Whoever does not answer does not have it.
+    pub(super) fn repairs_on_tick(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        let now = cx.now;
+        let late = self.repairs.owed_by(|_, since| now.since(since) > BACKUP_SILENT);
+        self.ask_others(base, cx, late);
+    }
+
+    /// The connection to a copy broke, and with it the questions.
+    pub(super) fn repairs_without(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, member: Member) {
+        let owed = self.repairs.owed_by(|asked, _| asked == member);
+        self.ask_others(base, cx, owed);
+    }
+
+    fn ask_others(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunks: Vec<ChunkId>) {
+        for chunk in chunks {
+            if let Some(asking) = self.repairs.asking(chunk)
+                && let Some((silent, _)) = asking.asked
+            {
+                asking.copies.retain(|copy| *copy != silent);
+            }
+            self.ask_for_block(base, cx, chunk);
+        }
+    }
+
+    /// What wanted the blocks is tried again.
+    fn end_repair(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId) {
+        let Some(repair) = self.repairs.chunks.remove(&chunk) else { return };
+        for request in repair.reads {
+            if let Some((chunk, extent)) = self.reads.place(request) {
+                cx.emit(Effect::Read { request, chunk, extent });
+            }
+        }
+        if let Some((join, round)) = self.join.as_mut().zip(repair.joiner) {
+            join.compare_again(base, cx, round, chunk);
+        }
+        if let Some((request, extent, data)) = self.holds.merge_again(chunk) {
+            cx.emit(Effect::Merge { request, chunk, extent, data });
+        } else if self.holds.is_held_for_repair(chunk) {
+            self.release(base, cx, chunk, false);
+        }
+    }
+}
