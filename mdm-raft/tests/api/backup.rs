@@ -110,7 +110,7 @@ async fn a_cluster_is_restored_from_a_backup_and_what_sdss_know_decides() {
     let stale = known(&*second.sees(|map| map.pgs.len() == 8).await, 2);
     cluster.create_domain("lost").await.unwrap();
     second.die();
-    let alone = first.sees(|map| map.pgs.values().all(|pg| pg.in_sync.len() == 1)).await;
+    let alone = first.sees(|map| !map.pgs.is_empty() && map.pgs.values().all(|pg| pg.in_sync.len() == 1)).await;
     let highest = alone.pgs.values().map(|pg| pg.epoch.get()).max().unwrap();
     let newest = known(&alone, 1);
     let before = status(&cluster.client).await;
@@ -204,11 +204,14 @@ async fn a_lost_copy_is_given_up_by_force_and_named() {
     let first = FakeSds::create(&cluster, 1).await;
     let second = FakeSds::create(&cluster, 2).await;
     cluster.create_volume("v", GIB).await.unwrap();
+    // Each map may still be one of before there were groups.
+    let copies = |map: &ClusterMap, copies| map.pgs.len() == 8 && map.pgs.values().all(|pg| pg.in_sync.len() == copies);
+    first.sees(|map| copies(map, 2)).await;
     second.die();
-    first.sees(|map| map.pgs.values().all(|pg| pg.in_sync.len() == 1)).await;
+    first.sees(|map| copies(map, 1)).await;
     let second = FakeSds::start(&cluster, 2, 2).await;
     first.die();
-    second.sees(|map| map.pgs.values().all(|pg| pg.primary.is_none())).await;
+    second.sees(|map| !map.pgs.is_empty() && map.pgs.values().all(|pg| pg.primary.is_none())).await;
 
     let freeze = |device_id| {
         cluster.client.write(PATIENCE, move |connection, request| {

@@ -144,7 +144,7 @@ async fn another_leader_goes_on_where_the_last_one_stopped() {
     cluster.stop_leader().await;
     let epochs: Vec<_> = map.pgs.values().map(|pg| pg.epoch).collect();
     assert_eq!(filled(&cluster, &sds, &map).await as u64, row.groups_left);
-    let map = sds[0].sees(|map| map.pgs.values().all(|pg| pg.in_sync.len() == 2)).await;
+    let map = sds[0].sees(|map| !map.pgs.is_empty() && map.pgs.values().all(|pg| pg.in_sync.len() == 2)).await;
     let raised = map.pgs.values().zip(epochs).filter(|(pg, before)| pg.epoch > *before).count();
     assert_eq!(raised as u64, row.groups_left, "nothing moved twice");
     let [done] = rebuilds(&cluster).await.try_into().unwrap();
