@@ -114,8 +114,16 @@ async fn qemu_img_converts_and_compares_over_a_unix_socket() {
 async fn fio_verifies_random_writes() {
     let (uri, _server) = start().await;
     let uri = format!("--uri={uri}/demo");
-    let common =
-        ["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--size=32m", "--verify=crc32c", "--iodepth=32"];
+    let common = [
+        "--name=verify",
+        "--ioengine=nbd",
+        &uri,
+        "--rw=randwrite",
+        "--size=32m",
+        "--verify=crc32c",
+        "--iodepth=32",
+        "--verify_state_save=0",
+    ];
     run("fio", &[&common[..], &["--bs=4k"]].concat()).await.unwrap();
     run("fio", &[&common[..], &["--bsrange=512-256k", "--bs_unaligned=1"]].concat()).await.unwrap();
 }
