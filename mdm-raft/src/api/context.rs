@@ -26,7 +26,7 @@ use crate::{
 
 /// A hand-over is over in this time; an election after a crash takes longer, and then the client had better ask others.
 const HAND_OVER: Duration = Duration::from_millis(300);
-/// A new leader takes requests once a majority has answered its first append.
+/// A new leader takes requests once a majority has answered its first append; the first pause, which doubles.
 const FIRST_ANSWERS: Duration = Duration::from_millis(3);
 
 /// How much a member takes at a time. Beyond it requests are refused, with a word on when to come again; Raft has its own
@@ -141,13 +141,13 @@ impl Api {
             Some(_) | None => Command::internal(wall_time_ms(), body),
         };
         let command = EncodedCommand::from(command);
-        let patience = Instant::now() + HAND_OVER;
+        let (patience, mut pause) = (Instant::now() + HAND_OVER, FIRST_ANSWERS);
         let outcome = loop {
             gate::in_time()?;
             match self.0.group.propose(command.clone()).await {
                 Ok(outcome) => break outcome,
                 // Nothing was appended, so it may be tried again.
-                Err(ProposeError::NotLeader { leader: None, .. }) => self.elected_here(patience).await?,
+                Err(ProposeError::NotLeader { leader: None, .. }) => self.elected_here(patience, &mut pause).await?,
                 Err(error) => return Err(error::from_propose(error)),
             }
         };
@@ -181,12 +181,12 @@ impl Api {
         if stale {
             return Ok(self.0.group.read_stale(f));
         }
-        let patience = Instant::now() + HAND_OVER;
+        let (patience, mut pause) = (Instant::now() + HAND_OVER, FIRST_ANSWERS);
         loop {
             gate::in_time()?;
             match self.0.group.read_barrier().await {
                 Ok(()) => return Ok(self.0.group.read_stale(f)),
-                Err(ReadError::NotLeader { leader: None, .. }) => self.elected_here(patience).await?,
+                Err(ReadError::NotLeader { leader: None, .. }) => self.elected_here(patience, &mut pause).await?,
                 Err(error) => return Err(error::from_read(error)),
             }
         }
@@ -212,7 +212,7 @@ impl Api {
     /// For a request that found no leader: waits a moment for one, and returns if that is this member, so that the request
     /// is tried here again. A hand-over takes some ten milliseconds, and a client that must look for the leader takes longer
     /// pauses than that.
-    async fn elected_here(&self, patience: Instant) -> Result<(), Status> {
+    async fn elected_here(&self, patience: Instant, pause: &mut Duration) -> Result<(), Status> {
         let me = self.0.group.identity().node;
         let mut leader = self.0.group.leader();
         let named = leader.wait_for(|view| view.leading || view.leader.as_ref().is_some_and(|leader| leader.id != me));
@@ -220,8 +220,10 @@ impl Api {
         if !leading || Instant::now() >= patience {
             return Err(self.not_leader());
         }
-        // It leads, but no quorum has answered it yet.
-        tokio::time::sleep(FIRST_ANSWERS).await;
+        // It leads, but no quorum has answered it yet. If none does, many wait here: ever more seldom, or they would have
+        // the Raft thread to themselves.
+        tokio::time::sleep(*pause).await;
+        *pause *= 2;
         Ok(())
     }
 

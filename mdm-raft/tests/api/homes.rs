@@ -92,15 +92,21 @@ fn holds(map: &ClusterMap, sds: u32) -> bool {
     map.pgs.values().any(|pg| pg.replicas.iter().any(|device| map.devices[device].sds.get() == sds))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn copies_of_a_dead_server_are_filled_elsewhere_and_the_rebuild_is_done() {
-    let (cluster, mut sds) = four(1).await;
-    set_delay(&cluster, HOUR_MS).await;
+/// The last server dies, and nothing moves for an hour; its number, and the rebuild that waits.
+async fn one_dies(cluster: &Cluster, sds: &mut Vec<FakeSds>) -> (u32, RebuildRow) {
+    set_delay(cluster, HOUR_MS).await;
     let dead = sds.remove(3);
     let gone = dead.id;
     dead.die();
     sds[0].sees(|map| map.pgs.values().any(|pg| pg.in_sync.len() == 1)).await;
-    let [row] = rebuilds(&cluster).await.try_into().unwrap();
+    let [row] = rebuilds(cluster).await.try_into().unwrap();
+    (gone, row)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_dead_server_are_filled_elsewhere_and_the_rebuild_is_done() {
+    let (cluster, mut sds) = four(1).await;
+    let (gone, row) = one_dies(&cluster, &mut sds).await;
     assert_eq!(row.state, "waiting");
     assert!(row.waits_for[0].starts_with("s4 is DOWN; new homes once rebuild.delay_ms has passed ("), "{row:?}");
 
@@ -129,12 +135,7 @@ async fn copies_of_a_dead_server_are_filled_elsewhere_and_the_rebuild_is_done() 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_leader_goes_on_where_the_last_one_stopped() {
     let (cluster, mut sds) = four(3).await;
-    set_delay(&cluster, HOUR_MS).await;
-    let dead = sds.remove(3);
-    let gone = dead.id;
-    dead.die();
-    sds[0].sees(|map| map.pgs.values().any(|pg| pg.in_sync.len() == 1)).await;
-    let [row] = rebuilds(&cluster).await.try_into().unwrap();
+    let (gone, row) = one_dies(&cluster, &mut sds).await;
 
     // Lost under one leader, moved by the next, filled under a third.
     let stopped = cluster.stop_leader().await;

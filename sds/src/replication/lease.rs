@@ -71,6 +71,11 @@ impl Leases {
         if request.to != self.own {
             return None;
         }
+        if self.is_dead(request.from) {
+            // It lives, or did when it asked: a proof was wrong, or this comes late. What it gets now is waited for.
+            let earlier = Incarnation(request.from.incarnation.0.saturating_sub(1));
+            self.dead.insert(request.from.device, earlier);
+        }
         self.granted.retain(|_, until| *until > now);
         self.granted.insert(request.from, now.plus(LEASE_GRANTED));
         Some(LeaseGrant { from: self.own, to: request.from, asked_at: request.asked_at, epochs })
@@ -161,6 +166,16 @@ mod tests {
         let mut reborn = Leases::new(member(1, 2), at(3));
         reborn.granted(at(4), grant);
         assert!(!reborn.holds(at(4), b, PG, Epoch(6)), "granted to an earlier life");
+    }
+
+    #[test]
+    fn a_life_that_asks_again_after_a_proof_of_its_death_is_waited_for() {
+        let (a, b) = (member(1, 3), member(2, 1));
+        let (holder, mut granter) = (Leases::new(a, at(0)), Leases::new(b, at(0)));
+        assert!(granter.ended(a.device, a.incarnation) && !granter.ended(a.device, a.incarnation));
+        assert!(granter.is_dead(a) && granter.is_dead(member(1, 2)) && !granter.is_dead(member(1, 4)));
+        granter.grant(at(10), &holder.request(at(10), b), vec![(PG, Epoch(5))]).expect("addressed to it");
+        assert!(!granter.is_dead(a) && granter.is_dead(member(1, 2)));
     }
 
     #[test]
