@@ -100,6 +100,9 @@ impl Backup {
                 self.reserved = true;
                 cx.emit(Effect::Reserve { chunk });
             }
+            Body::Unreserve { round, chunk } if round == self.round && self.opened => {
+                cx.emit(Effect::Unreserve { chunk });
+            }
             Body::FetchBlocks { round, chunk, extent } if round == self.round && self.opened => {
                 cx.emit(Effect::ReadBlocks { round, chunk, extent });
             }
@@ -111,6 +114,7 @@ impl Backup {
             | Body::Write { .. }
             | Body::Committed { .. }
             | Body::Reserve { .. }
+            | Body::Unreserve { .. }
             | Body::JoinStart { .. }
             | Body::SyncChunk { .. }
             | Body::JoinEnd { .. }

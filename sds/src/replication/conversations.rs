@@ -45,6 +45,20 @@ impl Talk {
         talk
     }
 
+    /// A backup of device 2, opened in round 1.
+    fn backup() -> Self {
+        let leases = Leases::new(member(1), Time(0));
+        let pg: Pg<u64> = Pg::new(PgId::default(), member(1), Recovered::default(), &leases);
+        let mut talk = Self { pg, leases, now: Time(1), ticket: Ticket(0) };
+        talk.tell(Event::PeerConnected(member(2)));
+        let config = PgConfig { primary: Some(DeviceId(2)), ..config(1, vec![member(1), member(2)]) };
+        talk.tell(Event::Config { config, joiners: Vec::new() });
+        let round = Round(1);
+        talk.hear(member(2), Body::Collect { round });
+        talk.hear(member(2), Body::Open { round, last: Sequence(0), operations: OperationSnapshot::default() });
+        talk
+    }
+
     fn tell(&mut self, event: Event<u64>) -> Out {
         let mut out = Out::new();
         self.pg.handle(self.now, &self.leases, event, &mut out);
@@ -436,4 +450,46 @@ fn a_copy_that_does_not_answer_does_not_have_the_block() {
     unreadable_edge(&mut talk);
     let out = talk.tell(Event::PeerDisconnected(member(2)));
     assert!(matches!(out[..], [Effect::Unreadable { .. }, Effect::Merge { .. }]), "{out:?}");
+}
+
+#[test]
+fn space_that_a_write_does_not_use_is_given_back_once_all_have_answered() {
+    let mut talk = Talk::with(&[2, 3]);
+    let reserve = |out: &Out| {
+        let round = |effect: &Effect<u64>| match effect {
+            Effect::Send(Message { to, body: Body::Reserve { round, .. }, .. }) => Some((*to, *round)),
+            _ => None,
+        };
+        out.iter().filter_map(round).collect::<Vec<_>>()
+    };
+    let asked = reserve(&talk.write(1, |write| write.creates_chunk = true));
+    let [(two, in_two), (three, in_three)] = asked[..] else { panic!("both are asked: {asked:?}") };
+    let answer = |round, granted| Body::Reserved { round, chunk: chunk(0), granted };
+    assert_eq!(answers(&talk.hear(two, answer(in_two, false))).len(), 1, "refused");
+    let released = |out: &Out| {
+        out.iter().filter(|effect| matches!(effect, Effect::Send(Message { body: Body::Unreserve { .. }, .. }))).count()
+    };
+    assert_eq!(released(&talk.tell(Event::Tick { jitter: 0 })), 0, "the other answer is under way");
+    talk.hear(three, answer(in_three, true));
+    assert_eq!(released(&talk.tell(Event::Tick { jitter: 0 })), 2);
+    assert_eq!(released(&talk.tell(Event::Tick { jitter: 0 })), 0, "once");
+    // One that is ordered uses it.
+    talk.write(2, |write| write.creates_chunk = true);
+    talk.hear(two, answer(in_two, true));
+    assert_eq!(applied(&talk.hear(three, answer(in_three, true))), [(2, BLOCK)]);
+    assert_eq!(released(&talk.tell(Event::Tick { jitter: 0 })), 0);
+}
+
+#[test]
+fn a_backup_frees_the_space_that_is_not_needed() {
+    let mut backup = Talk::backup();
+    let round = Round(1);
+    assert_eq!(backup.hear(member(2), Body::Reserve { round, chunk: chunk(0) }), [Effect::Reserve { chunk: chunk(0) }]);
+    let out = backup.hear(member(2), Body::Unreserve { round, chunk: chunk(0) });
+    assert_eq!(out, [Effect::Unreserve { chunk: chunk(0) }]);
+    assert_eq!(
+        backup.hear(member(2), Body::Unreserve { round: Round(0), chunk: chunk(0) }),
+        [],
+        "of an earlier attempt"
+    );
 }

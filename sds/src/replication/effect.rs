@@ -167,6 +167,11 @@ pub enum Effect<D> {
         /// The chunk.
         chunk: ChunkId,
     },
+    /// Free what `Reserve` set aside for this chunk, if it was not used.
+    Unreserve {
+        /// The chunk.
+        chunk: ChunkId,
+    },
     /// Free what `Reserve` set aside for this placement group and was not used.
     ReleaseReservations,
     /// Send to `message.to`. Dropped when no connection to that member is up.

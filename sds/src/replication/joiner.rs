@@ -96,6 +96,7 @@ impl<D: Clone> Joiner<D> {
             | Body::Fix { .. }
             | Body::Open { .. }
             | Body::Reserve { .. }
+            | Body::Unreserve { .. }
             | Body::WriteAck { .. }
             | Body::Gap { .. }
             | Body::CannotApply

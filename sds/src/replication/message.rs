@@ -211,6 +211,13 @@ pub enum Body<D> {
         /// The bytes; none: they cannot be read here either.
         data: Option<D>,
     },
+    /// P: what `Reserve` set aside for this chunk is not needed: its write was not ordered.
+    Unreserve {
+        /// The attempt this peer was opened in.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+    },
     /// From the primary of an earlier epoch to that of this one: I have left, and answer nothing of before (S6).
     HandBack,
 }

@@ -31,6 +31,7 @@ mod primary;
 mod reads;
 mod reconcile;
 mod repairs;
+mod reservations;
 mod stream;
 pub mod types;
 mod waits;

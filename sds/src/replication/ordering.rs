@@ -79,6 +79,9 @@ impl<D: Clone> Primary<D> {
     pub(super) fn order(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, write: ClientWrite<D>) {
         let ClientWrite { request, client, operation, low_water, chunk, extent, kind, .. } = write;
         let version = Version { epoch: base.epoch(), sequence: base.last.next() };
+        if matches!(kind, WriteKind::Data(_)) {
+            self.reservations.used(chunk);
+        }
         let write = OrderedWrite { version, chunk, extent, kind, client, operation, low_water };
         for backup in &mut self.backups {
             backup.send_write(base, cx, &write);
@@ -97,6 +100,7 @@ impl<D: Clone> Primary<D> {
         let chunk = write.chunk;
         for backup in &mut self.backups {
             backup.owe(cx.now);
+            self.reservations.ask(chunk, backup.member);
             base.send(cx, backup.member, Body::Reserve { round: backup.round, chunk });
         }
         let members = self.backups.iter().map(|backup| backup.member).collect();

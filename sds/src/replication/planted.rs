@@ -26,6 +26,8 @@ pub(super) enum Bug {
     SilenceIsProof,
     /// S13: a block that cannot be read is put back whatever the version of the chunk is, here and there.
     RepairFromOtherVersion,
+    /// S4: space that was set aside for a write that is not ordered stays so.
+    KeepReservations,
     /// S7: a resent operation is ordered again.
     ForgetOperations,
     /// S7: undoing a chunk's writes leaves their operation ids.

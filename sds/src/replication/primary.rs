@@ -18,6 +18,7 @@ use super::planted::Bug;
 use super::reads::Reads;
 use super::reconcile::Reconcile;
 use super::repairs::{Repairs, Wanted};
+use super::reservations::Reservations;
 use super::stream::Stream;
 use super::types::{ChunkEntry, ChunkImage, Extent, JoinTrouble, Refusal, Round, Time};
 
@@ -33,6 +34,7 @@ pub(super) struct Primary<D> {
     pub(super) reads: Reads<D>,
     pub(super) holds: Holds<D>,
     pub(super) repairs: Repairs,
+    pub(super) reservations: Reservations,
 }
 
 /// How far the epoch is.
@@ -64,6 +66,7 @@ impl<D: Clone> Primary<D> {
             reads: Reads::default(),
             holds: Holds::default(),
             repairs: Repairs::default(),
+            reservations: Reservations::default(),
         }
     }
 
@@ -129,6 +132,7 @@ impl<D: Clone> Primary<D> {
             (Body::CannotApply, Some(_)) => self.membership.cannot_apply(base, cx, from),
             (Body::Reserved { round, chunk, granted }, Some(backup)) if round == backup.round => {
                 backup.answered(cx.now);
+                self.reservations.answered(chunk, backup.member);
                 self.on_reserved(base, cx, from, chunk, granted);
             }
             (Body::Blocks { round, chunk, extent, version, data }, Some(backup)) if round == backup.round => {
@@ -294,9 +298,10 @@ impl<D: Clone> Primary<D> {
         self.start_join(base, cx);
     }
 
-    pub(super) fn ask_again_for_space(&self, base: &Base<D>, cx: &mut Cx<'_, D>, member: Member) {
+    pub(super) fn ask_again_for_space(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, member: Member) {
         let Some(backup) = self.backups.iter().find(|backup| backup.member == member) else { return };
         for chunk in self.holds.reserving(member) {
+            self.reservations.ask(chunk, member);
             base.send(cx, member, Body::Reserve { round: backup.round, chunk });
         }
     }
@@ -308,6 +313,7 @@ impl<D: Clone> Primary<D> {
         if let Some(backup) = self.backups.iter_mut().find(|backup| backup.member == member) {
             backup.set_down(Some(cx.now));
         }
+        self.reservations.disconnected(member);
         self.repairs_without(base, cx, member);
         if self.join.as_ref().is_some_and(|join| join.member() == member) {
             self.drop_joiner(base, cx, None);
@@ -338,6 +344,7 @@ impl<D: Clone> Primary<D> {
             join.on_tick(base, cx, &mut self.holds);
         }
         self.repairs_on_tick(base, cx);
+        self.release_unused(base, cx);
         self.propose_ready_joiner(base, cx);
         self.start_join(base, cx);
         for backup in &mut self.backups {

@@ -254,6 +254,11 @@ impl Store {
         self.chunks.get(&chunk).is_some_and(|entry| entry.claimed)
     }
 
+    /// Frees what was reserved for a chunk and not used.
+    pub fn release_reservation(&mut self, pg: PgId, chunk: ChunkId) {
+        self.space.release_one(pg, chunk);
+    }
+
     /// Frees what was reserved for a placement group and not used.
     pub fn release_reservations(&mut self, pg: PgId) {
         self.space.release(pg);

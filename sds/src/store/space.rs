@@ -70,6 +70,17 @@ impl Space {
         true
     }
 
+    pub(super) fn release_one(&mut self, pg: PgId, chunk: ChunkId) {
+        if let Some(chunks) = self.reserved.get_mut(&pg)
+            && chunks.remove(&chunk)
+        {
+            self.reserved_count -= 1;
+            if chunks.is_empty() {
+                self.reserved.remove(&pg);
+            }
+        }
+    }
+
     pub(super) fn release(&mut self, pg: PgId) {
         self.reserved_count -= self.reserved.remove(&pg).map_or(0, |chunks| chunks.len());
     }

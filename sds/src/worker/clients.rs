@@ -9,7 +9,7 @@ use pflex_proto::{
     },
     frame::FrameKind,
     geometry::BLOCK_SIZE,
-    ids::{LogTime, PgId, ProcessId, SdcId},
+    ids::{ChunkId, LogTime, PgId, ProcessId, SdcId},
     pb::TokenUse,
     token,
 };
@@ -119,7 +119,7 @@ impl Worker {
     fn on_read(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
         let ReadRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
         let admitted = self.admit(id, &io, false, frame)?;
-        let request = self.pend(id, admitted, &io, false, frame.header.request_id);
+        let request = self.pend(id, admitted, &io, (false, None), frame.header.request_id);
         let read = ClientRead { request, epoch: io.epoch, chunk: io.chunk, extent: extent(&io) };
         self.ask(io.pg, request, Event::Read(read));
         Ok(())
@@ -162,7 +162,8 @@ impl Worker {
         if creates_chunk && !self.store.reserve(io.pg, io.chunk) {
             return Err((RefusalCode::NoSpace, format!("device {} has no space for another chunk", self.own.device)));
         }
-        let request = self.pend(id, (sdc, authority), &io, true, frame.header.request_id);
+        let creates = creates_chunk.then_some(io.chunk);
+        let request = self.pend(id, (sdc, authority), &io, (true, creates), frame.header.request_id);
         let write = ClientWrite {
             request,
             epoch: io.epoch,
@@ -205,7 +206,7 @@ impl Worker {
         connection: ConnectionId,
         (sdc, authority): (SdcId, Authority),
         io: &IoHeader,
-        writes: bool,
+        (writes, creates): (bool, Option<ChunkId>),
         frame_request: u64,
     ) -> RequestId {
         self.pending.add(Pending {
@@ -216,6 +217,7 @@ impl Worker {
             pg: io.pg,
             extent: extent(io),
             writes,
+            creates,
             authority,
         })
     }
@@ -233,6 +235,10 @@ impl Worker {
     pub(super) fn answer(&mut self, request: RequestId, outcome: Outcome<Payload>) {
         let Some(pending) = self.pending.remove(request) else { return };
         let (id, request_id) = (pending.connection, pending.frame_request);
+        if let Some(chunk) = pending.creates.filter(|chunk| !self.pending.creates(pending.pg, *chunk)) {
+            // Used up if the write was ordered; if it was refused, nobody else would free it.
+            self.store.release_reservation(pending.pg, chunk);
+        }
         match outcome {
             Outcome::Written { volatility, version } => {
                 self.count(&pending);

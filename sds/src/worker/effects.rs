@@ -209,6 +209,7 @@ impl Worker {
                 let granted = self.store.reserve(pg, chunk);
                 self.events.push_back((pg, Event::Reserved { chunk, granted }));
             }
+            Effect::Unreserve { chunk } => self.store.release_reservation(pg, chunk),
             Effect::ReleaseReservations => self.store.release_reservations(pg),
             Effect::Send(message) => self.send(&message),
             Effect::Reply { request, outcome } => self.answer(request, outcome),

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use pflex_proto::ids::{PgId, Revision, SdcId, VolumeId};
+use pflex_proto::ids::{ChunkId, PgId, Revision, SdcId, VolumeId};
 
 use crate::{
     admission::{Authority, ConnectionId},
@@ -21,6 +21,8 @@ pub(super) struct Pending {
     pub(super) pg: PgId,
     pub(super) extent: Extent,
     pub(super) writes: bool,
+    /// The chunk it may create, for which space was set aside here (S4).
+    pub(super) creates: Option<ChunkId>,
     /// Checked again when a read's data is here, and while a write waits to be ordered (S20).
     pub(super) authority: Authority,
 }
@@ -30,6 +32,8 @@ pub(super) struct Pending {
 pub(super) struct PendingRequests {
     open: HashMap<RequestId, Pending>,
     last: RequestId,
+    /// How many of the open requests space was set aside for, by chunk.
+    creating: HashMap<(PgId, ChunkId), usize>,
     /// Revisions of the map that wait for requests admitted before them.
     drains: VecDeque<(Revision, HashSet<RequestId>)>,
     newest: Revision,
@@ -38,6 +42,9 @@ pub(super) struct PendingRequests {
 impl PendingRequests {
     pub(super) fn add(&mut self, request: Pending) -> RequestId {
         self.last.0 += 1;
+        if let Some(chunk) = request.creates {
+            *self.creating.entry((request.pg, chunk)).or_default() += 1;
+        }
         self.open.insert(self.last, request);
         self.last
     }
@@ -46,7 +53,21 @@ impl PendingRequests {
         for (_, waiting) in &mut self.drains {
             waiting.remove(&id);
         }
-        self.open.remove(&id)
+        let request = self.open.remove(&id)?;
+        if let Some(chunk) = request.creates
+            && let Some(count) = self.creating.get_mut(&(request.pg, chunk))
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.creating.remove(&(request.pg, chunk));
+            }
+        }
+        Some(request)
+    }
+
+    /// Whether space set aside for this chunk is still some open request's.
+    pub(super) fn creates(&self, pg: PgId, chunk: ChunkId) -> bool {
+        self.creating.contains_key(&(pg, chunk))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -88,6 +109,7 @@ mod tests {
             pg: PgId::default(),
             extent: Extent { offset: 0, length: 1 },
             writes: true,
+            creates: None,
             authority: crate::admission::test_authority(),
         }
     }
@@ -105,5 +127,16 @@ mod tests {
         assert_eq!(pending.confirmed(), Revision(6));
         pending.remove(revoked);
         assert_eq!(pending.confirmed(), Revision(9));
+    }
+
+    #[test]
+    fn space_is_somebodys_until_the_last_request_that_it_was_set_aside_for_is_answered() {
+        let (mut pending, pg, chunk) = (PendingRequests::default(), PgId::default(), ChunkId::default());
+        let [first, resent] = [(); 2].map(|()| pending.add(Pending { creates: Some(chunk), ..request(1) }));
+        pending.remove(first);
+        pending.remove(first);
+        assert!(pending.creates(pg, chunk));
+        pending.remove(resent);
+        assert!(!pending.creates(pg, chunk));
     }
 }

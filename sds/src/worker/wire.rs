@@ -84,6 +84,7 @@ impl Encoder<'_> {
             Body::FetchBlocks { round, chunk, extent } => {
                 self.put(&25_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length)
             }
+            Body::Unreserve { round, chunk } => self.put(&27_u8).put(&round.0).put(chunk),
             Body::Blocks { round, chunk, extent, version, data } => {
                 self.put(&26_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length).put(version);
                 self.data(data.as_ref());
@@ -232,6 +233,7 @@ impl Decoder<'_> {
                 version: self.get()?,
                 data: self.data()?,
             },
+            27 => Body::Unreserve { round: self.round()?, chunk: self.get()? },
             other => return Err(CodecError::BadTag { what: "replication message", value: other.into() }),
         };
         Ok(Message { from, to, pg, epoch, body })
@@ -426,6 +428,7 @@ mod tests {
             Body::JoinReady { round },
             Body::Reserve { round, chunk },
             Body::Reserved { round, chunk, granted: true },
+            Body::Unreserve { round, chunk },
             Body::ChunkRefused { round, chunk },
             Body::NoSpace,
             Body::Refused,
@@ -471,7 +474,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(which in 0..28_usize, at: prop::sample::Index, value: u8) {
+        fn damaged_messages_never_panic(which in 0..29_usize, at: prop::sample::Index, value: u8) {
             let body = bodies().swap_remove(which);
             let message = Message { from: member(1), to: member(2), pg: PgId::default(), epoch: Epoch(3), body };
             let mut bytes = Vec::new();

@@ -45,6 +45,9 @@ pub(super) fn everywhere(world: &mut World) {
 
 /// One block, if another copy that is in sync and up has it.
 fn spoil(world: &mut World, device: DeviceId, pg: PgId, chunk: ChunkId, block: usize) {
+    if !world.decays {
+        return;
+    }
     let bad = |device: &DeviceId| world.nodes[device].stores[&pg].applied.bad.contains(&(chunk, block));
     let Some(version) = world.nodes[&device].stores.get(&pg).and_then(|store| store.version(chunk)) else { return };
     let others: Vec<DeviceId> = world.mdm.replicas(pg).iter().copied().filter(|other| *other != device).collect();

@@ -2,7 +2,7 @@
 
 use pflex_proto::ids::{ChunkId, ChunkIndex, DeviceId, Epoch, LayerId, OperationId, PgId, VtreeId};
 
-use crate::replication::{ClientRead, ClientWrite, Event, Outcome, PgConfig, Refusal, RequestId, WriteKind};
+use crate::replication::{ClientRead, ClientWrite, Event, Extent, Outcome, PgConfig, Refusal, RequestId, WriteKind};
 
 use super::client::{Action, Pending};
 use super::store::{BLOCKS, Data};
@@ -58,6 +58,34 @@ impl World {
                 self.begin(0, pg, chunk(pg, index), 0, BLOCKS, true);
             }
         }
+    }
+
+    /// A write that would create a chunk, and is discarded while the copies are asked for space (S4, S9).
+    pub(super) fn write_and_discard(&mut self) -> Result<(), String> {
+        for pg in self.mdm.pgs() {
+            let config = self.mdm.config(pg).clone();
+            let Some(device) = config.primary else { continue };
+            self.next += 1;
+            let (request, client, chunk) = (RequestId(self.next), 0, chunk(pg, CHUNKS_PER_PG));
+            let operation = self.clients[client].next_operation();
+            // Nobody waits for the answer.
+            self.requests.insert((device, request), (client, u64::MAX, chunk));
+            let write = ClientWrite {
+                request,
+                epoch: config.epoch,
+                client: self.clients[client].key,
+                operation,
+                low_water: OperationId(0),
+                chunk,
+                extent: Extent::block(0),
+                kind: WriteKind::Data(vec![1]),
+                merge: false,
+                creates_chunk: true,
+            };
+            self.step(device, pg, Event::Write(write))?;
+            self.step(device, pg, Event::Cancel { request })?;
+        }
+        Ok(())
     }
 
     /// S12: an operator promotes a copy of each group that has no in-sync one, and accepts what is lost by it. Returns
@@ -206,5 +234,9 @@ impl World {
 }
 
 fn chunk(pg: PgId, index: u64) -> ChunkId {
-    ChunkId { vtree: VtreeId(1), layer: LayerId(0), index: ChunkIndex(u64::from(pg.index.0) * CHUNKS_PER_PG + index) }
+    ChunkId {
+        vtree: VtreeId(1),
+        layer: LayerId(0),
+        index: ChunkIndex(u64::from(pg.index.0) * (CHUNKS_PER_PG + 1) + index),
+    }
 }

@@ -48,6 +48,7 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     decay::everywhere(&mut world);
     world.oracle.calm = true;
     world.read_everything();
+    world.write_and_discard()?;
     settle(&mut world, "after reading everything")?;
     decay::none_at_primaries(&world)?;
     let quiet = world.now + 1000 * MS;
@@ -55,6 +56,7 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     for pg in world.mdm.pgs() {
         Oracle::identical(&world.nodes, pg, world.mdm.replicas(pg))?;
     }
+    Oracle::nothing_set_aside(&world.nodes)?;
     world.check_history()?;
     Ok((world.finished_operations, world.next))
 }
@@ -188,8 +190,9 @@ planted! {
     s1_skipped_reconciliation_is_noticed: SkipReconcile within 200,
     s2_an_old_incarnation_is_noticed: AcceptOldIncarnation within 200,
     s3_a_joiner_not_awaited_is_noticed: JoinerNotAwaited within 300,
-    s4_a_gap_is_noticed: AcceptGap within 200,
+    s4_a_gap_is_noticed: AcceptGap within 400,
     s4_an_early_acknowledgement_is_noticed: AckBeforeBackup within 200,
+    s4_space_kept_for_nobody_is_noticed: KeepReservations within 200,
     s5_a_dirty_read_is_noticed: DirtyRead within 200,
     s5_a_read_without_lease_is_noticed: ReadWithoutLease within 200,
     s6_no_wait_for_leases_is_noticed: NoLeaseWait within 200,

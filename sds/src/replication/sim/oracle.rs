@@ -135,6 +135,18 @@ impl Oracle {
         Ok(())
     }
 
+    /// S4: space is set aside for writes that wait, and none waits.
+    pub(super) fn nothing_set_aside(nodes: &BTreeMap<DeviceId, Node>) -> Result<(), String> {
+        for (device, node) in nodes {
+            for (pg, store) in &node.stores {
+                if !store.reserved.is_empty() {
+                    return Err(format!("S4: pg {pg} on {device} keeps space for nobody: {:?}", store.reserved));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// I4: in-sync copies that are idle are identical.
     pub(super) fn identical(nodes: &BTreeMap<DeviceId, Node>, pg: PgId, devices: &[DeviceId]) -> Result<(), String> {
         let images: Vec<_> = devices.iter().map(|device| (device, &nodes[device].stores[&pg].durable)).collect();

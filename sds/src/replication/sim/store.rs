@@ -43,6 +43,8 @@ pub(super) struct PgStore {
     pub(super) applied: Image,
     pub(super) durable: Image,
     queue: VecDeque<(Ticket, Effect<Data>)>,
+    /// Chunks that space is set aside for.
+    pub(super) reserved: BTreeSet<ChunkId>,
     /// The ticket that failed; nothing from it on is done.
     failed: Option<Ticket>,
 }
@@ -156,6 +158,11 @@ impl PgStore {
             self.failed = Some(ticket);
             return true;
         }
+        if let Effect::Apply { .. } | Effect::WriteBlocks { .. } | Effect::FixChunk { .. } = &effect
+            && let Some(chunk) = place(&effect)
+        {
+            self.reserved.remove(&chunk);
+        }
         self.applied.apply(&effect);
         self.queue.push_back((ticket, effect));
         false
@@ -195,6 +202,7 @@ impl PgStore {
             }
         }
         self.applied = self.durable.clone();
+        self.reserved.clear();
         self.failed = None;
     }
 

@@ -77,6 +77,9 @@ pub(super) struct World {
     pub(super) next_value: u64,
     /// Chances of blocks that go bad; of their own, so that they change no other chance.
     pub(super) decay: Rng,
+    /// Whether blocks go bad in this run. A repair holds its chunk, and what is rare without faults of disks is rarer
+    /// still with them: every second run has none.
+    pub(super) decays: bool,
     planted: Planted,
     /// While faults and load go on.
     pub(super) stormy: bool,
@@ -120,6 +123,7 @@ impl World {
             requests: HashMap::new(),
             next_value: 0,
             decay: Rng::new(seed ^ 0x5eed_bad0_b10c),
+            decays: seed.is_multiple_of(2),
             planted: Planted(bug),
             stormy: true,
             told: BTreeMap::new(),
@@ -343,9 +347,21 @@ impl World {
             Effect::Unreadable { chunk, .. } => self.oracle.unreadable(&self.nodes, device, pg, chunk)?,
             Effect::Reserve { chunk } => {
                 let granted = self.rng.percent(97);
+                let store = self.nodes.get_mut(&device).and_then(|node| node.stores.get_mut(&pg));
+                let store = store.expect("a replica has a store");
+                if granted && !store.applied.chunks.contains_key(&chunk) {
+                    store.reserved.insert(chunk);
+                }
                 self.node_after(delay, device, Item::Pg(pg, Event::Reserved { chunk, granted }));
             }
-            Effect::ReleaseReservations => {}
+            Effect::Unreserve { chunk } => {
+                let node = self.nodes.get_mut(&device).expect("known node");
+                node.stores.get_mut(&pg).expect("a replica has a store").reserved.remove(&chunk);
+            }
+            Effect::ReleaseReservations => {
+                let node = self.nodes.get_mut(&device).expect("known node");
+                node.stores.get_mut(&pg).expect("a replica has a store").reserved.clear();
+            }
             Effect::Send(message) => self.send(device, message),
             Effect::Reply { request, outcome } => self.answer(device, pg, request, outcome)?,
             Effect::Propose(proposal) => {
