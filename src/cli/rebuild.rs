@@ -1,14 +1,20 @@
 //! `pflex rebuild`: how far the copies that pools lack are filled again. Opened and finished by the MDMs themselves.
 
-use clap::Subcommand;
-use pflex_proto::pb::{ListRebuildsRequest, RebuildRow, work_client::WorkClient};
+use clap::{Subcommand, ValueEnum};
+use pflex_proto::{
+    pb::{
+        ListRebuildsRequest, Pool, RebuildRow, SetRebuildPolicyRequest, admin_client::AdminClient,
+        work_client::WorkClient,
+    },
+    rebuild::{RebuildMode, RebuildPolicy},
+};
 
-use super::{Tool, complete::Of, target::Target, view::ViewArgs, vitals::age};
+use super::{Tool, complete::Of, names::one, target::Target, view::ViewArgs, vitals::age};
 use crate::{
-    client::{Freshness, Session, ask},
+    client::{Freshness, Session, ask, change},
     error::{Exit, Failure},
     output::{Document, Record, Value},
-    units::format_size,
+    units::{format_size, parse_size},
 };
 
 #[derive(clap::Args, Debug)]
@@ -39,6 +45,39 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
+    /// Copy nothing any more to copies that are not whole, until `resume`. What is missing stays missing.
+    #[command(after_help = "Example:\n  pflex rebuild pause --pool default")]
+    Pause {
+        /// Only of this pool [default: all].
+        #[arg(long, add = Of::Pools.candidates())]
+        pool: Option<String>,
+    },
+    /// Go on after `pause`.
+    #[command(after_help = "Example:\n  pflex rebuild resume")]
+    Resume {
+        /// Only of this pool [default: all].
+        #[arg(long, add = Of::Pools.candidates())]
+        pool: Option<String>,
+    },
+    /// Show or change what filling copies may take from applications.
+    #[command(
+        after_help = "The limits are for each device that fills copies of others. They always hold with `limit`, and with\n\
+        `favor-app-io` while clients use the device. What is not given stays as it is.\n\n\
+        Examples:\n  pflex rebuild policy\n  pflex rebuild policy limit --rate 100MiB --concurrency 4 --pool default"
+    )]
+    Policy {
+        /// When the limits hold.
+        mode: Option<Mode>,
+        /// Bytes a second; 0 is no limit.
+        #[arg(long, value_parser = parse_size)]
+        rate: Option<u64>,
+        /// Chunks of 1 MiB at once.
+        #[arg(long)]
+        concurrency: Option<u32>,
+        /// Only of this pool [default: all].
+        #[arg(long, add = Of::Pools.candidates())]
+        pool: Option<String>,
+    },
     /// Show one: the newest of a pool, or the one of this number.
     #[command(after_help = "Example:\n  pflex rebuild show default")]
     Show {
@@ -48,6 +87,27 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
+}
+
+/// When the limits of a policy hold.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Never: as fast as it goes.
+    Unlimited,
+    /// Always.
+    Limit,
+    /// While applications use the device.
+    FavorAppIo,
+}
+
+impl From<Mode> for RebuildMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Unlimited => Self::Unlimited,
+            Mode::Limit => Self::Limit,
+            Mode::FavorAppIo => Self::FavorAppIo,
+        }
+    }
 }
 
 pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
@@ -60,6 +120,25 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                 Ok(Document::List("rebuilds", rows.iter().map(record).collect()))
             })
             .await
+        }
+        Verb::Pause { pool } => {
+            let change = SetRebuildPolicyRequest { paused: Some(true), ..asked(pool) };
+            set(&session, "pause rebuilds", change).await.map(drop)
+        }
+        Verb::Resume { pool } => {
+            let change = SetRebuildPolicyRequest { paused: Some(false), ..asked(pool) };
+            set(&session, "resume rebuilds", change).await.map(drop)
+        }
+        Verb::Policy { mode, rate, concurrency, pool } => {
+            let what = "set the rebuild policy";
+            let pools = if mode.is_none() && rate.is_none() && concurrency.is_none() {
+                policies(&session, pool).await?
+            } else {
+                let mode = mode.map(|mode| RebuildMode::from(mode).number() as i32);
+                let change = SetRebuildPolicyRequest { mode, bytes_per_second: rate, concurrency, ..asked(pool) };
+                set(&session, what, change).await?
+            };
+            tool.print(&Document::List("policies", pools.iter().map(policy_record).collect()))
         }
         Verb::Show { which, view } => {
             view.show(tool, async || {
@@ -82,6 +161,36 @@ async fn fetch(
 ) -> Result<Vec<RebuildRow>, Failure> {
     let request = ListRebuildsRequest { stale: fresh.is_stale(), pool, unfinished };
     Ok(ask!(session, "list rebuilds", fresh, WorkClient.list_rebuilds(request))?.rebuilds)
+}
+
+fn asked(pool: Option<String>) -> SetRebuildPolicyRequest {
+    SetRebuildPolicyRequest { pool: pool.unwrap_or_default(), ..Default::default() }
+}
+
+async fn set(session: &Session, what: &str, change: SetRebuildPolicyRequest) -> Result<Vec<Pool>, Failure> {
+    Ok(change!(session, what, WorkClient.set_rebuild_policy(change))?.pools)
+}
+
+async fn policies(session: &Session, pool: Option<String>) -> Result<Vec<Pool>, Failure> {
+    let fresh = Freshness::Linearizable;
+    let request = one(fresh, pool.as_deref().unwrap_or_default());
+    let reply = ask!(session, "list pools", fresh, AdminClient.list_pools(request))?;
+    Ok(reply.pools.into_iter().filter_map(|row| row.pool).collect())
+}
+
+fn policy_record(pool: &Pool) -> Record {
+    let policy = pool.rebuild.and_then(|policy| RebuildPolicy::try_from(policy).ok()).unwrap_or_default();
+    let rate = match policy.bytes_per_second {
+        0 => "no limit".to_owned(),
+        bytes => format!("{}/s", format_size(bytes)),
+    };
+    Record::new(&pool.name)
+        .column("pool", "POOL", &pool.name)
+        .column("mode", "MODE", policy.mode.name())
+        .column("rate", "RATE", rate)
+        .hidden("bytes_per_second", policy.bytes_per_second)
+        .column("concurrency", "CHUNKS", policy.concurrency)
+        .column("paused", "PAUSED", policy.paused)
 }
 
 /// A pool of that name goes first: numbers of rebuilds are no names that anybody chose.

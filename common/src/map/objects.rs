@@ -7,6 +7,7 @@ use pflex_proto::{
     },
     pb,
     pg::MalformedMessage,
+    rebuild::RebuildPolicy,
     token::TokenMode,
 };
 
@@ -29,6 +30,8 @@ pub struct PoolInfo {
     pub writeback: bool,
     /// Groups of which a copy is being promoted by force, and that copy: the pool gets no tokens meanwhile (S12).
     pub frozen: Vec<(PgIndex, DeviceId)>,
+    /// How fast copies are filled.
+    pub rebuild: RebuildPolicy,
 }
 
 /// A storage server.
@@ -143,6 +146,7 @@ impl TryFrom<pb::Pool> for PoolInfo {
             copies: pool.copies,
             pg_count: pool.pg_count,
             frozen: pool.frozen.iter().map(|one| (PgIndex(one.index), DeviceId(one.device_id))).collect(),
+            rebuild: pool.rebuild.map(RebuildPolicy::try_from).transpose()?.unwrap_or_default(),
         })
     }
 }

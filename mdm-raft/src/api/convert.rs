@@ -44,6 +44,7 @@ pub(crate) fn pool(pool: &Pool) -> pb::Pool {
                 revision: freeze.at.get(),
             })
             .collect(),
+        rebuild: Some(pool.rebuild.into()),
     }
 }
 

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use pflex_proto::{
     ids::{LogTime, PoolId},
     pb::{
-        ListRebuildsReply, ListRebuildsRequest, ListSnapshotsReply, ListSnapshotsRequest, RebuildRow, SnapshotRow,
-        work_server::Work,
+        ListRebuildsReply, ListRebuildsRequest, ListSnapshotsReply, ListSnapshotsRequest, RebuildRow,
+        SetRebuildPolicyReply, SetRebuildPolicyRequest, SnapshotRow, work_server::Work,
     },
+    rebuild::RebuildMode,
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, error};
+use super::{Api, convert, error};
 use crate::{
+    command::{Body, proto},
     liveness::Resync,
     state::{
         State,
@@ -51,6 +53,29 @@ impl Work for Api {
         Ok(Response::new(ListRebuildsReply { rebuilds: rows? }))
     }
 
+    async fn set_rebuild_policy(
+        &self,
+        request: Request<SetRebuildPolicyRequest>,
+    ) -> Result<Response<SetRebuildPolicyReply>, Status> {
+        let SetRebuildPolicyRequest { request, pool, mode, bytes_per_second, concurrency, paused } =
+            request.into_inner();
+        let mode =
+            mode.map(RebuildMode::try_from).transpose().map_err(|bad| Status::invalid_argument(bad.to_string()))?;
+        let set = proto::SetRebuildPolicy {
+            pool: pool.clone(),
+            mode: mode.map(RebuildMode::number),
+            bytes_per_second,
+            concurrency,
+            paused,
+        };
+        self.propose_once(request, Body::SetRebuildPolicy(set)).await?;
+        let pools = self.look(|state| {
+            let said = state.all_pools().filter(|row| pool.is_empty() || row.name == pool);
+            said.map(convert::pool).collect()
+        });
+        Ok(Response::new(SetRebuildPolicyReply { pools }))
+    }
+
     async fn list_snapshots(
         &self,
         request: Request<ListSnapshotsRequest>,
@@ -79,10 +104,11 @@ fn rebuild_row(state: &State, job: &RebuildJob, now: LogTime, filling: Option<Re
         .filter(|filling| filling.bytes_per_second > 0 && filling.left_bytes > 0)
         .map(|filling| filling.left_bytes.saturating_mul(1_000) / filling.bytes_per_second);
     let finished = job.finished.unwrap_or_default();
+    let paused = open && state.pool(job.pool).is_some_and(|pool| pool.rebuild.paused);
     RebuildRow {
         id: job.id.0,
         pool: state.pool(job.pool).map_or_else(|| format!("#{}", job.pool), |pool| pool.name.clone()),
-        state: job.state.to_string(),
+        state: if paused { "paused".to_owned() } else { job.state.to_string() },
         groups_left: job.groups_left.into(),
         groups_done: job.groups_done,
         opened_at_ms: job.opened.wall_ms,
@@ -95,7 +121,7 @@ fn rebuild_row(state: &State, job: &RebuildJob, now: LogTime, filling: Option<Re
         copies_left: state.missing_in(job.pool).filter(|_| open).map_or(0, |missing| missing.total()),
         bytes_left: filling.map(|filling| filling.left_bytes),
         bytes_per_second: filling.map(|filling| filling.bytes_per_second),
-        eta_ms: by_bytes.or_else(|| job.eta_ms(now)),
+        eta_ms: by_bytes.or_else(|| job.eta_ms(now)).filter(|_| !paused),
     }
 }
 

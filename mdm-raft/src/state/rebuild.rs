@@ -47,6 +47,7 @@ impl State {
         if self.is_recovering() {
             return vec![Hold::Recovery.to_string()];
         }
+        let paused = self.pools.get(pool).is_some_and(|pool| pool.rebuild.paused);
         let mut lost: BTreeMap<String, BTreeMap<Outlook, u32>> = BTreeMap::new();
         let mut unserved: u64 =
             missing.copies.iter().filter(|(id, _)| self.device_alive(**id)).map(|(_, copies)| copies.unserved()).sum();
@@ -62,7 +63,9 @@ impl State {
                 }
             }
         }
-        let mut waits: Vec<String> = lost.iter().map(|(who, outlooks)| waits_words(who, outlooks)).collect();
+        let mut waits: Vec<String> =
+            paused.then(|| "it is paused (`pflex rebuild resume`)".to_owned()).into_iter().collect();
+        waits.extend(lost.iter().map(|(who, outlooks)| waits_words(who, outlooks)));
         if unserved > 0 {
             let copies = if unserved == 1 { "1 copy belongs".to_owned() } else { format!("{unserved} copies belong") };
             waits.push(format!("{copies} to groups that nobody serves"));

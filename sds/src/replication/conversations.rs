@@ -26,6 +26,8 @@ struct Talk {
     leases: Leases,
     now: Time,
     ticket: Ticket,
+    /// Chunks may be copied as soon as it asks.
+    permits: bool,
 }
 
 impl Talk {
@@ -33,7 +35,7 @@ impl Talk {
     fn with(backups: &[u32]) -> Self {
         let leases = Leases::new(member(1), Time(0));
         let pg = Pg::new(PgId::default(), member(1), Recovered::default(), &leases);
-        let mut talk = Self { pg, leases, now: Time(1), ticket: Ticket(0) };
+        let mut talk = Self { pg, leases, now: Time(1), ticket: Ticket(0), permits: true };
         for backup in backups {
             talk.tell(Event::PeerConnected(member(*backup)));
         }
@@ -62,6 +64,9 @@ impl Talk {
     fn tell(&mut self, event: Event<u64>) -> Out {
         let mut out = Out::new();
         self.pg.handle(self.now, &self.leases, event, &mut out);
+        while self.permits && self.pg.demand().wants {
+            self.pg.handle(self.now, &self.leases, Event::SyncPermit, &mut out);
+        }
         for effect in &out {
             if let Effect::Apply { ticket, .. } = effect {
                 self.ticket = *ticket;
@@ -334,6 +339,25 @@ fn a_chunk_that_cannot_be_read_holds_up_itself_alone_and_is_tried_less_and_less_
 }
 
 #[test]
+fn a_chunk_is_copied_when_it_is_permitted_and_writes_to_it_do_not_wait_for_that() {
+    let (mut talk, round, _) = Talk::with_a_joiner();
+    talk.permits = false;
+    talk.read(round, 0, None);
+    talk.read(round, 1, None);
+    assert_eq!(talk.pg.demand(), Demand::default(), "nothing to copy until it is tried again");
+    assert_eq!(talk.after_ms(1000), []);
+    assert_eq!(talk.pg.demand(), Demand { syncing: 0, wants: true });
+    assert_eq!(applied(&talk.write(1, |_| {})).len(), 1, "ordered at once, and not sent to the joiner");
+    let out = talk.tell(Event::SyncPermit);
+    assert_eq!(told(&out), [Body::SumsRequest { round, chunk: chunk(0) }]);
+    assert_eq!(talk.pg.demand(), Demand { syncing: 1, wants: true });
+    assert_eq!(applied(&talk.write(2, |_| {})), [], "now it waits for the copy");
+    let out = talk.hear(member(2), Body::Gap { round, after: Sequence(0) });
+    assert_eq!(applied(&out).len(), 1, "and not for a copy that is not made: {out:?}");
+    assert_eq!(talk.pg.demand(), Demand::default());
+}
+
+#[test]
 fn a_joiner_without_space_gets_what_fits_and_the_rest_when_there_is_space() {
     let (mut talk, round, _) = Talk::with_a_joiner();
     talk.read(round, 0, Some(5));
@@ -367,7 +391,7 @@ fn a_joiner_that_cannot_apply_writes_is_left_alone_longer_each_time() {
 fn a_full_joiner_says_so_before_it_changes_anything() {
     let leases = Leases::new(member(1), Time(0));
     let pg: Pg<u64> = Pg::new(PgId::default(), member(1), Recovered::default(), &leases);
-    let mut talk = Talk { pg, leases, now: Time(1), ticket: Ticket(0) };
+    let mut talk = Talk { pg, leases, now: Time(1), ticket: Ticket(0), permits: true };
     talk.tell(Event::PeerConnected(member(2)));
     let config = PgConfig { primary: Some(DeviceId(2)), ..config(1, vec![member(2)]) };
     talk.tell(Event::Config { config, joiners: vec![member(1)] });

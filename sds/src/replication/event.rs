@@ -161,6 +161,8 @@ pub enum Event<D> {
         /// The epoch it expected.
         expected_epoch: Epoch,
     },
+    /// The primary may copy one chunk more to a joiner, after [`super::Demand::wants`]; void if it has nothing to copy.
+    SyncPermit,
     /// Time has passed; at least every `limits::TICK`.
     Tick {
         /// Random: spreads what is tried again.

@@ -5,6 +5,9 @@
 //! forwarded), *syncing* (writes wait), *synced* (writes are forwarded and their acknowledgement is awaited). A chunk
 //! absent on both sides is synced. When none is left and the joiner has made everything durable, it is proposed.
 //!
+//! Each chunk needs a permit of the driver, which knows what else the device has to do (`crate::worker::resync`). It is
+//! asked before the chunk is held: a write never waits for a permit.
+//!
 //! A chunk that this copy cannot read, or the joiner has no space for, is *given up* for a while: the others go on, its
 //! writes are not forwarded, and nothing is proposed before it is synced after all.
 
@@ -55,6 +58,15 @@ enum Stage {
     Ready,
 }
 
+/// What a join asks of the driver, for `Event::SyncPermit`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Demand {
+    /// Chunks being copied.
+    pub syncing: usize,
+    /// There is one more that could be, with a permit.
+    pub wants: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Join {
@@ -71,6 +83,8 @@ pub(super) struct Join {
     too_large: BTreeSet<ChunkId>,
     /// Chunks that this copy could not read and that were repaired since, as far as they can be.
     repaired: BTreeSet<ChunkId>,
+    /// Chunks that may be begun.
+    permits: usize,
 }
 
 impl Join {
@@ -89,7 +103,20 @@ impl Join {
             backoff: Backoff::default(),
             too_large: BTreeSet::new(),
             repaired: BTreeSet::new(),
+            permits: 0,
         }
+    }
+
+    pub(super) fn demand(&self) -> Demand {
+        let Stage::Syncing { needs, syncing, .. } = &self.stage else { return Demand::default() };
+        let wants = self.permits == 0 && syncing.len() < SYNC_PARALLEL && !needs.is_empty();
+        Demand { syncing: syncing.len(), wants }
+    }
+
+    /// One chunk more may be copied.
+    pub(super) fn permit<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, holds: &mut Holds<D>) {
+        self.permits = (self.permits + 1).min(SYNC_PARALLEL);
+        self.sync_next(base, cx, holds);
     }
 
     pub(super) fn member(&self) -> Member {
@@ -232,9 +259,11 @@ impl Join {
     pub(super) fn sync_next<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, holds: &mut Holds<D>) {
         let Stage::Syncing { needs, syncing, given_up } = &mut self.stage else { return };
         let (member, round) = (self.stream.member, self.stream.round);
-        while syncing.len() < SYNC_PARALLEL
+        while self.permits > 0
+            && syncing.len() < SYNC_PARALLEL
             && let Some(chunk) = needs.iter().copied().find(|chunk| !holds.is_held(*chunk))
         {
+            self.permits -= 1;
             needs.remove(&chunk);
             syncing.insert(chunk, Turn::Joiner);
             holds.hold(chunk, Reason::Syncing);

@@ -43,6 +43,7 @@ mod sim;
 
 pub use effect::Effect;
 pub use event::{ClientRead, ClientWrite, Event};
+pub use join::Demand;
 pub use lease::{LeaseGrant, LeaseRequest, Leases};
 pub use message::{Body, Message};
 pub use pg::{Pg, PgStatus, RoleName};

@@ -10,7 +10,7 @@ use super::effect::Effect;
 use super::event::Event;
 use super::flight::Flight;
 use super::gate::Gate;
-use super::join::Join;
+use super::join::{Demand, Join};
 use super::joiner::{Joiner, cannot_apply};
 use super::lease::Leases;
 use super::message::{Body, Message};
@@ -181,6 +181,14 @@ impl<D: Clone> Pg<D> {
         PgStatus { role, epoch: self.base.epoch(), last, committed, in_flight, joining, trouble, failed }
     }
 
+    /// What is asked for of `Event::SyncPermit`; changes with every event.
+    pub fn demand(&self) -> Demand {
+        match &self.role {
+            Role::Primary(primary) => primary.join.as_ref().map(Join::demand).unwrap_or_default(),
+            Role::Backup(_) | Role::Joiner(_) | Role::Outside | Role::Orphan => Demand::default(),
+        }
+    }
+
     /// Forgets operations of clients that will never ask again, because their volumes are deleted.
     pub fn forget_clients(&mut self, gone: impl Fn(ClientKey) -> bool) {
         self.base.operations.forget(gone);
@@ -264,6 +272,7 @@ impl<D: Clone> Pg<D> {
                     primary.on_rejected(base, cx);
                 }
             }
+            (Event::SyncPermit, Role::Primary(primary)) => primary.on_sync_permit(base, cx),
             (Event::Tick { jitter }, Role::Primary(primary)) => {
                 base.jitter = jitter;
                 primary.on_tick(base, cx);
@@ -278,6 +287,7 @@ impl<D: Clone> Pg<D> {
                 | Event::BlocksRead { .. }
                 | Event::Reserved { .. }
                 | Event::ProposalRejected { .. }
+                | Event::SyncPermit
                 | Event::Tick { .. },
                 _,
             ) => {}

@@ -320,6 +320,12 @@ impl<D: Clone> Primary<D> {
         }
     }
 
+    pub(super) fn on_sync_permit(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        if let Some(join) = &mut self.join {
+            join.permit(base, cx, &mut self.holds);
+        }
+    }
+
     pub(super) fn start_join(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         if !self.is_serving() || self.join.is_some() || base.failed {
             return;

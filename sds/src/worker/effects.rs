@@ -108,13 +108,14 @@ pub(super) enum Purpose {
     Read { request: RequestId, range: BlockRange, extent: Extent },
     Merge { request: RequestId, range: BlockRange, extent: Extent, data: Payload },
     Blocks { round: Round, chunk: ChunkId, extent: Extent },
-    Difference { round: Round, chunk: ChunkId, version: Option<pflex_proto::ids::Version>, theirs: BlockSums },
+    Difference { round: Round, chunk: ChunkId, version: Option<Version>, range: BlockRange, theirs: BlockSums },
 }
 
 impl Worker {
     pub(super) fn carry_out(&mut self, pg: PgId, effect: Effect<Payload>) {
         match effect {
             Effect::Apply { ticket, write, watermark } => {
+                self.resync.application();
                 let Some(run) = run_of(write.extent, write.kind) else {
                     return self.changed(pg, ticket, Err("an ordered write that is not whole blocks".into()));
                 };
@@ -169,10 +170,13 @@ impl Worker {
                 slot.tickets.push_back((slot.last_asked, ticket));
                 self.report_durable(pg);
             }
-            Effect::Read { request, chunk, extent } => match BlockRange::around(extent.offset, extent.length) {
-                Some(range) => self.fetch(pg, chunk, range, Purpose::Read { request, range, extent }),
-                None => self.events.push_back((pg, Event::ReadDone { request, data: None })),
-            },
+            Effect::Read { request, chunk, extent } => {
+                self.resync.application();
+                match BlockRange::around(extent.offset, extent.length) {
+                    Some(range) => self.fetch(pg, chunk, range, Purpose::Read { request, range, extent }),
+                    None => self.events.push_back((pg, Event::ReadDone { request, data: None })),
+                }
+            }
             Effect::Merge { request, chunk, extent, data } => match BlockRange::around(extent.offset, extent.length) {
                 Some(range) => self.fetch(pg, chunk, range, Purpose::Merge { request, range, extent, data }),
                 None => self.events.push_back((pg, Event::Merged { request, merged: None })),
@@ -188,7 +192,16 @@ impl Worker {
             }
             Effect::ReadDifference { round, chunk, theirs } => {
                 let version = self.store.chunk(chunk).and_then(|entry| entry.version);
-                self.fetch(pg, chunk, BlockRange::WHOLE, Purpose::Difference { round, chunk, version, theirs });
+                let own = self.store.checksums(chunk).map(|sums| sums.blocks).unwrap_or_default();
+                match hull(&BlockSums(own), &theirs) {
+                    Some(range) => {
+                        self.fetch(pg, chunk, range, Purpose::Difference { round, chunk, version, range, theirs })
+                    }
+                    None => {
+                        let image = Some(ChunkImage { version, runs: Vec::new() });
+                        self.events.push_back((pg, Event::DifferenceRead { round, chunk, image }));
+                    }
+                }
             }
             Effect::FindUnreadable { round, chunk, extent } => self.find_unreadable(pg, round, chunk, extent),
             Effect::ReadBlocks { round, chunk, extent } => match BlockRange::from_bytes(extent.offset, extent.length) {
@@ -370,10 +383,10 @@ impl Worker {
                 let data = data.map(|read| Payload::verified(read.data, read.checksums));
                 Event::BlocksRead { round, chunk, extent, version, data }
             }
-            Purpose::Difference { round, chunk, version, theirs } => {
+            Purpose::Difference { round, chunk, version, range, theirs } => {
                 // A chunk that was changed since the read was asked for is compared again by the core's own order:
                 // what it forwards after this read comes after it on the other side too.
-                let image = data.map(|read| ChunkImage { version, runs: difference(&read, &theirs) });
+                let image = data.map(|read| ChunkImage { version, runs: difference(&read, range.first(), &theirs) });
                 Event::DifferenceRead { round, chunk, image }
             }
         };
@@ -392,10 +405,24 @@ fn cut(read: &ReadData, range: BlockRange, extent: Extent) -> Payload {
     }
 }
 
-/// The blocks of `read`, a whole chunk, that differ from `theirs` (nothing there: all zeros), neighbours together.
-fn difference(read: &ReadData, theirs: &BlockSums) -> Vec<BlockRun<Payload>> {
+/// A block of a list that may be short: nothing there is zeros.
+fn sum_of(sums: &BlockSums, block: usize, zero: u32) -> u32 {
+    sums.0.get(block).copied().unwrap_or(zero)
+}
+
+/// From the first to the last block in which two copies of a chunk differ; none: they are equal.
+fn hull(own: &BlockSums, theirs: &BlockSums) -> Option<BlockRange> {
     let zero = store::zero_checksums(1)[0];
-    let differs = |block: usize| read.checksums[block] != theirs.0.get(block).copied().unwrap_or(zero);
+    let differs = |block: &u16| sum_of(own, (*block).into(), zero) != sum_of(theirs, (*block).into(), zero);
+    let first = BlockRange::WHOLE.blocks().find(differs)?;
+    let last = BlockRange::WHOLE.blocks().rev().find(differs)?;
+    BlockRange::new(first, last + 1 - first)
+}
+
+/// The blocks of `read`, from this block of the chunk on, that differ from `theirs`, neighbours together.
+fn difference(read: &ReadData, from: u16, theirs: &BlockSums) -> Vec<BlockRun<Payload>> {
+    let zero = store::zero_checksums(1)[0];
+    let differs = |block: usize| read.checksums[block] != sum_of(theirs, usize::from(from) + block, zero);
     let mut runs = Vec::new();
     let mut block = 0;
     while block < read.checksums.len() {
@@ -410,7 +437,7 @@ fn difference(read: &ReadData, theirs: &BlockSums) -> Vec<BlockRun<Payload>> {
         let bytes = read.data.slice(first * BLOCK_SIZE as usize..block * BLOCK_SIZE as usize);
         let zeros = bytes.iter().all(|byte| *byte == 0);
         runs.push(BlockRun {
-            first_block: first as u16,
+            first_block: from + first as u16,
             blocks: (block - first) as u16,
             data: (!zeros).then(|| Payload::verified(bytes, &read.checksums[first..block])),
         });
@@ -457,10 +484,18 @@ mod tests {
 
     #[test]
     fn only_differing_blocks_travel_and_neighbours_travel_together() {
-        let runs = difference(&chunk(&[3, 4, 9]), &BlockSums(chunk(&[9, 200]).checksums));
+        let (own, theirs) = (chunk(&[3, 4, 9]), BlockSums(chunk(&[9, 200]).checksums));
+        assert_eq!(hull(&BlockSums(own.checksums.clone()), &theirs), BlockRange::new(3, 198));
+        assert_eq!(hull(&BlockSums(own.checksums.clone()), &BlockSums(own.checksums.clone())), None);
+        let part = ReadData {
+            data: own.data.slice(3 * BLOCK_SIZE as usize..),
+            checksums: own.checksums[3..].to_vec(),
+            version: None,
+        };
+        let runs = difference(&part, 3, &theirs);
         let places: Vec<_> = runs.iter().map(|run| (run.first_block, run.blocks, run.data.is_some())).collect();
         assert_eq!(places, [(3, 2, true), (200, 1, false)]);
-        assert!(difference(&chunk(&[]), &BlockSums::default()).is_empty(), "no chunk there equals zeros here");
+        assert!(difference(&chunk(&[]), 0, &BlockSums::default()).is_empty(), "no chunk there equals zeros here");
     }
 
     /// One chunk, whole, whose block 5 the disk has damaged.

@@ -303,6 +303,7 @@ impl Worker {
             let data = image.runs.iter().filter_map(|run| run.data.as_ref());
             let bytes = data.map(|payload| payload.data.len() as u64).sum();
             self.counters.resync_sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.resync.sent(bytes);
         }
         let mut body = Vec::with_capacity(256);
         let payload = wire::encode(message, &mut body);

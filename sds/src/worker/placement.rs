@@ -46,6 +46,10 @@ impl Worker {
         for (pg, config) in map.pgs.iter() {
             self.configure_if_concerned(*pg, config);
         }
+        // A device's groups are all of one pool.
+        if let Some(pool) = self.slots.keys().next().and_then(|pg| map.pools.get(&pg.pool)) {
+            self.resync.set_policy(pool.rebuild);
+        }
         self.learn_of_deaths();
         self.remember();
         self.links.dial(&peers);

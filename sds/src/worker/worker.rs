@@ -32,6 +32,7 @@ use super::{
     memory::Memory,
     orphans::{Orphans, PURGE_BATCH, SWEEP_EVERY},
     pending::{Pending, PendingRequests},
+    resync::Resync,
     thread::WorkerConfig,
 };
 use crate::{
@@ -100,6 +101,7 @@ pub(super) struct Worker {
     pub(super) orphans: Orphans,
     pub(super) memory: Memory,
     pub(super) departed: Departed,
+    pub(super) resync: Resync,
     /// One for each row that is being deleted.
     pub(super) forgotten: mpsc::UnboundedSender<(PgId, Result<(), MetaError>)>,
     lanes: Lanes,
@@ -172,6 +174,7 @@ impl Worker {
             orphans: Orphans::new(config.registered, known),
             memory,
             departed,
+            resync: Resync::default(),
             forgotten,
             lanes: Lanes {
                 commands,
@@ -366,7 +369,7 @@ impl Worker {
     fn publish(&mut self) {
         use crate::replication::RoleName;
         let mut roles = [0_u32; 3];
-        let mut resync_chunks = 0_u64;
+        let (mut resync_chunks, mut joins) = (0_u64, 0);
         let (mut trouble, mut troubled) = (None, 0_usize);
         for (pg, slot) in &self.slots {
             let status = slot.core.status();
@@ -374,6 +377,7 @@ impl Worker {
                 troubled += 1;
                 trouble = trouble.into_iter().chain([(*pg, why)]).min_by_key(|(pg, _)| *pg);
             }
+            joins += u32::from(status.joining.is_some());
             resync_chunks += status.joining.and_then(|(_, chunks)| chunks).unwrap_or(0) as u64;
             match status.role {
                 RoleName::Opening { .. } | RoleName::Serving => roles[0] += 1,
@@ -386,6 +390,9 @@ impl Worker {
                 RoleName::Outside => {}
             }
         }
+        if joins == 0 {
+            self.resync.rest();
+        }
         let trouble = trouble.map(|(pg, why)| said(pg, why, troubled - 1));
         self.counters.say_join_trouble(trouble);
         let stats = self.store.stats();
@@ -394,7 +401,7 @@ impl Worker {
         counters.pgs_primary.store(roles[0], Ordering::Relaxed);
         counters.pgs_backup.store(roles[1], Ordering::Relaxed);
         counters.pgs_joining.store(roles[2], Ordering::Relaxed);
-        counters.resync_left_bytes.store(resync_chunks * unit, Ordering::Relaxed);
+        counters.resync_left_bytes.store(self.resync.estimate(resync_chunks), Ordering::Relaxed);
         counters.capacity_bytes.store(u64::from(stats.units_total) * unit, Ordering::Relaxed);
         let used = u64::from(stats.units_total - stats.units_available.min(stats.units_total));
         counters.used_bytes.store(used * unit, Ordering::Relaxed);
@@ -410,6 +417,7 @@ impl Worker {
     /// After every event: decide until nothing is left to decide, then let the sockets have what is queued.
     fn settle(&mut self) {
         self.decide();
+        self.fill_copies();
         if std::mem::take(&mut self.renew_leases) {
             self.last_renewal = MonotonicTime::now();
             self.ask_for_leases();
@@ -430,9 +438,20 @@ impl Worker {
             let now = self.time();
             let Some(slot) = self.slots.get_mut(&pg) else { continue };
             slot.core.handle(now, &self.leases, event, &mut effects);
+            let demand = slot.core.demand();
             for effect in effects.drain(..) {
                 self.carry_out(pg, effect);
             }
+            self.resync.note(pg, demand);
+        }
+    }
+
+    /// Lets groups copy their next chunks to those who fill copies, as far as the policy allows now.
+    fn fill_copies(&mut self) {
+        let now = self.time();
+        while let Some(pg) = self.resync.grant(now) {
+            self.events.push_back((pg, Event::SyncPermit));
+            self.decide();
         }
     }
 

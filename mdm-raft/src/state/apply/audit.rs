@@ -283,6 +283,11 @@ impl State {
             Body::ExitMaintenance(exit) => {
                 Deed::new("sds.maintenance", format!("sds {}", exit.name), "is not in maintenance any more")
             }
+            Body::SetRebuildPolicy(set) => {
+                let what = super::rebuild::words(set);
+                let object = if set.pool.is_empty() { "all pools".to_owned() } else { format!("pool {}", set.pool) };
+                Deed::new("rebuild.policy", object, what)
+            }
             Body::SdsLost(lost) => self.loss(lost),
             Body::SdsReturned(returned) => self.return_of(returned),
             Body::JudgeSds(judge) => self.judgement(judge)?,

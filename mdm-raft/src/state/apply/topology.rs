@@ -1,6 +1,9 @@
 //! Creating and deleting domains, pools, SDSs and SDCs. Deleting is refused while anything uses the object.
 
-use pflex_proto::ids::{DeviceId, PgId};
+use pflex_proto::{
+    ids::{DeviceId, PgId},
+    rebuild::RebuildPolicy,
+};
 
 use super::{Effect, Refusal, created, done, rename, validate};
 use crate::{
@@ -80,6 +83,7 @@ impl State {
             write_policy,
             used: false,
             frozen: std::collections::BTreeMap::new(),
+            rebuild: RebuildPolicy::default(),
         });
         let adopted: Vec<DeviceId> = self
             .devices

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use pflex_proto::ids::{
-    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LogTime, PgIndex, PoolId, ProcessId, Revision,
-    SdcId, SdsId,
+use pflex_proto::{
+    ids::{
+        ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LogTime, PgIndex, PoolId, ProcessId,
+        Revision, SdcId, SdsId,
+    },
+    rebuild::RebuildPolicy,
 };
 
 use super::{Component, Losses, Moment};
@@ -58,6 +61,8 @@ pub struct Pool {
     pub used: bool,
     /// Groups of which an operator is promoting a copy by force: nobody gets a token for the pool meanwhile (S12).
     pub frozen: BTreeMap<PgIndex, Freeze>,
+    /// How fast its copies are filled.
+    pub rebuild: RebuildPolicy,
 }
 
 /// A forced promotion on its way. Nobody becomes primary of its group until it is carried out or given up.

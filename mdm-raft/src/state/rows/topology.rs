@@ -1,8 +1,11 @@
 //! Rows of domains, pools, fault sets, SDSs, devices and SDCs.
 
-use pflex_proto::ids::{
-    ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LogTime, PgIndex, PoolId, ProcessId, Revision,
-    SdcId, SdsId,
+use pflex_proto::{
+    ids::{
+        ByteCount, DeviceId, DeviceUuid, DomainId, FaultSetId, Incarnation, LogTime, PgIndex, PoolId, ProcessId,
+        Revision, SdcId, SdsId,
+    },
+    rebuild::{RebuildMode, RebuildPolicy},
 };
 
 use super::{
@@ -74,6 +77,8 @@ impl Row for Pool {
             },
             used: self.used,
             frozen: self.frozen.iter().map(|(index, freeze)| (index.get(), freeze_row(*freeze))).collect(),
+            // The default is no row: should it change, it does for all who never chose.
+            rebuild: Some(self.rebuild).filter(|policy| *policy != RebuildPolicy::default()).map(policy_row),
         })
     }
 
@@ -100,6 +105,7 @@ impl Row for Pool {
                 .into_iter()
                 .map(|(index, row)| (PgIndex(index), Freeze { device: DeviceId(row.device), at: Revision(row.at) }))
                 .collect(),
+            rebuild: row.rebuild.map(policy).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -144,6 +150,17 @@ pub(super) fn registration(row: Option<proto::Registration>) -> Result<Option<Re
         count: row.count,
         host_name: row.host_name,
     }))
+}
+
+fn policy_row(policy: RebuildPolicy) -> proto::RebuildPolicy {
+    let RebuildPolicy { mode, bytes_per_second, concurrency, paused } = policy;
+    proto::RebuildPolicy { mode: mode.number(), bytes_per_second, concurrency, paused }
+}
+
+fn policy(row: proto::RebuildPolicy) -> Result<RebuildPolicy, RowError> {
+    let proto::RebuildPolicy { mode, bytes_per_second, concurrency, paused } = row;
+    let mode = RebuildMode::from_number(mode).ok_or_else(|| bad("rebuild mode", mode))?;
+    Ok(RebuildPolicy { mode, bytes_per_second, concurrency, paused })
 }
 
 impl Row for Sds {

@@ -9,6 +9,7 @@ mod pgs;
 mod planted;
 mod promotion;
 mod random;
+mod rebuild_policy;
 mod rebuilds;
 mod recovery;
 mod registration;

@@ -223,6 +223,9 @@ impl World {
                     // Not of the generator of chances: what is tried again when is no fault.
                     let jitter = (self.now / MS % 65_521) as u16;
                     self.step(device, pg, Event::Tick { jitter })?;
+                    if self.nodes[&device].pgs[&pg].demand().wants {
+                        self.step(device, pg, Event::SyncPermit)?;
+                    }
                 }
                 // The driver's duty: the only copy failed, so nobody can take over, and it starts anew.
                 if self.nodes[&device].pgs.values().any(|pg| {
@@ -292,6 +295,10 @@ impl World {
                 println!("{:>12} pg {pg} device {device} -> {effect:?}", self.now / 1000);
             }
             self.carry_out(device, pg, effect)?;
+        }
+        // Else with the next tick.
+        if self.nodes[&device].pgs[&pg].demand().wants && self.decay.percent(50) {
+            self.node_after(MS, device, Item::Pg(pg, Event::SyncPermit));
         }
         self.oracle.watermark(&self.nodes, device, pg)
     }
