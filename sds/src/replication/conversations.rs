@@ -51,7 +51,7 @@ impl Talk {
     fn backup() -> Self {
         let leases = Leases::new(member(1), Time(0));
         let pg: Pg<u64> = Pg::new(PgId::default(), member(1), Recovered::default(), &leases);
-        let mut talk = Self { pg, leases, now: Time(1), ticket: Ticket(0) };
+        let mut talk = Self { pg, leases, now: Time(1), ticket: Ticket(0), permits: true };
         talk.tell(Event::PeerConnected(member(2)));
         let config = PgConfig { primary: Some(DeviceId(2)), ..config(1, vec![member(1), member(2)]) };
         talk.tell(Event::Config { config, joiners: Vec::new() });
