@@ -3,15 +3,20 @@
 //! The front end has checked every range against the size of the export before it calls a backend, and the rights
 //! against its read-only flag. Ranges need not be aligned to blocks: sub-block edges are the primary's work (S15).
 
+mod extents;
 mod memory;
+mod payload;
 
 use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use pflex_proto::ids::{ByteCount, ByteOffset};
+use tokio_util::sync::CancellationToken;
 
+pub use extents::{Extent, ExtentState, Extents};
 pub use memory::{MemoryBackend, MemoryExports};
+pub use payload::{Payload, Piece};
 
 /// Consecutive bytes of a device. Never reaches past 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,38 +59,6 @@ pub struct ZeroOptions {
     pub only_if_fast: bool,
 }
 
-/// The bytes of a read, in pieces as they arrived: a range over several chunks need not be copied together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Payload {
-    /// The first piece: the whole of most reads, so that these need no vector.
-    pub first: Bytes,
-    /// The pieces after it, in order.
-    pub rest: Vec<Bytes>,
-}
-
-impl Payload {
-    /// The length of all pieces together.
-    pub fn len(&self) -> usize {
-        self.first.len() + self.rest.iter().map(Bytes::len).sum::<usize>()
-    }
-
-    /// Whether there is no byte in it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The pieces in order.
-    pub fn pieces(self) -> impl Iterator<Item = Bytes> {
-        std::iter::once(self.first).chain(self.rest)
-    }
-}
-
-impl From<Bytes> for Payload {
-    fn from(first: Bytes) -> Self {
-        Self { first, rest: Vec::new() }
-    }
-}
-
 /// Why a request failed for good. Whatever waiting and retrying can cure has been waited for and retried before.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IoError {
@@ -107,6 +80,9 @@ pub enum IoError {
     /// The process is ending.
     #[error("shutting down")]
     ShuttingDown,
+    /// The device is no longer there for this client.
+    #[error("{0} is no longer mapped to this client")]
+    Unmapped(String),
     /// Anything else: the deadline passed, a right was withdrawn, data is unreadable.
     #[error("{0}")]
     Failed(String),
@@ -140,6 +116,13 @@ pub trait BlockBackend: Send + Sync + 'static {
     fn cache(&self, _range: ByteRange) -> impl Future<Output = Result<(), IoError>> + Send {
         std::future::ready(Ok(()))
     }
+
+    /// Which parts of a range take space: consecutive extents from its start, at least one and at most `most`, not
+    /// beyond its end; they may cover less of it. Data is always a right answer; a hole must have been one, with every
+    /// change answered before the call.
+    fn extents(&self, range: ByteRange, _most: usize) -> impl Future<Output = Result<Vec<Extent>, IoError>> + Send {
+        std::future::ready(Ok(vec![Extent { length: range.length, state: ExtentState::Data }]))
+    }
 }
 
 /// An export as a list shows it.
@@ -171,6 +154,8 @@ pub struct Export<B> {
     pub info: ExportInfo,
     /// Where its requests go.
     pub backend: Arc<B>,
+    /// Cancelled when it is no longer offered: its connections answer what runs, and close.
+    pub ended: CancellationToken,
 }
 
 /// Why an export cannot be opened.

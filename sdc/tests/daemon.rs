@@ -203,7 +203,8 @@ async fn client(program: &str, arguments: &[&str]) -> Result<String, String> {
     let started = tokio::process::Command::new(program).args(arguments).kill_on_drop(true).output().await;
     let output = started.unwrap_or_else(|error| panic!("{program} cannot be run ({error}): `make deps` installs it"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    let printed = text(&output.stdout);
+    if output.status.success() { Ok(printed) } else { Err(printed + &text(&output.stderr)) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -106,6 +106,9 @@ async fn many_requests_in_one_segment_are_all_answered() {
 async fn reads_are_structured_once_agreed_on_also_their_errors() {
     let server = start(ServerLimits::default()).await;
     let mut stream = connect(&server, true).await;
+    stream.write_all(&request(command::WRITE, 4, 4096, 512)).await.unwrap();
+    stream.write_all(&[1; 512]).await.unwrap();
+    assert_eq!(simple(&mut stream).await, (0, 4));
     stream.write_all(&request(command::READ, 5, 4096, 512)).await.unwrap();
     let header = (stream.read_u32().await.unwrap(), stream.read_u16().await.unwrap(), stream.read_u16().await.unwrap());
     assert_eq!(header, (STRUCTURED_REPLY_MAGIC, chunk::FLAG_DONE, chunk::OFFSET_DATA));
@@ -116,8 +119,13 @@ async fn reads_are_structured_once_agreed_on_also_their_errors() {
     stream.write_all(&request(command::READ, 6, SIZE, 1)).await.unwrap();
     let header = (stream.read_u32().await.unwrap(), stream.read_u16().await.unwrap(), stream.read_u16().await.unwrap());
     assert_eq!(header, (STRUCTURED_REPLY_MAGIC, chunk::FLAG_DONE, chunk::ERROR));
-    assert_eq!((stream.read_u64().await.unwrap(), stream.read_u32().await.unwrap()), (6, 6));
-    assert_eq!((stream.read_u32().await.unwrap(), stream.read_u16().await.unwrap()), (ErrorCode::Einval as u32, 0));
+    assert_eq!(stream.read_u64().await.unwrap(), 6);
+    let length = stream.read_u32().await.unwrap();
+    let (code, text_length) = (stream.read_u32().await.unwrap(), stream.read_u16().await.unwrap());
+    assert_eq!((code, u32::from(text_length)), (ErrorCode::Einval as u32, length - 6));
+    let mut text = vec![0; text_length.into()];
+    stream.read_exact(&mut text).await.unwrap();
+    assert_eq!(String::from_utf8(text).unwrap(), ErrorCode::Einval.text());
 }
 
 #[tokio::test]

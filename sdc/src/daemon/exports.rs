@@ -9,6 +9,7 @@ use pflex_common::shutdown::Shutdown;
 use pflex_proto::ids::{SdcId, VolumeEpoch};
 use pflex_proto::token::TokenMode;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::block::{Export, ExportInfo, ExportSummary, Exports, OpenError};
@@ -26,6 +27,8 @@ struct Mapped {
     epoch: VolumeEpoch,
     /// Why it cannot be opened by this release.
     refused: Option<&'static str>,
+    /// Cancelled when it is no longer mapped.
+    ended: CancellationToken,
 }
 
 /// The volumes mapped to one client.
@@ -86,16 +89,20 @@ impl MappedVolumes {
             self.engine.routes().replace(map.pgs.values().map(AsRef::as_ref), addresses);
         }
 
-        let present = self.present(&before, map);
-        let epochs: HashMap<_, _> = self.read().values().map(|old| (old.spec.id, old.epoch)).collect();
-        for new in present.values() {
+        let mut present = self.present(&before, map);
+        let known: HashMap<_, _> = self.read().values().map(|old| (old.spec.id, old.clone())).collect();
+        for new in present.values_mut() {
             let auth = self.keeper.auth(new.spec.id);
-            let known = epochs.get(&new.spec.id).copied();
+            let known = known.get(&new.spec.id);
+            if let Some(known) = known {
+                // Its connections go on, whatever else changed.
+                new.ended = known.ended.clone();
+            }
             if known.is_none() {
                 info!(volume = new.spec.name, size = new.info.size.0, read_only = new.info.read_only, "volume mapped");
             }
             // A raised epoch voids the token (S20): another one is asked for before an IO is refused.
-            if known.is_some_and(|known| known != new.epoch) {
+            if known.is_some_and(|known| known.epoch != new.epoch) {
                 drop(auth.want_newer(auth.version()));
             }
         }
@@ -110,6 +117,7 @@ impl MappedVolumes {
             if let Some(volume) = opened {
                 volume.close();
             }
+            old.ended.cancel();
             self.engine.forget(old.spec.id);
             self.keeper.forget(old.spec.id);
         }
@@ -145,7 +153,7 @@ impl MappedVolumes {
             read_only: mapping.access == Access::ReadOnly,
         };
         let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout };
-        Some(Mapped { spec, info, epoch: volume.epoch, refused })
+        Some(Mapped { spec, info, epoch: volume.epoch, refused, ended: CancellationToken::new() })
     }
 
     fn find(&self, name: &str) -> Option<Mapped> {
@@ -190,6 +198,6 @@ impl Exports for MappedVolumes {
         }
         let auth = self.keeper.auth(mapped.spec.id);
         let volume = self.engine.volume(mapped.spec, &auth);
-        Ok(Export { info: mapped.info, backend: Arc::new(VolumeBackend(volume)) })
+        Ok(Export { info: mapped.info, backend: Arc::new(VolumeBackend(volume)), ended: mapped.ended })
     }
 }

@@ -6,14 +6,13 @@
 mod pace;
 mod write;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use pflex_proto::data::WriteKind;
-use pflex_proto::geometry::CHUNK_SIZE;
 use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, VolumeId};
 use tracing::{debug, warn};
 
@@ -24,7 +23,7 @@ use super::link::{Answer, AttemptError, Operation, Request};
 use super::plan::{Layout, Part, whole_blocks};
 use super::tokens::VolumeAuth;
 use super::verdict::{Verdict, judge};
-use crate::block::{BlockBackend, ByteRange, Durability, IoError, Payload, ZeroOptions};
+use crate::block::{BlockBackend, ByteRange, Durability, IoError, Payload, Piece, ZeroOptions};
 
 /// Parts of one request that are under way at the same time: all parts of the largest read or write (33), while a TRIM
 /// of 4 GiB does not flood the cluster with 4,096 requests.
@@ -32,9 +31,6 @@ const PARTS_AT_ONCE: usize = 33;
 
 /// How long an SDS may be behind the map of this client: liveness is lost after 3 s without the leader.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// A chunk of zeros, for holes.
-static ZEROS: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![0; CHUNK_SIZE as usize]));
 
 /// What the map says of a volume and its mapping to this client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +122,7 @@ impl Volume {
         let mut pace = Pace::new(self.engine.patience.io_deadline);
         loop {
             if self.closed.load(Ordering::Acquire) {
-                return Err(IoError::Failed(format!("volume {} is no longer mapped to this client", self.spec.name)));
+                return Err(IoError::Unmapped(format!("volume {}", self.spec.name)));
             }
             // Before the route is read, so that no change between reading and waiting is missed.
             let mut changes = pace.is_retrying().then(|| self.engine.routes.subscribe());
@@ -178,17 +174,17 @@ impl Volume {
     }
 
     /// Reads one part and checks it.
-    async fn read_part(&self, part: Part) -> Result<Bytes, IoError> {
+    async fn read_part(&self, part: Part) -> Result<Piece, IoError> {
         let deadline = Instant::now() + self.engine.patience.io_deadline;
         loop {
             let answer = self.attempt(part, &mut Reading).await?;
             let (checksums, data) = match answer {
                 Answer::Read(Some(found)) => found,
-                Answer::Read(None) => return Ok(ZEROS.slice(..part.length as usize)),
+                Answer::Read(None) => return Ok(Piece::Hole(part.length as usize)),
                 Answer::Done => return Err(IoError::Failed("a read was answered as a write".to_owned())),
             };
             if data.len() == part.length as usize && checksums.verify(part.offset, &data) {
-                return Ok(data);
+                return Ok(Piece::Data(data));
             }
             // The SDS has checked its disk; this happened on the way here, so another answer can be right.
             warn!(volume = self.spec.name, chunk = %part.chunk, offset = part.offset, "a read failed its checksum");
@@ -253,10 +249,10 @@ impl BlockBackend for VolumeBackend {
         let volume = &self.0;
         let mut parts = volume.spec.layout.parts(range);
         let outcome = if parts.len() == 1 {
-            volume.read_part(parts.next().expect("there is one")).await.map(Payload::from)
+            volume.read_part(parts.next().expect("there is one")).await.map(|piece| Payload::of([piece]))
         } else {
             let pieces = stream::iter(parts.map(|part| volume.read_part(part))).buffered(PARTS_AT_ONCE);
-            pieces.try_collect::<Vec<_>>().await.map(|rest| Payload { first: Bytes::new(), rest })
+            pieces.try_collect::<Vec<_>>().await.map(Payload::of)
         };
         volume.count(outcome, &volume.statistics.reads, &volume.statistics.read_bytes, range.length)
     }

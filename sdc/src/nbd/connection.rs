@@ -4,8 +4,8 @@
 //! ready and sends all of them in one call: at depth 32 that is few system calls for many requests, and no task is
 //! spawned per request. Requests run at the same time and are answered in the order they finish.
 //!
-//! Bounded: requests and bytes in flight ([`MAX_REQUESTS`], [`MAX_BYTES`]); where a bound is met the connection stops
-//! reading, and TCP makes the client wait.
+//! Bounded: requests and bytes in flight ([`MAX_REQUESTS`], [`MAX_BYTES`]), and the bytes of all connections together
+//! (`budget`); where a bound is met the connection stops reading, and TCP makes the client wait.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,21 +16,31 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream::FuturesUnordered};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::handshake::{Agreed, Event, Handshake};
-use super::reply;
-use super::request::{self, Answer, Command, Cookie, Parsed, Request};
+use super::budget::{Account, Budget};
+use super::handshake::Agreed;
+use super::negotiation::negotiate;
+use super::reply::{Failure, Reply};
+use super::request::{self, Answer, Command, Parsed, Request};
 use super::wire::{ErrorCode, Violation};
-use crate::block::{BlockBackend, Export, Exports, IoError, Payload};
+use crate::block::{BlockBackend, Export, Exports, Extent, ExtentState, IoError, Payload};
 use crate::buffers::{Output, poll_fill};
 
 /// Requests of one connection that run at the same time. Clients keep at most 64 to 128 in flight.
 const MAX_REQUESTS: usize = 512;
 /// Payload bytes of one connection that are held for running requests and unsent replies: two of the largest.
 const MAX_BYTES: usize = 64 << 20;
+/// A request from this size on leaves a buffer behind that is worth giving back.
+const LARGE_REQUEST: usize = 1 << 20;
+/// How long requests are still refused in words after the export or the server has ended, before the connection is closed:
+/// closing with unread requests would make TCP throw away the last replies.
+const REFUSING: Duration = Duration::from_millis(250);
+/// A client that holds memory which others wait for moves at least so many bytes in each stall period, or is closed.
+const LEAST_PROGRESS: u64 = 1 << 20;
 
 /// Why a connection ended other than by the client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -44,82 +54,59 @@ pub enum ConnectionError {
     /// The handshake did not end in time.
     #[error("the handshake took longer than {0:?}")]
     HandshakeTimeout(Duration),
+    /// Newer handshakes needed the place of this one, the oldest.
+    #[error("its handshake was the oldest of too many")]
+    HandshakeEvicted,
+    /// It held memory that others waited for, and hardly read or sent.
+    #[error("it moved less than {LEAST_PROGRESS} bytes in {0:?} while others waited for the memory it holds")]
+    TooSlow(Duration),
 }
 
-/// Serves one connection until the client leaves, breaks the protocol, or `shutdown`.
-pub(super) async fn serve<S, E>(
-    mut stream: S,
-    exports: Arc<E>,
-    handshake_timeout: Duration,
-    shutdown: CancellationToken,
-) -> Result<(), ConnectionError>
+/// What a connection is served with.
+pub(super) struct Service<E, A> {
+    pub(super) exports: Arc<E>,
+    pub(super) handshake_timeout: Duration,
+    pub(super) budget: Budget,
+    pub(super) shutdown: CancellationToken,
+    /// Ends a handshake whose place is needed.
+    pub(super) evicted: CancellationToken,
+    /// Gives a place in the transmission phase, if there is one.
+    pub(super) admit: A,
+}
+
+/// Serves one connection until the client leaves, breaks the protocol, or the server or the export ends.
+pub(super) async fn serve<S, E, A, P>(mut stream: S, service: Service<E, A>) -> Result<(), ConnectionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     E: Exports,
+    A: Fn() -> Option<P>,
 {
+    let Service { exports, handshake_timeout, budget, shutdown, evicted, admit } = service;
     let mut input = BytesMut::new();
     let negotiated = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        done = tokio::time::timeout(handshake_timeout, negotiate(&mut stream, &mut input, &*exports)) => {
+        () = evicted.cancelled() => return Err(ConnectionError::HandshakeEvicted),
+        done = tokio::time::timeout(handshake_timeout, negotiate(&mut stream, &mut input, &*exports, admit)) => {
             done.map_err(|_elapsed| ConnectionError::HandshakeTimeout(handshake_timeout))??
         }
     };
-    let Some((export, agreed)) = negotiated else { return Ok(()) };
-    debug!(export = export.info.name, structured = agreed.structured_replies, "export opened");
-    Transmission::new(stream, input, export, agreed).run(&shutdown).await
+    let Some((export, agreed, _place)) = negotiated else { return Ok(()) };
+    debug!(export = export.info.name, mode = ?agreed.mode, "export opened");
+    Transmission::new(stream, input, export, agreed, budget).run(&shutdown).await
 }
 
-/// Drives the handshake; `None` when the client left.
-async fn negotiate<S, E>(
-    stream: &mut S,
-    input: &mut BytesMut,
-    exports: &E,
-) -> Result<Option<(Export<E::Backend>, Agreed)>, ConnectionError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    E: Exports,
-{
-    let mut output = BytesMut::new();
-    let mut handshake = Handshake::begin(&mut output);
-    loop {
-        let event = handshake.advance(input, &mut output);
-        // What was answered before a violation is still sent: it may say why.
-        let event = match event {
-            Ok(Event::List) => {
-                handshake.listed(&exports.list(), &mut output);
-                continue;
-            }
-            Ok(Event::Open(request)) => {
-                let outcome = exports.open(&request.name).await;
-                handshake.opened(&request, outcome.as_ref().map(|export| &export.info), &mut output)?;
-                match outcome {
-                    Ok(export) if request.enters_transmission() => {
-                        stream.write_all(&output).await?;
-                        return Ok(Some((export, handshake.agreed())));
-                    }
-                    _told => continue,
-                }
-            }
-            other => other,
-        };
-        stream.write_all(&output).await?;
-        output.clear();
-        if event? == Event::Close {
-            stream.shutdown().await?;
-            return Ok(None);
-        }
-        if stream.read_buf(input).await? == 0 {
-            return if input.is_empty() { Ok(None) } else { Err(Violation::Truncated.into()) };
-        }
-    }
+/// What a command brought.
+enum Brought {
+    Payload(Payload),
+    Extents(Vec<Extent>),
 }
 
 /// A request that has run.
 struct Completion {
-    cookie: Cookie,
+    reply: Reply,
     answer: Answer,
     weight: usize,
-    outcome: Result<Payload, IoError>,
+    outcome: Result<Brought, IoError>,
 }
 
 /// Whether more requests are taken.
@@ -129,15 +116,22 @@ enum Intake {
     Open,
     /// The client said goodbye or closed its side: finish what runs.
     Closed,
-    /// The process ends: what has arrived is refused, what runs is finished.
+    /// The process or the export ends: what arrives is refused, what runs is finished.
     Refusing,
+}
+
+/// A request that may run.
+struct Startable {
+    reply: Reply,
+    answer: Answer,
+    command: Command,
 }
 
 /// The transmission phase of one connection.
 struct Transmission<S, B> {
     stream: S,
     export: Export<B>,
-    structured: bool,
+    agreed: Agreed,
     input: BytesMut,
     /// Bytes the input must hold for the next request to be whole.
     needed: usize,
@@ -147,6 +141,14 @@ struct Transmission<S, B> {
     running: usize,
     running_bytes: usize,
     intake: Intake,
+    account: Account,
+    budget: Budget,
+    /// Bytes read and sent so far.
+    moved: u64,
+    /// Looks at `moved` while the account holds something.
+    watch: Option<(Pin<Box<Sleep>>, u64)>,
+    /// Until when requests are refused in words.
+    refusing: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S, B> Transmission<S, B>
@@ -154,32 +156,44 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     B: BlockBackend,
 {
-    fn new(stream: S, input: BytesMut, export: Export<B>, agreed: Agreed) -> Self {
+    fn new(stream: S, input: BytesMut, export: Export<B>, agreed: Agreed, budget: Budget) -> Self {
         Self {
             stream,
             export,
-            structured: agreed.structured_replies,
+            agreed,
             input,
-            needed: request::HEADER_SIZE,
+            needed: request::header_size(agreed.mode),
             output: Output::default(),
             held_back: None,
             running: 0,
             running_bytes: 0,
             intake: Intake::Open,
+            account: budget.account(),
+            budget,
+            moved: 0,
+            watch: None,
+            refusing: None,
         }
     }
 
     async fn run(mut self, shutdown: &CancellationToken) -> Result<(), ConnectionError> {
         let mut futures = FuturesUnordered::new();
-        let mut stop = pin!(shutdown.cancelled());
+        let ended = self.export.ended.clone();
+        let mut stop = pin!(async {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = ended.cancelled() => {}
+            }
+        });
         poll_fn(|context| {
             loop {
                 if self.intake == Intake::Open && stop.as_mut().poll(context).is_ready() {
                     self.intake = Intake::Refusing;
+                    self.refusing = Some(Box::pin(tokio::time::sleep(REFUSING)));
                 }
                 let mut progress = self.poll_fill(context)?;
-                while let Some((cookie, answer, command)) = self.next_to_start()? {
-                    futures.push(execute(Arc::clone(&self.export.backend), cookie, answer, command));
+                while let Some(Startable { reply, answer, command }) = self.next_to_start(context)? {
+                    futures.push(execute(Arc::clone(&self.export.backend), reply, answer, command));
                 }
                 while let Poll::Ready(Some(done)) = Pin::new(&mut futures).poll_next(context) {
                     self.finish(done);
@@ -187,13 +201,16 @@ where
                 }
                 let waiting = self.output.len();
                 let sent = self.output.poll_send(Pin::new(&mut self.stream), context)?;
+                self.moved += (waiting - self.output.len()) as u64;
                 progress |= self.output.len() < waiting;
-                if sent.is_ready() && self.running == 0 && self.held_back.is_none() && self.intake != Intake::Open {
+                self.account.shrink(self.held() + self.incoming());
+                let is_quiet = sent.is_ready() && self.running == 0 && self.held_back.is_none();
+                if is_quiet && self.poll_is_over(context) {
                     return Poll::Ready(Ok::<(), ConnectionError>(()));
                 }
                 // Nothing to do until the socket or a future wakes this task: each was polled since it last moved.
                 if !progress {
-                    return Poll::Pending;
+                    return self.poll_watch(context).map(Err);
                 }
             }
         })
@@ -202,14 +219,57 @@ where
         Ok(())
     }
 
-    fn has_room(&self, weight: usize) -> bool {
-        let held = self.running_bytes + self.output.len();
-        held == 0 || (self.running < MAX_REQUESTS && held + weight <= MAX_BYTES)
+    /// With nothing left to do: whether nothing more may come.
+    fn poll_is_over(&mut self, context: &mut Context<'_>) -> bool {
+        match self.intake {
+            Intake::Open => false,
+            Intake::Closed => true,
+            Intake::Refusing => {
+                self.refusing.as_mut().is_none_or(|refusing| refusing.as_mut().poll(context).is_ready())
+            }
+        }
+    }
+
+    /// Ready when the client is too slow for what it holds.
+    fn poll_watch(&mut self, context: &mut Context<'_>) -> Poll<ConnectionError> {
+        // What waits for the backend is not the client's fault.
+        if self.account.held() == 0 || (self.output.len() == 0 && self.incoming() == 0) {
+            self.watch = None;
+            return Poll::Pending;
+        }
+        let (stall, moved) = (self.budget.stall(), self.moved);
+        let (timer, before) = self.watch.get_or_insert_with(|| (Box::pin(tokio::time::sleep(stall)), moved));
+        while timer.as_mut().poll(context).is_ready() {
+            if self.budget.is_wanted() && moved - *before < LEAST_PROGRESS {
+                return Poll::Ready(ConnectionError::TooSlow(stall));
+            }
+            *before = moved;
+            timer.as_mut().reset(Instant::now() + stall);
+        }
+        Poll::Pending
+    }
+
+    /// Bytes held for running requests and unsent replies.
+    fn held(&self) -> usize {
+        self.running_bytes + self.output.len()
+    }
+
+    /// Bytes of a payload that is arriving.
+    fn incoming(&self) -> usize {
+        if self.needed > request::EXTENDED_HEADER_SIZE { self.needed } else { 0 }
+    }
+
+    /// Whether this connection may hold so many more bytes, and whether all connections together may.
+    fn has_room(&mut self, context: &mut Context<'_>, more: usize) -> bool {
+        let held = self.held();
+        (held == 0 || (self.running < MAX_REQUESTS && held + more <= MAX_BYTES))
+            && self.account.poll_cover(context, held + more).is_ready()
     }
 
     /// Reads once from the socket, where there is room for what may come. Whether anything came.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Result<bool, ConnectionError> {
-        if self.intake != Intake::Open || self.held_back.is_some() || !self.has_room(0) {
+        let incoming = self.incoming();
+        if self.intake == Intake::Closed || self.held_back.is_some() || !self.has_room(context, incoming) {
             return Ok(false);
         }
         match poll_fill(Pin::new(&mut self.stream), context, &mut self.input, self.needed)? {
@@ -219,16 +279,21 @@ where
                 Ok(true)
             }
             Poll::Ready(0) => Err(Violation::Truncated.into()),
-            Poll::Ready(_read) => Ok(true),
+            Poll::Ready(read) => {
+                self.moved += read as u64;
+                Ok(true)
+            }
         }
     }
 
     /// The next command to run; refusals are answered here.
-    fn next_to_start(&mut self) -> Result<Option<(Cookie, Answer, Command)>, ConnectionError> {
+    fn next_to_start(&mut self, context: &mut Context<'_>) -> Result<Option<Startable>, ConnectionError> {
         while self.intake != Intake::Closed {
             let request = match self.held_back.take() {
                 Some(request) => request,
-                None => match request::parse(&mut self.input, &self.export.info)? {
+                // Replies to refused requests are bounded like others.
+                None if self.output.len() > MAX_BYTES => return Ok(None),
+                None => match request::parse(&mut self.input, &self.export.info, self.agreed)? {
                     Parsed::Request(request) => request,
                     Parsed::Need(bytes) => {
                         self.needed = bytes;
@@ -236,8 +301,13 @@ where
                     }
                 },
             };
-            self.needed = request::HEADER_SIZE;
-            let Request { cookie, answer, command } = request;
+            if self.needed > LARGE_REQUEST {
+                // Else what is left of the input would keep the whole buffer for as long as the client is quiet.
+                self.input = BytesMut::from(&self.input[..]);
+            }
+            self.needed = request::header_size(self.agreed.mode);
+            let Request { cookie, offset, answer, command } = request;
+            let reply = Reply { mode: self.agreed.mode, cookie, offset };
             let command = match command {
                 Ok(Command::Disconnect) => {
                     self.intake = Intake::Closed;
@@ -247,15 +317,15 @@ where
                 checked => checked,
             };
             match command {
-                Ok(Command::Nothing) => self.answer(cookie, answer, Ok(Payload::default())),
-                Err(refused) => self.answer(cookie, answer, Err(refused)),
-                Ok(command) if self.has_room(command.weight()) => {
+                Ok(Command::Nothing) => self.answer(reply, answer, Ok(Brought::Payload(Payload::default()))),
+                Err(refused) => reply.failed(&mut self.output, &refused.into()),
+                Ok(command) if self.has_room(context, command.weight()) => {
                     self.running += 1;
                     self.running_bytes += command.weight();
-                    return Ok(Some((cookie, answer, command)));
+                    return Ok(Some(Startable { reply, answer, command }));
                 }
                 Ok(command) => {
-                    self.held_back = Some(Request { cookie, answer, command: Ok(command) });
+                    self.held_back = Some(Request { cookie, offset, answer, command: Ok(command) });
                     return Ok(None);
                 }
             }
@@ -266,35 +336,39 @@ where
     fn finish(&mut self, done: Completion) {
         self.running -= 1;
         self.running_bytes -= done.weight;
+        let export = &self.export.info.name;
         let outcome = match (done.outcome, done.answer) {
-            (Ok(payload), Answer::Data(_)) if payload.len() != done.weight => {
-                error!(
-                    export = self.export.info.name,
-                    asked = done.weight,
-                    got = payload.len(),
-                    "a read of another length"
-                );
-                Err(ErrorCode::Eio)
+            (Ok(Brought::Payload(payload)), Answer::Data { length, .. }) if payload.len() != length => {
+                error!(export, asked = length, got = payload.len(), "a read of another length");
+                Err(ErrorCode::Eio.into())
             }
-            (Ok(payload), _) => Ok(payload),
+            (Ok(brought), _) => Ok(brought),
             (Err(reason), _) => {
-                warn!(export = self.export.info.name, %reason, "request failed");
-                Err(ErrorCode::from(&reason))
+                let code = ErrorCode::from(&reason);
+                if code == ErrorCode::Eshutdown || code == ErrorCode::Enotsup {
+                    debug!(export, %reason, "request refused");
+                } else {
+                    warn!(export, %reason, "request failed");
+                }
+                Err(Failure { code, why: reason.to_string().into() })
             }
         };
-        self.answer(done.cookie, done.answer, outcome);
+        self.answer(done.reply, done.answer, outcome);
     }
 
-    fn answer(&mut self, cookie: Cookie, answer: Answer, outcome: Result<Payload, ErrorCode>) {
-        match answer {
-            Answer::Status => reply::status(&mut self.output, cookie, outcome.map(|_nothing| ())),
-            Answer::Data(offset) => reply::data(&mut self.output, cookie, offset, self.structured, outcome),
+    fn answer(&mut self, reply: Reply, answer: Answer, outcome: Result<Brought, Failure>) {
+        let output = &mut self.output;
+        match (outcome, answer) {
+            (Err(failure), _) => reply.failed(output, &failure),
+            (Ok(Brought::Payload(payload)), Answer::Data { whole, .. }) => reply.data(output, payload, whole),
+            (Ok(Brought::Extents(extents)), Answer::Extents) => reply.extents(output, &extents),
+            (Ok(Brought::Payload(_) | Brought::Extents(_)), _) => reply.done(output),
         }
     }
 }
 
 /// Runs one command on the backend.
-async fn execute<B: BlockBackend>(backend: Arc<B>, cookie: Cookie, answer: Answer, command: Command) -> Completion {
+async fn execute<B: BlockBackend>(backend: Arc<B>, reply: Reply, answer: Answer, command: Command) -> Completion {
     let weight = command.weight();
     let nothing = |()| Payload::from(Bytes::new());
     let outcome = match command {
@@ -304,8 +378,17 @@ async fn execute<B: BlockBackend>(backend: Arc<B>, cookie: Cookie, answer: Answe
         Command::Trim(range, durability) => backend.trim(range, durability).await.map(nothing),
         Command::WriteZeroes(range, options) => backend.write_zeroes(range, options).await.map(nothing),
         Command::Cache(range) => backend.cache(range).await.map(nothing),
+        Command::BlockStatus(range, most) => {
+            let extents = match backend.extents(range, most).await {
+                Ok(extents) if !extents.is_empty() => Ok(extents),
+                Err(error @ (IoError::ShuttingDown | IoError::Unmapped(_))) => Err(error),
+                // What cannot be known is data: the document allows to say so at any time.
+                Ok(_) | Err(_) => Ok(vec![Extent { length: range.length, state: ExtentState::Data }]),
+            };
+            return Completion { reply, answer, weight, outcome: extents.map(Brought::Extents) };
+        }
         // Both are answered before anything runs.
         Command::Nothing | Command::Disconnect => Ok(Payload::default()),
     };
-    Completion { cookie, answer, weight, outcome }
+    Completion { reply, answer, weight, outcome: outcome.map(Brought::Payload) }
 }

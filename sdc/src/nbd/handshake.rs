@@ -4,12 +4,15 @@
 //! it is answered. A client sends no option before the last one was answered, yet may send requests right behind
 //! GO's; these bytes stay in the input.
 
+mod meta;
+
 use bytes::{Buf, BufMut, BytesMut};
 
+pub use self::meta::MetaRequest;
 use super::wire::{
-    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, MAXIMUM_OPTION_LENGTH, MAXIMUM_PAYLOAD, MAXIMUM_STRING,
-    MINIMUM_BLOCK_SIZE, OPTION_MAGIC, OPTION_REPLY_MAGIC, PREFERRED_BLOCK_SIZE, Violation, info, option, rep,
-    transmission_flags,
+    BASE_ALLOCATION, BASE_ALLOCATION_ID, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, MAXIMUM_OPTION_LENGTH,
+    MAXIMUM_PAYLOAD, MAXIMUM_SKIPPED_OPTION, MAXIMUM_STRING, MINIMUM_BLOCK_SIZE, Mode, OPTION_MAGIC,
+    OPTION_REPLY_MAGIC, PREFERRED_BLOCK_SIZE, Violation, info, option, rep, transmission_flags,
 };
 use crate::block::{ExportInfo, ExportSummary, OpenError};
 
@@ -21,8 +24,10 @@ const OPTION_HEADER: usize = 16;
 pub enum Event {
     /// Read more input.
     NeedInput,
-    /// Answer with [`Handshake::listed`].
+    /// Answer with [`Handshake::listed`], as often as there are exports to add, and [`Handshake::list_ends`].
     List,
+    /// Answer with [`Handshake::found`].
+    Meta(MetaRequest),
     /// Answer with [`Handshake::opened`].
     Open(OpenRequest),
     /// Send the output and close.
@@ -55,8 +60,10 @@ impl OpenRequest {
 /// What was agreed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Agreed {
-    /// READ is answered in structured replies.
-    pub structured_replies: bool,
+    /// The form of requests and replies.
+    pub mode: Mode,
+    /// Whether BLOCK_STATUS tells of `base:allocation`.
+    pub allocation: bool,
 }
 
 /// One connection's handshake.
@@ -64,7 +71,12 @@ pub struct Agreed {
 pub struct Handshake {
     flags_seen: bool,
     no_zeroes: bool,
-    agreed: Agreed,
+    mode: Mode,
+    /// The export for which `base:allocation` was chosen, by its canonical name.
+    allocation_of: Option<String>,
+    allocation: bool,
+    /// Bytes of a refused option that are still to come.
+    skipping: u32,
 }
 
 impl Handshake {
@@ -73,12 +85,19 @@ impl Handshake {
         output.put_u64(INIT_MAGIC);
         output.put_u64(OPTION_MAGIC);
         output.put_u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
-        Self { flags_seen: false, no_zeroes: false, agreed: Agreed::default() }
+        Self {
+            flags_seen: false,
+            no_zeroes: false,
+            mode: Mode::Simple,
+            allocation_of: None,
+            allocation: false,
+            skipping: 0,
+        }
     }
 
     /// What was agreed on so far; final once an export was opened for transmission.
     pub const fn agreed(&self) -> Agreed {
-        self.agreed
+        Agreed { mode: self.mode, allocation: self.allocation }
     }
 
     /// Works on the input until it needs something.
@@ -96,7 +115,7 @@ impl Handshake {
             self.flags_seen = true;
         }
         loop {
-            let Some((kind, mut data)) = next_option(input, output)? else { return Ok(Event::NeedInput) };
+            let Some((kind, mut data)) = self.next_option(input, output)? else { return Ok(Event::NeedInput) };
             if let Some(event) = self.option(kind, &mut data, output) {
                 return Ok(event);
             }
@@ -106,7 +125,7 @@ impl Handshake {
     /// Handles one option; `None` when it is answered already.
     fn option(&mut self, kind: u32, data: &mut BytesMut, output: &mut BytesMut) -> Option<Event> {
         match kind {
-            option::EXPORT_NAME => match string(data) {
+            option::EXPORT_NAME => match string(data).filter(|_name| self.mode != Mode::Extended) {
                 Some(name) => Some(Event::Open(OpenRequest { name, how: How::ExportName, requests: Vec::new() })),
                 // There is no error reply to this option.
                 None => Some(Event::Close),
@@ -124,16 +143,35 @@ impl Handshake {
                     None
                 }
             },
-            option::STRUCTURED_REPLY if data.is_empty() => {
-                self.agreed.structured_replies = true;
+            option::STRUCTURED_REPLY if data.is_empty() && self.mode == Mode::Extended => {
+                refuse(output, kind, rep::ERR_EXT_HEADER_REQD, "extended headers were agreed on already");
+                None
+            }
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if data.is_empty() => {
+                self.mode = if kind == option::EXTENDED_HEADERS { Mode::Extended } else { Mode::Structured };
                 reply(output, kind, rep::ACK, &[]);
                 None
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                if kind == option::SET_META_CONTEXT {
+                    // Also one that fails replaces what was chosen before.
+                    self.allocation_of = None;
+                }
+                if self.mode == Mode::Simple {
+                    refuse(output, kind, rep::ERR_INVALID, "structured replies or extended headers come first");
+                    return None;
+                }
+                let request = meta::parse(kind, data);
+                if request.is_none() {
+                    refuse(output, kind, rep::ERR_INVALID, "malformed request for metadata contexts");
+                }
+                request.map(Event::Meta)
             }
             option::STARTTLS if data.is_empty() => {
                 refuse(output, kind, rep::ERR_UNSUP, "TLS is not configured");
                 None
             }
-            option::LIST | option::STRUCTURED_REPLY | option::STARTTLS => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS | option::STARTTLS => {
                 refuse(output, kind, rep::ERR_INVALID, "this option has no data");
                 None
             }
@@ -144,8 +182,60 @@ impl Handshake {
         }
     }
 
-    /// Answers [`Event::List`].
-    pub fn listed(&mut self, exports: &[ExportSummary], output: &mut BytesMut) {
+    /// Takes one whole option off the input.
+    fn next_option(
+        &mut self,
+        input: &mut BytesMut,
+        output: &mut BytesMut,
+    ) -> Result<Option<(u32, BytesMut)>, Violation> {
+        let skipped = (self.skipping as usize).min(input.len());
+        input.advance(skipped);
+        self.skipping -= skipped as u32;
+        if let Some(magic) = input.get(..8) {
+            let magic = u64::from_be_bytes(magic.try_into().expect("8 bytes"));
+            if magic != OPTION_MAGIC {
+                return Err(Violation::OptionMagic(magic));
+            }
+        }
+        let (Some(option), Some(length)) = (peek_u32(input, 8), peek_u32(input, 12)) else { return Ok(None) };
+        if length > MAXIMUM_OPTION_LENGTH {
+            refuse(output, option, rep::ERR_TOO_BIG, "no option is that long");
+            if length > MAXIMUM_SKIPPED_OPTION || option == option::EXPORT_NAME {
+                return Err(Violation::OptionLength { option, length });
+            }
+            input.advance(OPTION_HEADER);
+            self.skipping = length;
+            return self.next_option(input, output);
+        }
+        if input.len() < OPTION_HEADER + length as usize {
+            return Ok(None);
+        }
+        input.advance(OPTION_HEADER);
+        Ok(Some((option, input.split_to(length as usize))))
+    }
+
+    /// Answers [`Event::Meta`] with the export that was named.
+    pub fn found(&mut self, request: &MetaRequest, outcome: Result<&ExportInfo, &OpenError>, output: &mut BytesMut) {
+        let kind = if request.sets { option::SET_META_CONTEXT } else { option::LIST_META_CONTEXT };
+        let export = match outcome {
+            Ok(export) => export,
+            Err(error) => return refuse_open(output, kind, error),
+        };
+        if request.finds_allocation {
+            let id = if request.sets { BASE_ALLOCATION_ID } else { 0 };
+            let mut data = BytesMut::with_capacity(4 + BASE_ALLOCATION.len());
+            data.put_u32(id);
+            data.put_slice(BASE_ALLOCATION.as_bytes());
+            reply(output, kind, rep::META_CONTEXT, &data);
+        }
+        if request.sets && request.finds_allocation {
+            self.allocation_of = Some(export.name.clone());
+        }
+        reply(output, kind, rep::ACK, &[]);
+    }
+
+    /// Adds exports to the answer of [`Event::List`].
+    pub fn listed(&self, exports: &[ExportSummary], output: &mut BytesMut) {
         for export in exports {
             let mut data = BytesMut::with_capacity(4 + export.name.len() + export.description.len());
             data.put_u32(export.name.len() as u32);
@@ -153,6 +243,10 @@ impl Handshake {
             data.put_slice(export.description.as_bytes());
             reply(output, option::LIST, rep::SERVER, &data);
         }
+    }
+
+    /// Ends that answer.
+    pub fn list_ends(&self, output: &mut BytesMut) {
         reply(output, option::LIST, rep::ACK, &[]);
     }
 
@@ -167,6 +261,7 @@ impl Handshake {
         outcome: Result<&ExportInfo, &OpenError>,
         output: &mut BytesMut,
     ) -> Result<(), Violation> {
+        self.allocation = outcome.is_ok_and(|export| self.allocation_of.as_deref() == Some(&export.name));
         let kind = match request.how {
             How::ExportName => return self.opened_by_name(outcome.ok(), output),
             How::Info => option::INFO,
@@ -177,14 +272,7 @@ impl Handshake {
                 self.tell(kind, export, &request.requests, output);
                 reply(output, kind, rep::ACK, &[]);
             }
-            Err(error) => {
-                let code = match error {
-                    OpenError::Unknown { .. } => rep::ERR_UNKNOWN,
-                    OpenError::Refused { .. } => rep::ERR_POLICY,
-                    OpenError::ShuttingDown => rep::ERR_SHUTDOWN,
-                };
-                refuse(output, kind, code, &error.to_string());
-            }
+            Err(error) => refuse_open(output, kind, error),
         }
         Ok(())
     }
@@ -192,7 +280,7 @@ impl Handshake {
     fn opened_by_name(&mut self, export: Option<&ExportInfo>, output: &mut BytesMut) -> Result<(), Violation> {
         let export = export.ok_or(Violation::ExportName)?;
         output.put_u64(export.size.0);
-        output.put_u16(transmission_flags(export, self.agreed.structured_replies));
+        output.put_u16(transmission_flags(export, self.mode));
         if !self.no_zeroes {
             output.put_bytes(0, 124);
         }
@@ -204,7 +292,7 @@ impl Handshake {
         let mut data = BytesMut::new();
         data.put_u16(info::EXPORT);
         data.put_u64(export.size.0);
-        data.put_u16(transmission_flags(export, self.agreed.structured_replies));
+        data.put_u16(transmission_flags(export, self.mode));
         reply(output, kind, rep::INFO, &data);
 
         data.clear();
@@ -223,26 +311,6 @@ impl Handshake {
             }
         }
     }
-}
-
-/// Takes one whole option off the input.
-fn next_option(input: &mut BytesMut, output: &mut BytesMut) -> Result<Option<(u32, BytesMut)>, Violation> {
-    if let Some(magic) = input.get(..8) {
-        let magic = u64::from_be_bytes(magic.try_into().expect("8 bytes"));
-        if magic != OPTION_MAGIC {
-            return Err(Violation::OptionMagic(magic));
-        }
-    }
-    let (Some(option), Some(length)) = (peek_u32(input, 8), peek_u32(input, 12)) else { return Ok(None) };
-    if length > MAXIMUM_OPTION_LENGTH {
-        refuse(output, option, rep::ERR_TOO_BIG, "no option is that long");
-        return Err(Violation::OptionLength { option, length });
-    }
-    if input.len() < OPTION_HEADER + length as usize {
-        return Ok(None);
-    }
-    input.advance(OPTION_HEADER);
-    Ok(Some((option, input.split_to(length as usize))))
 }
 
 /// Parses the data of INFO and GO: a length and that name, a count and that many requests, nothing behind them.
@@ -281,6 +349,15 @@ fn refuse(output: &mut BytesMut, option: u32, error: u32, why: &str) {
         end -= 1;
     }
     reply(output, option, error, &why.as_bytes()[..end]);
+}
+
+fn refuse_open(output: &mut BytesMut, option: u32, error: &OpenError) {
+    let code = match error {
+        OpenError::Unknown { .. } => rep::ERR_UNKNOWN,
+        OpenError::Refused { .. } => rep::ERR_POLICY,
+        OpenError::ShuttingDown => rep::ERR_SHUTDOWN,
+    };
+    refuse(output, option, code, &error.to_string());
 }
 
 fn peek_u32(input: &BytesMut, at: usize) -> Option<u32> {

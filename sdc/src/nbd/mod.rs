@@ -1,17 +1,21 @@
-//! An NBD server: fixed newstyle, OPT_GO/INFO/LIST, simple and structured replies, over TCP and unix sockets.
+//! An NBD server: fixed newstyle; simple, structured and extended replies; block status; over TCP and unix sockets.
 //!
-//! From the protocol document of the NBD project (doc/proto.md of 2026-05; its words are used for names). The protocol itself
-//! does no I/O: [`handshake`], [`request`] and `reply` turn bytes into values and back, `connection` moves the
-//! bytes, [`server`] accepts. What a client sends is never trusted: a breach of the protocol ends its connection only.
+//! From the protocol document of the NBD project (doc/proto.md of 2026-05, and its extension-ext-header branch for extended
+//! headers; its words are used for names). The protocol itself does no I/O: [`handshake`], [`request`] and `reply` turn bytes
+//! into values and back; `negotiation` and `connection` move the bytes, `budget` bounds their memory, [`server`] accepts.
+//! What a client sends is never trusted: a breach of the protocol ends its connection only.
 //!
-//! Not spoken, and answered as the document asks: TLS, metadata contexts (base:allocation), extended headers.
+//! Each rule that a server must keep, and the test named after it: docs/nbd.md. Not spoken, and answered as the document
+//! asks: TLS, BLOCK_STATUS with a payload, resize.
 
 pub mod handshake;
 pub mod request;
 pub mod server;
 pub mod wire;
 
+mod budget;
 mod connection;
+mod negotiation;
 mod reply;
 
 pub use connection::ConnectionError;

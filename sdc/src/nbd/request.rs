@@ -1,4 +1,4 @@
-//! Requests of the transmission phase: 28 bytes, and the payload of a write.
+//! Requests of the transmission phase: 28 bytes (32 with extended headers), and the payload of a write.
 //!
 //! Parsing and checking are one step: what comes out is either a command that fits the export or the error the client
 //! gets for it. Only what leaves the stream out of step is a [`Violation`].
@@ -6,11 +6,19 @@
 use bytes::{Buf, Bytes, BytesMut};
 use pflex_proto::ids::{ByteCount, ByteOffset};
 
-use super::wire::{ErrorCode, MAXIMUM_PAYLOAD, REQUEST_MAGIC, Violation, command, command_flag};
+use super::handshake::Agreed;
+use super::wire::{
+    EXTENDED_REQUEST_MAGIC, ErrorCode, MAXIMUM_EXTENTS, MAXIMUM_PAYLOAD, Mode, REQUEST_MAGIC, Violation, command,
+    command_flag,
+};
 use crate::block::{ByteRange, Durability, ExportInfo, ZeroOptions};
 
-/// Magic, flags, type, cookie, offset, length.
+/// Magic, flags, type, cookie, offset, length of 32 bits.
 pub const HEADER_SIZE: usize = 28;
+/// The same with a length of 64 bits.
+pub const EXTENDED_HEADER_SIZE: usize = 32;
+/// Bytes of an extent in a reply, at most.
+const EXTENT_SIZE: usize = 16;
 
 /// The client's name of a request, returned with its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +39,8 @@ pub enum Command {
     WriteZeroes(ByteRange, ZeroOptions),
     /// A range will be read soon.
     Cache(ByteRange),
+    /// Which parts of a range take space: so many extents at most.
+    BlockStatus(ByteRange, usize),
     /// Nothing to do (a length of 0): answered with success.
     Nothing,
     /// Finish what runs, then close.
@@ -43,6 +53,7 @@ impl Command {
         match self {
             Self::Read(range) => range.length.0 as usize,
             Self::Write(_, data, _) => data.len(),
+            Self::BlockStatus(_, most) => most * EXTENT_SIZE,
             Self::Flush
             | Self::Trim(..)
             | Self::WriteZeroes(..)
@@ -53,13 +64,20 @@ impl Command {
     }
 }
 
-/// How the reply must look.
+/// What the reply brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// An error number only.
+    /// Whether it was done.
     Status,
-    /// Data from this offset, structured where that was agreed on.
-    Data(ByteOffset),
+    /// Data.
+    Data {
+        /// How many bytes.
+        length: usize,
+        /// In one chunk.
+        whole: bool,
+    },
+    /// Extents.
+    Extents,
 }
 
 /// A request off the wire.
@@ -67,6 +85,8 @@ pub enum Answer {
 pub struct Request {
     /// Its name.
     pub cookie: Cookie,
+    /// Where it starts, as sent.
+    pub offset: ByteOffset,
     /// How it is answered.
     pub answer: Answer,
     /// What to do, or what is wrong with it.
@@ -82,67 +102,94 @@ pub enum Parsed {
     Need(usize),
 }
 
+/// The fields of a header in either form.
+#[derive(Clone, Copy)]
+struct Header {
+    flags: u16,
+    kind: u16,
+    offset: u64,
+    length: u64,
+}
+
+/// Bytes of a header.
+pub const fn header_size(mode: Mode) -> usize {
+    match mode {
+        Mode::Simple | Mode::Structured => HEADER_SIZE,
+        Mode::Extended => EXTENDED_HEADER_SIZE,
+    }
+}
+
 /// Takes one request off the input.
 ///
 /// # Errors
 /// When the stream is out of step or a payload is larger than allowed.
-pub fn parse(input: &mut BytesMut, export: &ExportInfo) -> Result<Parsed, Violation> {
-    let Some(header) = input.first_chunk::<HEADER_SIZE>() else {
-        // A wrong magic is refused as soon as it is there: garbage need not be waited for.
-        if let Some(magic) = input.first_chunk::<4>() {
-            check_magic(u32::from_be_bytes(*magic))?;
-        }
-        return Ok(Parsed::Need(HEADER_SIZE));
-    };
-    let mut header = &header[..];
-    check_magic(header.get_u32())?;
-    let (flags, kind) = (header.get_u16(), header.get_u16());
-    let cookie = Cookie(header.get_u64());
-    let (offset, length) = (header.get_u64(), header.get_u32());
+pub fn parse(input: &mut BytesMut, export: &ExportInfo, agreed: Agreed) -> Result<Parsed, Violation> {
+    let size = header_size(agreed.mode);
+    // A wrong magic is refused as soon as it is there: garbage need not be waited for.
+    if let Some(magic) = input.first_chunk::<4>() {
+        check_magic(u32::from_be_bytes(*magic), agreed.mode)?;
+    }
+    let Some(mut bytes) = input.get(4..size) else { return Ok(Parsed::Need(size)) };
+    let (flags, kind, cookie) = (bytes.get_u16(), bytes.get_u16(), Cookie(bytes.get_u64()));
+    let offset = bytes.get_u64();
+    let length = if agreed.mode == Mode::Extended { bytes.get_u64() } else { u64::from(bytes.get_u32()) };
+    let header = Header { flags, kind, offset, length };
 
-    let payload = if kind == command::WRITE {
-        if length > MAXIMUM_PAYLOAD {
-            return Err(Violation::PayloadLength(length));
-        }
-        let whole = HEADER_SIZE + length as usize;
-        if input.len() < whole {
-            return Ok(Parsed::Need(whole));
-        }
-        input.advance(HEADER_SIZE);
-        input.split_to(length as usize).freeze()
-    } else {
-        input.advance(HEADER_SIZE);
-        Bytes::new()
+    let has_payload = match agreed.mode {
+        Mode::Simple | Mode::Structured => kind == command::WRITE,
+        // A write always has one, also without the flag that the extension asks for: QEMU's client forgets it, and its
+        // server takes such a write as it is meant.
+        Mode::Extended => flags & command_flag::PAYLOAD_LEN != 0 || kind == command::WRITE,
     };
-    let answer = if kind == command::READ { Answer::Data(ByteOffset(offset)) } else { Answer::Status };
-    let command = check(kind, flags, offset, length, payload, export);
-    Ok(Parsed::Request(Request { cookie, answer, command }))
+    let payload_length = if has_payload { length } else { 0 };
+    if payload_length > u64::from(MAXIMUM_PAYLOAD) {
+        return Err(Violation::PayloadLength(payload_length));
+    }
+    let whole = size + payload_length as usize;
+    if input.len() < whole {
+        return Ok(Parsed::Need(whole));
+    }
+    input.advance(size);
+    let payload = input.split_to(payload_length as usize).freeze();
+    let answer = match kind {
+        command::READ => Answer::Data { length: length as usize, whole: flags & command_flag::DF != 0 },
+        command::BLOCK_STATUS => Answer::Extents,
+        _other => Answer::Status,
+    };
+    let command = check(&header, payload, export, agreed);
+    Ok(Parsed::Request(Request { cookie, offset: ByteOffset(offset), answer, command }))
 }
 
-fn check_magic(magic: u32) -> Result<(), Violation> {
-    if magic == REQUEST_MAGIC { Ok(()) } else { Err(Violation::RequestMagic(magic)) }
+const fn check_magic(magic: u32, mode: Mode) -> Result<(), Violation> {
+    match (mode, magic) {
+        (Mode::Simple | Mode::Structured, REQUEST_MAGIC) | (Mode::Extended, EXTENDED_REQUEST_MAGIC) => Ok(()),
+        (_, other) => Err(Violation::RequestMagic(other)),
+    }
+}
+
+/// The flags that a command may have, none where the command is unknown.
+const fn allowed_flags(kind: u16, agreed: Agreed) -> Option<u16> {
+    let own = match kind {
+        // Whether fragments are taken can only be said where there could be any.
+        command::READ if !matches!(agreed.mode, Mode::Simple) => command_flag::DF,
+        command::WRITE if matches!(agreed.mode, Mode::Extended) => command_flag::PAYLOAD_LEN,
+        command::WRITE_ZEROES => command_flag::NO_HOLE | command_flag::FAST_ZERO,
+        command::BLOCK_STATUS if agreed.allocation => command_flag::REQ_ONE,
+        command::READ | command::WRITE | command::TRIM | command::FLUSH | command::CACHE => 0,
+        _unknown => return None,
+    };
+    // FUA is valid with every command and means nothing where nothing is changed.
+    Some(own | command_flag::FUA)
 }
 
 /// Checks flags, rights and range, and makes the command.
-fn check(
-    kind: u16,
-    flags: u16,
-    offset: u64,
-    length: u32,
-    payload: Bytes,
-    export: &ExportInfo,
-) -> Result<Command, ErrorCode> {
-    // FUA is valid with every command and means nothing where nothing is changed.
-    let allowed = command_flag::FUA
-        | match kind {
-            // There is no reply to it, hence no error either.
-            command::DISC => return Ok(Command::Disconnect),
-            command::READ => command_flag::DF,
-            command::WRITE_ZEROES => command_flag::NO_HOLE | command_flag::FAST_ZERO,
-            command::WRITE | command::TRIM | command::FLUSH | command::CACHE => 0,
-            // BLOCK_STATUS needs a metadata context, and none is offered.
-            _unknown => return Err(ErrorCode::Einval),
-        };
+fn check(header: &Header, payload: Bytes, export: &ExportInfo, agreed: Agreed) -> Result<Command, ErrorCode> {
+    let Header { flags, kind, offset, length } = *header;
+    // There is no reply to it, hence no error either.
+    if kind == command::DISC {
+        return Ok(Command::Disconnect);
+    }
+    let allowed = allowed_flags(kind, agreed).ok_or(ErrorCode::Einval)?;
     if flags & !allowed != 0 {
         return Err(ErrorCode::Einval);
     }
@@ -150,27 +197,32 @@ fn check(
     if changes && export.read_only {
         return Err(ErrorCode::Eperm);
     }
-    let range = ByteRange::new(offset, u64::from(length));
     if kind == command::FLUSH {
         return if offset == 0 && length == 0 { Ok(Command::Flush) } else { Err(ErrorCode::Einval) };
     }
-    if offset.checked_add(u64::from(length)).is_none_or(|end| end > export.size.0) {
+    if offset.checked_add(length).is_none_or(|end| end > export.size.0) {
         let beyond_end =
             if matches!(kind, command::WRITE | command::WRITE_ZEROES) { ErrorCode::Enospc } else { ErrorCode::Einval };
         return Err(beyond_end);
     }
-    if kind == command::READ && length > MAXIMUM_PAYLOAD {
-        return Err(ErrorCode::Eoverflow);
+    if kind == command::READ && length > u64::from(MAXIMUM_PAYLOAD) {
+        // EOVERFLOW is for clients that know of DF.
+        return Err(if agreed.mode == Mode::Simple { ErrorCode::Einval } else { ErrorCode::Eoverflow });
     }
     if length == 0 {
-        return Ok(Command::Nothing);
+        // Extents of nothing cannot be told: a reply has one at least, of at least a byte.
+        return if kind == command::BLOCK_STATUS { Err(ErrorCode::Einval) } else { Ok(Command::Nothing) };
     }
+    let range = ByteRange::new(offset, length);
     let durability = if flags & command_flag::FUA != 0 { Durability::Stable } else { Durability::Policy };
     Ok(match kind {
         command::READ => Command::Read(range),
         command::WRITE => Command::Write(ByteOffset(offset), payload, durability),
         command::TRIM => Command::Trim(range, durability),
         command::CACHE => Command::Cache(range),
+        command::BLOCK_STATUS => {
+            Command::BlockStatus(range, if flags & command_flag::REQ_ONE != 0 { 1 } else { MAXIMUM_EXTENTS })
+        }
         _write_zeroes => Command::WriteZeroes(
             range,
             ZeroOptions {
@@ -197,6 +249,21 @@ pub fn encode_header(
     header[8..16].copy_from_slice(&cookie.0.to_be_bytes());
     header[16..24].copy_from_slice(&offset.0.to_be_bytes());
     header[24..].copy_from_slice(&(length.0 as u32).to_be_bytes());
+    header
+}
+
+/// The same with extended headers.
+pub fn encode_extended_header(
+    kind: u16,
+    flags: u16,
+    cookie: Cookie,
+    offset: ByteOffset,
+    length: ByteCount,
+) -> [u8; EXTENDED_HEADER_SIZE] {
+    let mut header = [0; EXTENDED_HEADER_SIZE];
+    header[..HEADER_SIZE].copy_from_slice(&encode_header(kind, flags, cookie, offset, length));
+    header[..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+    header[24..].copy_from_slice(&length.0.to_be_bytes());
     header
 }
 

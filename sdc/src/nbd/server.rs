@@ -1,5 +1,7 @@
 //! Accepts connections on TCP and unix sockets and gives each its task.
 
+mod handshakes;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
-use super::connection::{self, ConnectionError};
+use self::handshakes::Handshakes;
+use super::budget::{Budget, STALL};
+use super::connection::{self, ConnectionError, Service};
 use crate::block::Exports;
 
 /// How long a listener rests after a failed accept: it fails again at once while the process is out of descriptors.
@@ -22,8 +26,14 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The bounds of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerLimits {
-    /// Connections at the same time, over all listeners; further ones are closed at once.
+    /// Connections past their handshake at the same time, over all listeners; further ones are closed at once.
     pub max_connections: usize,
+    /// Connections in their handshake at the same time; one more ends the oldest of them.
+    pub max_handshakes: usize,
+    /// Bytes that all connections together hold for requests and replies, beyond 1 MiB for each of them.
+    pub max_bytes: usize,
+    /// A client that holds some of these bytes, while others wait for them, is closed when it hardly moves for this time.
+    pub stall_timeout: Duration,
     /// Time a client has from connecting to the end of its handshake.
     pub handshake_timeout: Duration,
     /// Time that running requests have to finish after shutdown was asked for.
@@ -31,9 +41,17 @@ pub struct ServerLimits {
 }
 
 impl Default for ServerLimits {
-    /// 256 connections: a few hundred MiB of buffers at worst in practice. 15 s: a person at `nbdsh` is not served.
+    /// 256 connections and as many handshakes: together within the usual 1,024 descriptors. 512 MiB: sixteen of the largest
+    /// requests at once. 15 s: a person at `nbdsh` is not served.
     fn default() -> Self {
-        Self { max_connections: 256, handshake_timeout: Duration::from_secs(15), drain_timeout: Duration::from_secs(5) }
+        Self {
+            max_connections: 256,
+            max_handshakes: 256,
+            max_bytes: 512 << 20,
+            stall_timeout: STALL,
+            handshake_timeout: Duration::from_secs(15),
+            drain_timeout: Duration::from_secs(5),
+        }
     }
 }
 
@@ -43,11 +61,19 @@ pub struct NbdServer<E> {
     exports: Arc<E>,
     limits: ServerLimits,
     places: Arc<Semaphore>,
+    handshakes: Handshakes,
+    budget: Budget,
 }
 
 impl<E> Clone for NbdServer<E> {
     fn clone(&self) -> Self {
-        Self { exports: Arc::clone(&self.exports), limits: self.limits, places: Arc::clone(&self.places) }
+        Self {
+            exports: Arc::clone(&self.exports),
+            limits: self.limits,
+            places: Arc::clone(&self.places),
+            handshakes: self.handshakes.clone(),
+            budget: self.budget.clone(),
+        }
     }
 }
 
@@ -83,12 +109,18 @@ impl Accept for UnixListener {
 impl<E: Exports> NbdServer<E> {
     /// A server of `exports`.
     pub fn new(exports: Arc<E>, limits: ServerLimits) -> Self {
-        Self { exports, limits, places: Arc::new(Semaphore::new(limits.max_connections)) }
+        Self {
+            exports,
+            limits,
+            places: Arc::new(Semaphore::new(limits.max_connections)),
+            handshakes: Handshakes::new(limits.max_handshakes),
+            budget: Budget::new(limits.max_bytes, limits.stall_timeout),
+        }
     }
 
-    /// Connections being served now.
+    /// Connections being served now, those in their handshake too.
     pub fn connections(&self) -> usize {
-        self.limits.max_connections - self.places.available_permits()
+        self.limits.max_connections - self.places.available_permits() + self.handshakes.count()
     }
 
     /// Serves TCP connections until `shutdown`, and then until what runs has finished or the drain time is over.
@@ -127,23 +159,41 @@ impl<E: Exports> NbdServer<E> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        if self.places.available_permits() == 0 {
             warn!(peer, limit = self.limits.max_connections, "NBD connection refused: too many");
             return;
+        }
+        let (handshake, places) = (self.handshakes.enter(), Arc::clone(&self.places));
+        let evicted = handshake.evicted();
+        let admit = move || {
+            let place = Arc::clone(&places).try_acquire_owned().ok()?;
+            // From here on it counts among the others.
+            handshake.leave();
+            Some(place)
         };
-        let serving =
-            connection::serve(stream, Arc::clone(&self.exports), self.limits.handshake_timeout, shutdown.clone());
+        let service = Service {
+            exports: Arc::clone(&self.exports),
+            handshake_timeout: self.limits.handshake_timeout,
+            budget: self.budget.clone(),
+            shutdown: shutdown.clone(),
+            evicted,
+            admit,
+        };
+        let serving = connection::serve(stream, service);
         let span = info_span!("nbd", peer);
         connections.spawn(
             async move {
                 match serving.await {
                     Ok(()) => debug!("connection closed"),
                     Err(ConnectionError::Socket(error)) => debug!(%error, "connection lost"),
-                    Err(error @ (ConnectionError::Protocol(_) | ConnectionError::HandshakeTimeout(_))) => {
+                    // Many at once under an attack: one line each would be another one.
+                    Err(error @ (ConnectionError::HandshakeTimeout(_) | ConnectionError::HandshakeEvicted)) => {
+                        debug!(%error, "connection closed");
+                    }
+                    Err(error @ (ConnectionError::Protocol(_) | ConnectionError::TooSlow(_))) => {
                         warn!(%error, "connection closed");
                     }
                 }
-                drop(place);
             }
             .instrument(span),
         );

@@ -198,7 +198,9 @@ async fn a_volume_that_is_no_longer_mapped_fails_at_once() {
     let cluster = FakeCluster::start(1, 1).await;
     let client = client(&cluster, patience());
     client.volume.0.close();
-    assert!(matches!(client.write(0, vec![1]).await, Err(IoError::Failed(why)) if why.contains("no longer mapped")));
+    assert!(
+        matches!(client.write(0, vec![1]).await, Err(error @ IoError::Unmapped(_)) if error.to_string().contains("no longer mapped"))
+    );
 }
 
 #[tokio::test]

@@ -53,6 +53,13 @@ impl Conversation {
                 Event::List => {
                     let list = [ExportSummary { name: DEMO.into(), description: "a volume".into() }];
                     self.handshake.listed(&list, &mut self.output);
+                    self.handshake.list_ends(&mut self.output);
+                }
+                Event::Meta(request) => {
+                    let unknown = OpenError::Unknown { name: request.name.clone() };
+                    let export = demo();
+                    let outcome = if [DEMO, ""].contains(&&*request.name) { Ok(&export) } else { Err(&unknown) };
+                    self.handshake.found(&request, outcome, &mut self.output);
                 }
                 Event::Open(request) => {
                     let unknown = OpenError::Unknown { name: request.name.clone() };
@@ -178,9 +185,10 @@ fn structured_replies_are_agreed_on_and_bring_the_df_flag() {
     let df = |told: &[(u32, Vec<u8>)]| u16::from_be_bytes([told[0].1[10], told[0].1[11]]) & transmission::SEND_DF != 0;
     assert!(!df(&talk.ask(option::INFO, &go_data(DEMO, &[]))));
     assert_eq!(kinds(&talk.ask(option::STRUCTURED_REPLY, b"x")), [rep::ERR_INVALID]);
-    assert!(!talk.handshake.agreed().structured_replies);
+    assert_eq!(talk.handshake.agreed().mode, Mode::Simple);
     assert_eq!(kinds(&talk.ask(option::STRUCTURED_REPLY, &[])), [rep::ACK]);
-    assert!(df(&talk.ask(option::INFO, &go_data(DEMO, &[]))) && talk.handshake.agreed().structured_replies);
+    assert!(df(&talk.ask(option::INFO, &go_data(DEMO, &[]))));
+    assert_eq!(talk.handshake.agreed().mode, Mode::Structured);
 }
 
 #[test]
@@ -195,7 +203,7 @@ fn options_not_spoken_are_err_unsup_and_the_next_one_is_parsed() {
     for kind in [option::STARTTLS, 4, 0, 77, u32::MAX] {
         assert_eq!(kinds(&talk.ask(kind, &[])), [rep::ERR_UNSUP]);
     }
-    for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT, 11] {
+    for kind in [4, 12, 77] {
         assert_eq!(kinds(&talk.ask(kind, b"some data")), [rep::ERR_UNSUP]);
     }
     assert_eq!(kinds(&talk.ask(option::STARTTLS, b"x")), [rep::ERR_INVALID]);
@@ -209,6 +217,190 @@ fn an_oversized_option_closes_without_waiting_for_its_data() {
     let outcome = talk.send(&[header, &u32::MAX.to_be_bytes()].concat());
     assert_eq!(outcome, Err(Violation::OptionLength { option: option::GO, length: u32::MAX }));
     assert_eq!(kinds(&replies(option::GO, &talk.output)), [rep::ERR_TOO_BIG]);
+}
+
+#[test]
+fn an_option_that_is_too_long_is_skipped_and_the_next_one_is_parsed() {
+    let mut talk = Conversation::begin();
+    let long = option_bytes(option::GO, &vec![b'x'; MAXIMUM_OPTION_LENGTH as usize + 1]);
+    let (_, answer) = talk.send(&[&long[..], &option_bytes(option::LIST, &[])].concat()).unwrap();
+    assert_eq!(kinds(&replies(option::GO, &answer[..20 + 22])), [rep::ERR_TOO_BIG]);
+    assert_eq!(kinds(&replies(option::LIST, &answer[20 + 22..])), [rep::SERVER, rep::ACK]);
+    // In pieces too; a name that long cannot be answered at all.
+    talk.send(&long[..1000]).unwrap();
+    talk.send(&long[1000..]).unwrap();
+    assert_eq!(kinds(&talk.ask(option::LIST, &[])), [rep::SERVER, rep::ACK]);
+    let name = option_bytes(option::EXPORT_NAME, &vec![b'x'; MAXIMUM_OPTION_LENGTH as usize + 1]);
+    assert!(talk.send(&name).is_err());
+}
+
+fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend(name.as_bytes());
+    data.extend((queries.len() as u32).to_be_bytes());
+    for query in queries {
+        data.extend((query.len() as u32).to_be_bytes());
+        data.extend(query.as_bytes());
+    }
+    data
+}
+
+fn structured() -> Conversation {
+    let mut talk = Conversation::begin();
+    talk.ask(option::STRUCTURED_REPLY, &[]);
+    talk
+}
+
+/// The contexts an answer names; it must end with ACK.
+fn contexts(told: &[(u32, Vec<u8>)]) -> Vec<(u32, String)> {
+    let (last, named) = told.split_last().unwrap();
+    assert_eq!(*last, (rep::ACK, vec![]));
+    let named = named.iter().map(|(kind, data)| {
+        assert_eq!(*kind, rep::META_CONTEXT);
+        (u32::from_be_bytes(data[..4].try_into().unwrap()), String::from_utf8(data[4..].to_vec()).unwrap())
+    });
+    named.collect()
+}
+
+#[test]
+fn list_meta_context_without_queries_returns_all_contexts_with_id_zero() {
+    let told = structured().ask(option::LIST_META_CONTEXT, &meta_data(DEMO, &[]));
+    assert_eq!(contexts(&told), [(0, BASE_ALLOCATION.to_owned())]);
+}
+
+#[test]
+fn list_meta_context_takes_the_base_wildcard_and_exact_names() {
+    let mut talk = structured();
+    for queries in
+        [&["base:"][..], &["base:allocation"], &["x-other:", "base:allocation"], &["base:", "base:allocation"]]
+    {
+        let told = talk.ask(option::LIST_META_CONTEXT, &meta_data(DEMO, queries));
+        assert_eq!(contexts(&told), [(0, BASE_ALLOCATION.to_owned())], "{queries:?}");
+    }
+}
+
+#[test]
+fn unknown_namespaces_and_leaf_names_are_ignored_and_end_in_ack() {
+    let mut talk = structured();
+    for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        let told = talk.ask(kind, &meta_data(DEMO, &["x-unknown:thing", "base:other", "qemu:dirty-bitmap:b"]));
+        assert_eq!(contexts(&told), []);
+    }
+}
+
+#[test]
+fn set_meta_context_ignores_the_wildcard_and_without_queries_selects_none() {
+    let mut talk = structured();
+    for queries in [&["base:"][..], &[]] {
+        assert_eq!(contexts(&talk.ask(option::SET_META_CONTEXT, &meta_data(DEMO, queries))), []);
+    }
+}
+
+#[test]
+fn set_meta_context_selects_by_exact_name_with_an_id() {
+    let mut talk = structured();
+    let told = talk.ask(option::SET_META_CONTEXT, &meta_data(DEMO, &["base:allocation", "base:allocation"]));
+    assert_eq!(contexts(&told), [(BASE_ALLOCATION_ID, BASE_ALLOCATION.to_owned())], "once, each id is unique");
+    talk.send(&option_bytes(option::GO, &go_data(DEMO, &[]))).unwrap();
+    assert!(talk.handshake.agreed().allocation);
+}
+
+#[test]
+fn the_contexts_of_the_last_set_hold_also_when_it_failed_and_only_for_its_export() {
+    let select = meta_data(DEMO, &["base:allocation"]);
+    let agreed = |second: &[u8]| {
+        let mut talk = structured();
+        talk.ask(option::SET_META_CONTEXT, &select);
+        talk.ask(option::SET_META_CONTEXT, second);
+        talk.send(&option_bytes(option::GO, &go_data(DEMO, &[]))).unwrap();
+        talk.handshake.agreed().allocation
+    };
+    assert!(agreed(&select));
+    assert!(agreed(&meta_data("", &["base:allocation"])), "the default export is this one");
+    for replaced in [&b"broken"[..], &meta_data(DEMO, &[]), &meta_data("other", &["base:allocation"])] {
+        assert!(!agreed(replaced), "{replaced:?}");
+    }
+}
+
+#[test]
+fn meta_contexts_of_an_unknown_export_are_err_unknown() {
+    let mut talk = structured();
+    for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        assert_eq!(kinds(&talk.ask(kind, &meta_data("other", &["base:allocation"]))), [rep::ERR_UNKNOWN]);
+    }
+}
+
+#[test]
+fn syntactically_invalid_meta_context_requests_are_err_invalid() {
+    let mut talk = structured();
+    let good = meta_data(DEMO, &["base:allocation"]);
+    let mut many = meta_data(DEMO, &[]);
+    many[8..12].copy_from_slice(&u32::MAX.to_be_bytes());
+    let no_colon = meta_data(DEMO, &["base"]);
+    for bad in [&good[..good.len() - 1], &[&good[..], b"x"].concat(), &[], &many, &no_colon] {
+        for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+            assert_eq!(kinds(&talk.ask(kind, bad)), [rep::ERR_INVALID], "{bad:?}");
+        }
+    }
+}
+
+#[test]
+fn meta_contexts_before_structured_replies_are_err_invalid() {
+    let mut talk = Conversation::begin();
+    for kind in [option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
+        assert_eq!(kinds(&talk.ask(kind, &meta_data(DEMO, &["base:allocation"]))), [rep::ERR_INVALID]);
+    }
+}
+
+#[test]
+fn extended_headers_take_precedence_over_structured_replies() {
+    let mut talk = structured();
+    assert_eq!(kinds(&talk.ask(option::EXTENDED_HEADERS, b"x")), [rep::ERR_INVALID]);
+    assert_eq!(kinds(&talk.ask(option::EXTENDED_HEADERS, &[])), [rep::ACK]);
+    assert_eq!(kinds(&talk.ask(option::STRUCTURED_REPLY, &[])), [rep::ERR_EXT_HEADER_REQD]);
+    assert_eq!(talk.handshake.agreed().mode, Mode::Extended);
+    let told = talk.ask(option::SET_META_CONTEXT, &meta_data(DEMO, &["base:allocation"]));
+    assert_eq!(contexts(&told).len(), 1, "structured replies need not be asked for");
+}
+
+#[test]
+fn export_name_after_extended_headers_terminates_the_session() {
+    let mut talk = Conversation::begin();
+    talk.ask(option::EXTENDED_HEADERS, &[]);
+    let (event, answer) = talk.send(&option_bytes(option::EXPORT_NAME, DEMO.as_bytes())).unwrap();
+    assert_eq!((event, answer.len()), (Event::Close, 0));
+}
+
+#[test]
+fn info_and_go_with_the_same_parameters_tell_the_same() {
+    let mut talk = structured();
+    let data = go_data(DEMO, &[info::NAME, info::BLOCK_SIZE]);
+    let told = talk.ask(option::INFO, &data);
+    let (_, answer) = talk.send(&option_bytes(option::GO, &data)).unwrap();
+    assert_eq!(replies(option::GO, &answer), told);
+}
+
+#[test]
+fn unknown_information_requests_are_ignored() {
+    let told = Conversation::begin().ask(option::INFO, &go_data(DEMO, &[17, u16::MAX]));
+    assert_eq!(kinds(&told), [rep::INFO, rep::INFO, rep::ACK]);
+}
+
+#[test]
+fn the_advertised_sizes_keep_the_constraints_of_the_document() {
+    let (least, preferred, most) = (MINIMUM_BLOCK_SIZE, PREFERRED_BLOCK_SIZE, MAXIMUM_PAYLOAD);
+    assert!(least.is_power_of_two() && least <= 1 << 16);
+    assert!(preferred.is_power_of_two() && preferred >= least.max(512));
+    assert!(most >= 1 << 25 && most >= preferred);
+}
+
+#[test]
+fn read_only_exports_say_so_and_offer_no_changes() {
+    use transmission::{HAS_FLAGS, READ_ONLY, SEND_FAST_ZERO, SEND_TRIM, SEND_WRITE_ZEROES};
+    let frozen = ExportInfo { read_only: true, ..demo() };
+    let flags = transmission_flags(&frozen, Mode::Structured);
+    assert_eq!(flags & (HAS_FLAGS | READ_ONLY), HAS_FLAGS | READ_ONLY);
+    assert_eq!(flags & (SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO), 0, "FAST_ZERO only with WRITE_ZEROES");
 }
 
 #[test]
@@ -236,7 +428,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics(flags in any::<u16>(), kind in 0u32..12, data in proptest::collection::vec(any::<u8>(), 0..64), tail in proptest::collection::vec(any::<u8>(), 0..64)) {
+    fn garbage_never_panics(flags in any::<u16>(), kind in 0u32..13, data in proptest::collection::vec(any::<u8>(), 0..64), tail in proptest::collection::vec(any::<u8>(), 0..64)) {
         let mut talk = Conversation::with_flags(flags & 7);
         let _ = talk.send(&[option_bytes(kind, &data), tail].concat());
     }
