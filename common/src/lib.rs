@@ -2,11 +2,13 @@
 //!
 //! Reading order: [`clock`], [`durable`], [`shutdown`], [`telemetry`], [`net`] (every socket goes through it), [`frames`]
 //! (the data plane's envelope over a socket), [`mdm`] (the leader-following client), [`map`] (the cluster map and its
-//! watch), [`registration`] (how an SDS or SDC introduces itself), [`host`] (what a process says of its machine).
+//! watch), [`registration`] (how an SDS or SDC introduces itself), [`host`] (what a process says of its machine),
+//! [`histogram`] (how long things took).
 
 pub mod clock;
 pub mod durable;
 pub mod frames;
+pub mod histogram;
 pub mod host;
 pub mod map;
 pub mod mdm;

@@ -11,6 +11,7 @@ use pflex_proto::{
 use super::{
     Tool,
     complete::Of,
+    device_stats,
     names::{Names, all, one},
     target::Target,
     view::ViewArgs,
@@ -36,6 +37,18 @@ pub(super) enum Verb {
     /// List the devices.
     #[command(after_help = "Example:\n  pflex device list --sds sds1")]
     List {
+        /// Only those of this server.
+        #[arg(long, value_name = "NAME", add = Of::Servers.candidates())]
+        sds: Option<String>,
+        #[command(flatten)]
+        view: ViewArgs,
+    },
+    /// Show what devices do now: requests, bytes, latency, fill. Asked of the storage servers themselves.
+    #[command(
+        after_help = "Rates are of the last ten seconds; latencies since the server started, in microseconds.\n\n\
+        Example:\n  pflex device stats --sds sds1 -o wide --watch"
+    )]
+    Stats {
         /// Only those of this server.
         #[arg(long, value_name = "NAME", add = Of::Servers.candidates())]
         sds: Option<String>,
@@ -69,6 +82,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     let session = tool.session()?;
     match verb {
         Verb::List { sds, view } => list(tool, &session, sds, &view).await,
+        Verb::Stats { sds, view } => device_stats::show(tool, &session, sds, &view).await,
         Verb::Add { id, pool, if_not_exists } => {
             let what = format!("add device {id} to pool {pool}");
             let request = AssignDeviceRequest { request: None, device_id: id, pool, if_not_exists };
@@ -128,5 +142,10 @@ fn record(device: &Device, server: &str, pools: &Names) -> Record {
         .column("in_service", "IN SERVICE", device.alive)
         .column("capacity_bytes", "CAPACITY", Value::Bytes(device.capacity_bytes))
         .column("incarnation", "INCARNATION", device.incarnation)
+        .column(
+            "slow",
+            "SLOW",
+            Some(&device.slow).filter(|why| !why.is_empty()).map_or(Value::Null, |why| Value::from(why.as_str())),
+        )
         .wide("uuid", "UUID", DeviceUuid::from_slice(&device.uuid).ok().map(|uuid| uuid.to_string()))
 }

@@ -6,6 +6,7 @@ mod cluster;
 mod complete;
 mod completions;
 mod device;
+mod device_stats;
 mod domain;
 mod event;
 mod fault_set;

@@ -297,6 +297,11 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
                     let object = format!("device {} of sds {}", device.id, sds.name);
                     answer.reasons.push(warning(object, format!("{} is out of service", device.path)));
                 }
+                for (device, why) in state.devices_of(sds.id).filter_map(|device| Some((device, device.slow.as_ref()?)))
+                {
+                    let object = format!("device {} of sds {}", device.id, sds.name);
+                    answer.reasons.push(warning(object, format!("{} is slow: {why}", device.path)));
+                }
             }
         }
     }

@@ -82,6 +82,7 @@ pub(crate) fn device(device: &Device) -> pb::Device {
         path: device.path.clone(),
         alive: device.alive,
         pool_id: device.pool.map_or(0, PoolId::get),
+        slow: device.slow.clone().unwrap_or_default(),
     }
 }
 

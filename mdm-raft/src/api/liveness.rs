@@ -138,6 +138,7 @@ fn parse(beat: Beat) -> Result<Heard, Status> {
         waiting: device.waiting,
         failed: device.failed.then_some(device.why),
         resync: (device.resync_left_bytes, device.resync_sent_bytes),
+        disk: (device.disk_ios, device.disk_us),
     };
     Ok(Heard {
         sds: SdsId(beat.sds_id),

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use pflex_proto::ids::{DeviceId, Incarnation};
 
+use super::slow::Disk;
+
 /// Two beats nearer than this give no rate.
 const LEAST_INTERVAL_MS: u128 = 100;
 
@@ -17,6 +19,8 @@ pub(crate) struct HeardDevice {
     pub(crate) failed: Option<String>,
     /// Bytes that its groups' new copies may still lack, and those sent to them since its process started.
     pub(crate) resync: (u64, u64),
+    /// Operations of its disk and the microseconds they took, since its process started.
+    pub(crate) disk: (u64, u64),
 }
 
 /// How fast a device fills the copies of which it is primary.
@@ -39,6 +43,7 @@ pub(super) struct DeviceEntry {
     pub(super) resync: Resync,
     /// Bytes sent as of the last beat, and when that was.
     resync_sent: (u64, Instant),
+    disk: (u64, u64),
 }
 
 impl DeviceEntry {
@@ -50,6 +55,7 @@ impl DeviceEntry {
             failed: None,
             resync: Resync::default(),
             resync_sent: (heard.resync.1, now),
+            disk: heard.disk,
         }
     }
 
@@ -70,9 +76,14 @@ impl DeviceEntry {
             self.resync.bytes_per_second = if left_bytes == 0 && rate == 0 { 0 } else { smooth };
             self.resync_sent = (sent, now);
         }
+        self.disk = heard.disk;
         self.incarnation = heard.incarnation;
         self.completed_ios = heard.completed_ios;
         self.failed.clone_from(&heard.failed);
+    }
+
+    pub(super) const fn disk(&self) -> Disk {
+        Disk { incarnation: self.incarnation, ios: self.disk.0, us: self.disk.1 }
     }
 
     /// The time until now does not count: nobody looked.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::{
     device::Resync,
+    slow::Disk,
     tracker::{Findings, Heard, Known, Thresholds, Tracker},
 };
 use crate::state::State;
@@ -73,6 +74,10 @@ impl Liveness {
     /// How fast devices fill the copies of which they are primary; only what the last beats said.
     pub(crate) fn resync(&self) -> BTreeMap<DeviceId, Resync> {
         self.tracker().resync(Instant::now())
+    }
+
+    pub(super) fn disks(&self) -> BTreeMap<DeviceId, Disk> {
+        self.tracker().disks()
     }
 
     /// Changes with every beat.

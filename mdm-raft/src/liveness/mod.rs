@@ -14,6 +14,7 @@ mod health;
 pub(crate) mod homes;
 mod judgement;
 mod reports;
+mod slow;
 mod tracker;
 mod worker;
 

@@ -11,6 +11,7 @@ use super::{
     StreamId,
     brake::{Brake, TooMany},
     device::{DeviceEntry, HeardDevice, Resync},
+    slow::Disk,
 };
 use crate::state::model::{Setting, Settings};
 
@@ -176,6 +177,12 @@ impl Tracker {
         let heard = self.entries.values().filter(|entry| now.saturating_duration_since(entry.last_heard) < RESYNC_GOOD);
         let devices = heard.flat_map(|entry| &entry.devices).filter(|(_, device)| device.resync != Resync::default());
         devices.map(|(id, device)| (*id, device.resync)).collect()
+    }
+
+    /// How fast the disks of those who beat are.
+    pub(super) fn disks(&self) -> BTreeMap<DeviceId, Disk> {
+        let devices = self.entries.values().filter(|entry| entry.heard).flat_map(|entry| &entry.devices);
+        devices.map(|(id, device)| (*id, device.disk())).collect()
     }
 
     /// What the registered process of an SDS has in force.
@@ -375,6 +382,7 @@ mod tests {
             waiting,
             failed: None,
             resync: (0, 0),
+            disk: (0, 0),
         };
         Heard { sds: SdsId(1), process: process(1), applied: Revision(5), newest_key: KeyId(1), devices: vec![device] }
     }

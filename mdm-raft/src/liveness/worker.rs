@@ -12,7 +12,7 @@ use std::{
 };
 
 use pflex_common::shutdown::Shutdown;
-use pflex_proto::ids::{ClusterId, LogTime, SdsId};
+use pflex_proto::ids::{ClusterId, DeviceId, LogTime, SdsId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{net::TcpStream, time::MissedTickBehavior};
 
@@ -21,6 +21,7 @@ use super::{
     brake::TooMany,
     health, homes,
     judgement::{describe_verdicts, judgements, tell_results},
+    slow::{Placed, Slowness},
     tracker::{Known, Thresholds},
 };
 use crate::{
@@ -37,6 +38,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(50);
 /// Reports come each 10 s; looking at them each second is plenty.
 const REPORT_TICKS: u32 = 20;
+/// The length of a window in which disks are compared.
+const DISK_TICKS: u32 = 200;
 /// A leader that could not hand over for this long is the only one there is.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 /// A port that answers at all answers within this, on a LAN.
@@ -87,6 +90,7 @@ impl Worker {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held_here: Option<Instant> = None;
+        let mut slowness = Slowness::default();
         for tick in 0_u32.. {
             ticks.tick().await;
             if self.group.read_stale(|state| state.cluster().is_none()).1 {
@@ -116,6 +120,14 @@ impl Worker {
                 self.propose_all(health.into_iter().flatten().collect()).await;
                 self.propose_all(self.rotation().into_iter().collect()).await;
             }
+            if tick % DISK_TICKS == 0 {
+                let findings = slowness.look(&self.liveness.disks(), &self.placed());
+                let judge = |(device, why): (DeviceId, Option<String>)| {
+                    let why = why.unwrap_or_default();
+                    Body::JudgeDisk(proto::JudgeDisk { device_id: device.get(), why })
+                };
+                self.propose_all(findings.into_iter().map(judge).collect()).await;
+            }
         }
     }
 
@@ -130,6 +142,17 @@ impl Worker {
                 self.propose_all(homes::commands(&self.group).await).await;
             }
         }
+    }
+
+    /// The disks in service.
+    fn placed(&self) -> BTreeMap<DeviceId, Placed> {
+        let (_, placed) = self.group.read_stale(|state| {
+            let in_service = state.all_devices().filter(|device| device.alive);
+            let placed = in_service
+                .filter_map(|device| Some((device.id, Placed { pool: device.pool?, slow: device.slow.is_some() })));
+            placed.collect()
+        });
+        placed
     }
 
     /// Whether silence of over half of the SDSs is believed (S23): when another leadership has found the same lately, or
@@ -264,6 +287,8 @@ fn describe(body: &Body) -> String {
         Body::MoveCopies(moves) => format!("new homes for {} copies of pool #{}", moves.moves.len(), moves.pool_id),
         Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
+        Body::JudgeDisk(judge) if judge.why.is_empty() => format!("device {} is not slow any more", judge.device_id),
+        Body::JudgeDisk(judge) => format!("device {} is slow: {}", judge.device_id, judge.why),
         Body::SetStatuses(set) => format!("status of {} components", set.entries.len()),
         _ => "upkeep".to_owned(),
     }

@@ -329,6 +329,7 @@ impl State {
                 "it was lost {losses} times within an hour and is kept out until log time {until} (S23)"
             )));
         }
+        causes.extend(device.slow.as_ref().map(|why| says(format!("it is slow: {why}"))));
         let (mut in_sync, mut joining) = (0, 0);
         let places = device.pool.map(|pool| self.places_of(pool, now));
         let mut outlooks: BTreeMap<Outlook, u32> = BTreeMap::new();

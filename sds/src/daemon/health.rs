@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use pflex_common::{clock::MonotonicTime, host, mdm::Patience, net};
+use pflex_common::{clock::MonotonicTime, histogram::Snapshot, host, mdm::Patience, net};
 use pflex_proto::pb::{
-    self, ComponentKind, DeviceStats, HealthReport, Metric, RefusedDevice, SdsStats, SdsStatsRequest,
+    self, ComponentKind, DeviceStats, HealthReport, Latency, LatencyBucket, Metric, RefusedDevice, SdsStats,
+    SdsStatsRequest,
     liveness_client::LivenessClient,
     sds_management_server::{SdsManagement, SdsManagementServer},
 };
@@ -17,6 +18,8 @@ use crate::{admission::HEARD_WITHIN, worker::DeviceHandle};
 
 /// Between two reports.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks at the counters.
+const RATES_INTERVAL: Duration = Duration::from_secs(1);
 /// For one report.
 const PATIENCE: Patience = Patience::within(Duration::from_secs(5));
 /// Requests at once on a management connection: statistics never take the data plane's processor time.
@@ -43,6 +46,14 @@ pub(super) async fn report(server: Arc<Server>) {
     }
 }
 
+/// Until the process ends.
+pub(super) async fn sample_rates(server: Arc<Server>) {
+    loop {
+        server.devices.iter().for_each(|device| device.counters.look_at_rates());
+        tokio::time::sleep(RATES_INTERVAL).await;
+    }
+}
+
 fn metrics(server: &Server) -> Vec<Metric> {
     let sum =
         |of: fn(&DeviceStats) -> u64| server.devices.iter().map(stats).map(|stats| of(&stats)).sum::<u64>() as f64;
@@ -61,7 +72,7 @@ fn metrics(server: &Server) -> Vec<Metric> {
 
 fn stats(device: &DeviceHandle) -> DeviceStats {
     let counters = &device.counters;
-    let sick = counters.sick();
+    let sick = counters.sick(MonotonicTime::now());
     DeviceStats {
         device_id: device.own.device.0,
         incarnation: device.own.incarnation.0,
@@ -80,7 +91,23 @@ fn stats(device: &DeviceHandle) -> DeviceStats {
         repaired_blocks: counters.repaired_blocks.load(Relaxed),
         unreadable_blocks: counters.unreadable_blocks.load(Relaxed),
         why: sick.or_else(|| limited(device)).unwrap_or_default(),
+        rates: Some(counters.rates_now()),
+        latencies: [
+            ("client.read", &counters.read_latency),
+            ("client.write", &counters.write_latency),
+            ("disk.read", &counters.meter.reads),
+            ("disk.write", &counters.meter.writes),
+            ("disk.journal", &counters.meter.durable_writes),
+            ("disk.sync", &counters.meter.syncs),
+        ]
+        .map(|(of, histogram)| latency(of, &histogram.snapshot()))
+        .into(),
     }
+}
+
+fn latency(of: &str, taken: &Snapshot) -> Latency {
+    let bucket = |(most_us, count): &(u64, u64)| LatencyBucket { most_us: *most_us, count: *count };
+    Latency { of: of.into(), sum_us: taken.sum_us, buckets: taken.buckets.iter().map(bucket).collect() }
 }
 
 /// What keeps a device that works from doing all it could.

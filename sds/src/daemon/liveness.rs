@@ -128,10 +128,10 @@ async fn follow(
     Ok(())
 }
 
-/// A beat each second, and at once when a revocation is newly confirmed.
+/// A beat each second, and at once when a revocation is newly confirmed or a device fails: its groups wait for that.
 async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
     loop {
-        let confirmed = server.confirmed();
+        let (confirmed, sick) = (server.confirmed(), server.sick());
         let beat = Beat {
             sds_id: server.id.0,
             process_id: server.process.as_bytes().to_vec(),
@@ -149,24 +149,28 @@ async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
         loop {
             tokio::select! {
                 () = &mut due => break,
-                () = tokio::time::sleep(CONFIRM_POLL) => if server.confirmed() > confirmed { break },
+                () = tokio::time::sleep(CONFIRM_POLL) => if server.confirmed() > confirmed || server.sick() != sick { break },
             }
         }
     }
 }
 
 fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
-    let sick = device.counters.sick();
+    let now = MonotonicTime::now();
+    let sick = device.counters.sick(now);
+    let (disk_ios, disk_us) = device.counters.meter.completed();
     DeviceBeat {
         device_id: device.own.device.0,
         incarnation: device.own.incarnation.0,
-        completed_ios: device.counters.completed.load(Ordering::Relaxed),
-        waiting: device.counters.waiting.load(Ordering::Relaxed),
+        completed_ios: device.counters.progress(),
+        waiting: device.counters.waits(now),
         failed: sick.is_some(),
         // Of a device that has not failed: what keeps a copy from being filled.
         why: sick.or_else(|| device.counters.join_trouble()).unwrap_or_default(),
         resync_left_bytes: device.counters.resync_left_bytes.load(Ordering::Relaxed),
         resync_sent_bytes: device.counters.resync_sent_bytes.load(Ordering::Relaxed),
+        disk_ios,
+        disk_us,
     }
 }
 
@@ -204,6 +208,12 @@ impl Server {
     /// What every data thread has confirmed.
     fn confirmed(&self) -> pflex_proto::ids::Revision {
         self.devices.iter().map(|device| device.counters.confirmed()).min().unwrap_or_default()
+    }
+
+    /// How many devices are out of service.
+    fn sick(&self) -> usize {
+        let now = MonotonicTime::now();
+        self.devices.iter().filter(|device| device.counters.sick(now).is_some()).count()
     }
 
     /// The newest generation of the secret that every data thread verifies with. Without a thread there is none that

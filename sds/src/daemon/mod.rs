@@ -244,6 +244,7 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError>
     }
     drop(watcher);
     tasks.spawn(watchdog::run(Arc::clone(&server)));
+    tasks.spawn(health::sample_rates(Arc::clone(&server)));
     tasks.spawn(acceptor::run(Arc::clone(&server), data));
     tasks.spawn(liveness::run(Arc::clone(&server)));
     tasks.spawn(health::report(Arc::clone(&server)));

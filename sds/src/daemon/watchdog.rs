@@ -107,7 +107,7 @@ mod tests {
         turned(stood_at).await;
         assert_eq!(dog.look(at(6_500), turns()), None);
         device.counters.hung_ms.store(7_100, Ordering::Relaxed);
-        assert_eq!(device.counters.sick().unwrap(), "its data thread has hung for 7 s");
+        assert_eq!(device.counters.sick(MonotonicTime::now()).unwrap(), "its data thread has hung for 7 s");
         device.stop().await;
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The seam between the store (one thread, no blocking) and disks. Three implementations pass one suite
 //! ([`conformance`]): [`FileDevice`] on files and raw block devices, [`MemoryDevice`] whose crashes lose and tear what
-//! was not synced, and [`FaultyDevice`] which wraps either and fails on demand. Threads do the IO today; an `io_uring`
+//! was not synced, and [`FaultyDevice`] which wraps either and fails on demand. [`TimedDevice`] wraps any of them. Threads do the IO today; an `io_uring`
 //! implementation fits the same trait.
 //!
 //! **Architecture Invariant:** nothing here knows what the bytes mean, and nothing here retries.
@@ -13,6 +13,7 @@ mod faulty;
 mod file;
 mod lane;
 mod memory;
+mod timed;
 
 use std::{io, sync::mpsc};
 
@@ -23,6 +24,7 @@ pub use self::{
     faulty::{Fault, FaultyDevice, Injected},
     file::{FileConfig, FileDevice},
     memory::{Lie, MemoryDevice, SECTORS, Unsynced},
+    timed::{Meter, TimedDevice},
 };
 
 /// Durable writes start and end on multiples of this: the unit of direct IO and of untorn writes.

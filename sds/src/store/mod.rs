@@ -60,7 +60,7 @@ pub use self::{
     superblock::{Geometry, Superblock},
     types::*,
 };
-use crate::device::Device;
+use crate::device::{Device, Meter};
 
 /// What a checkpoint persists one row for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -106,6 +106,7 @@ impl DirtyIndex {
 /// See the module.
 pub struct Store {
     device: Arc<dyn Device>,
+    meter: Arc<Meter>,
     meta: Arc<dyn MetaStore>,
     superblock: Superblock,
     chunks: BTreeMap<ChunkId, Chunk>,

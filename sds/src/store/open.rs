@@ -32,7 +32,7 @@ use super::{
     space::Space,
     types::PgReport,
 };
-use crate::device::{Device, FileConfig, FileDevice};
+use crate::device::{Device, FileConfig, FileDevice, Meter, TimedDevice};
 
 /// The journal unless the operator says otherwise: 64 MiB hold 10,000 small writes and replay in well under a second.
 pub const DEFAULT_JOURNAL_BYTES: u64 = 64 << 20;
@@ -206,9 +206,11 @@ impl Store {
         let space = Space::new(superblock.geometry.units, used)
             .map_err(|unit| inconsistent(format!("{unit:?} is used twice or outside the device")))?;
         let (sender, events) = Self::events();
+        let (device, meter) = TimedDevice::new(device);
         let pgs: BTreeMap<_, _> = pgs.into_iter().map(|(id, (record, table))| (id, Pg::new(record, table))).collect();
         let mut store = Self {
             device,
+            meter,
             meta,
             superblock,
             chunks: BTreeMap::new(),
@@ -232,6 +234,11 @@ impl Store {
         }
         let pgs = store.pgs.iter().map(|(id, pg)| pg_report(*id, pg)).collect();
         Ok((store, OpenReport { superblock, emptied: superblock.emptied, replayed_groups: groups, pgs, configs }))
+    }
+
+    /// How fast its device is.
+    pub fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
     }
 
     /// Who this is.

@@ -217,6 +217,7 @@ impl Worker {
             pg: io.pg,
             extent: extent(io),
             writes,
+            since: MonotonicTime::now(),
             creates,
             authority,
         })
@@ -274,11 +275,13 @@ impl Worker {
     fn count(&mut self, pending: &Pending) {
         use std::sync::atomic::Ordering::Relaxed;
         let bytes = u64::from(pending.extent.length);
-        let (operations, moved) = if pending.writes {
-            (&self.counters.writes, &self.counters.written_bytes)
+        let counters = &self.counters;
+        let (operations, moved, latency) = if pending.writes {
+            (&counters.writes, &counters.written_bytes, &counters.write_latency)
         } else {
-            (&self.counters.reads, &self.counters.read_bytes)
+            (&counters.reads, &counters.read_bytes, &counters.read_latency)
         };
+        latency.record(MonotonicTime::now().since(pending.since));
         operations.fetch_add(1, Relaxed);
         moved.fetch_add(bytes, Relaxed);
         self.counters.completed.fetch_add(1, Relaxed);

@@ -2,20 +2,34 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use pflex_proto::ids::{Member, Revision};
+use pflex_common::{clock::MonotonicTime, histogram::Histogram};
+use pflex_proto::{
+    ids::{Member, Revision},
+    pb::DeviceRates,
+};
 use tokio::sync::{mpsc, oneshot};
 
-use super::command::Command;
+use super::{
+    command::Command,
+    rates::{Look, Rates},
+};
+use crate::device::Meter;
 
 /// Commands that may wait for a data thread. Maps and stamps come a few times a second, connections in bursts when a
 /// server returns.
 pub(super) const MAX_COMMANDS: usize = 1024;
+
+/// A disk that works answers within this; after it the leader is told that something waits.
+const DISK_WAITS: Duration = Duration::from_secs(1);
+/// One that lets an operation wait this long while others go past it is out of service.
+const DISK_HANGS: Duration = Duration::from_secs(15);
 
 /// Counters that the data thread writes and anyone reads.
 #[derive(Debug, Default)]
@@ -55,9 +69,47 @@ pub(crate) struct DeviceCounters {
     pub(crate) confirmed: AtomicU64,
     /// Tokens are verified with every generation of the secret up to this one; 0: with none yet.
     pub(crate) newest_key: AtomicU32,
+    /// Clients' reads that were answered with data: from admission to answer.
+    pub(crate) read_latency: Histogram,
+    /// Clients' writes that were acknowledged.
+    pub(crate) write_latency: Histogram,
+    /// Its disk's operations.
+    pub(crate) meter: Arc<Meter>,
+    rates: Mutex<Rates>,
 }
 
 impl DeviceCounters {
+    pub(super) fn new(meter: Arc<Meter>) -> Self {
+        Self { meter, ..Self::default() }
+    }
+
+    /// Something waits: a client's request, or the disk for longer than a working one takes.
+    pub(crate) fn waits(&self, now: MonotonicTime) -> bool {
+        self.waiting.load(Ordering::Relaxed) || self.meter.oldest(now).is_some_and(|age| age > DISK_WAITS)
+    }
+
+    /// Whatever was completed: with something that waits and nothing completed, a device makes no progress.
+    pub(crate) fn progress(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed).wrapping_add(self.meter.completed().0)
+    }
+
+    /// Written and read by the process's own runtime, not by the data thread.
+    fn rates(&self) -> MutexGuard<'_, Rates> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Said each second, for [`Self::rates_now`].
+    pub(crate) fn look_at_rates(&self) {
+        let of = [&self.reads, &self.read_bytes, &self.writes, &self.written_bytes, &self.resync_sent_bytes];
+        let counts = of.map(|counter| counter.load(Ordering::Relaxed));
+        self.rates().add(Look { at: MonotonicTime::now(), counts });
+    }
+
+    /// Of the last ten seconds.
+    pub(crate) fn rates_now(&self) -> DeviceRates {
+        self.rates().get()
+    }
+
     pub(crate) fn confirmed(&self) -> Revision {
         Revision(self.confirmed.load(Ordering::Acquire))
     }
@@ -78,9 +130,12 @@ impl DeviceCounters {
     }
 
     /// Why the device is out of service; none while it works.
-    pub(crate) fn sick(&self) -> Option<String> {
+    pub(crate) fn sick(&self, now: MonotonicTime) -> Option<String> {
         match self.hung_ms.load(Ordering::Relaxed) {
-            0 => self.poison.get().cloned(),
+            0 => self.poison.get().cloned().or_else(|| {
+                let hung = self.meter.oldest(now).filter(|age| *age > DISK_HANGS)?;
+                Some(format!("an operation of its disk has not ended for {} s", hung.as_secs()))
+            }),
             hung_ms => Some(format!("its data thread has hung for {} s", hung_ms / 1000)),
         }
     }
@@ -128,5 +183,28 @@ impl DeviceHandle {
             // A thread that panicked has ended the process.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Device as _, Fault, FaultyDevice, Injected, MemoryDevice, Op, OpKind, TimedDevice, run};
+
+    #[test]
+    fn a_disk_that_hangs_is_waited_for_and_then_out_of_service_until_it_answers() {
+        let faulty = FaultyDevice::new(MemoryDevice::new(1 << 20));
+        let (device, meter) = TimedDevice::new(Arc::clone(&faulty) as _);
+        let counters = DeviceCounters::new(meter);
+        let after = |ms| MonotonicTime::from_start(MonotonicTime::now().since_boot() + Duration::from_millis(ms));
+        let told = |ms| (counters.waits(after(ms)), counters.sick(after(ms)).is_some());
+        run(device.as_ref(), Op::Sync).unwrap();
+        assert_eq!((told(60_000), counters.progress()), ((false, false), 1));
+        faulty.inject(Fault { kind: OpKind::Sync, after: 0, within: None, injected: Injected::Delay });
+        device.submit(Op::Sync, Box::new(drop));
+        assert_eq!([told(500), told(5_000), told(20_000)], [(false, false), (true, false), (true, true)]);
+        assert_eq!(counters.progress(), 1, "the leader finds no progress before that");
+        faulty.release();
+        assert_eq!((told(20_000), counters.progress()), ((false, false), 2));
     }
 }

@@ -17,6 +17,7 @@ mod memory;
 mod orphans;
 mod pending;
 mod placement;
+mod rates;
 mod resync;
 #[cfg(test)]
 pub(crate) mod testing;

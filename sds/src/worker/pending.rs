@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use pflex_common::clock::MonotonicTime;
 use pflex_proto::ids::{ChunkId, PgId, Revision, SdcId, VolumeId};
 
 use crate::{
@@ -21,6 +22,7 @@ pub(super) struct Pending {
     pub(super) pg: PgId,
     pub(super) extent: Extent,
     pub(super) writes: bool,
+    pub(super) since: MonotonicTime,
     /// The chunk it may create, for which space was set aside here (S4).
     pub(super) creates: Option<ChunkId>,
     /// Checked again when a read's data is here, and while a write waits to be ordered (S20).
@@ -109,6 +111,7 @@ mod tests {
             pg: PgId::default(),
             extent: Extent { offset: 0, length: 1 },
             writes: true,
+            since: MonotonicTime::default(),
             creates: None,
             authority: crate::admission::test_authority(),
         }

@@ -51,7 +51,7 @@ impl Drop for AbortOnPanic {
 /// When the system gives no thread or runtime.
 pub(crate) fn spawn(config: WorkerConfig) -> io::Result<DeviceHandle> {
     let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
-    let counters = Arc::new(DeviceCounters::default());
+    let counters = Arc::new(DeviceCounters::new(config.store.meter()));
     let (own, for_thread) = (config.own, Arc::clone(&counters));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("pflex-dev{}", own.device)).spawn(move || {

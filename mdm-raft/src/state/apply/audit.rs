@@ -283,6 +283,13 @@ impl State {
             Body::ExitMaintenance(exit) => {
                 Deed::new("sds.maintenance", format!("sds {}", exit.name), "is not in maintenance any more")
             }
+            Body::JudgeDisk(judge) => {
+                let object = format!("device {}", judge.device_id);
+                match judge.why.as_str() {
+                    "" => Deed::new("device.well", object, "is as fast as its peers again"),
+                    why => Deed::new("device.slow", object, format!("slow: {why}")).severe(Severity::Warning),
+                }
+            }
             Body::SetRebuildPolicy(set) => {
                 let what = super::rebuild::words(set);
                 let object = if set.pool.is_empty() { "all pools".to_owned() } else { format!("pool {}", set.pool) };

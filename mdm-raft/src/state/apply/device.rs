@@ -182,8 +182,23 @@ impl State {
             awaited: false,
             reported_by: None,
             lost_at: (!alive).then_some(context.log_time),
+            slow: None,
         });
         id
+    }
+
+    /// What the leader found of a disk's speed.
+    pub(super) fn judge_disk(&mut self, judge: &proto::JudgeDisk) -> Effect {
+        let id = DeviceId(judge.device_id);
+        let object = format!("device {id}");
+        validate::text(&object, "reason", &judge.why)?;
+        let slow = Some(judge.why.clone()).filter(|why| !why.is_empty());
+        match self.devices.get(id) {
+            None => return Err(Refusal::new(ErrorCode::NotFound, object, "there is no device of this id")),
+            Some(device) if device.slow == slow => {}
+            Some(_) => self.devices.update(id, |device| device.slow = slow),
+        }
+        done(id.get())
     }
 
     pub(super) fn remove_device(&mut self, remove: &proto::RemoveDevice) -> Effect {

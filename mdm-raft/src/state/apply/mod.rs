@@ -162,6 +162,7 @@ impl State {
             Body::MoveCopies(moves) => self.move_copies(moves),
             Body::EnterMaintenance(enter) => self.enter_maintenance(context, enter),
             Body::ExitMaintenance(exit) => self.exit_maintenance(context, exit),
+            Body::JudgeDisk(judge) => self.judge_disk(judge),
             Body::SetRebuildPolicy(set) => self.set_rebuild_policy(set),
             Body::FreezePg(freeze) => self.freeze_pg(context, freeze),
             Body::PromotePg(promote) => self.promote_pg(promote),

@@ -184,6 +184,8 @@ pub struct Device {
     pub reported_by: Option<ProcessId>,
     /// Since when it is out of service; none while it is in service.
     pub lost_at: Option<LogTime>,
+    /// How much slower its disk is than those of its peers, in words.
+    pub slow: Option<String>,
 }
 
 impl Device {

@@ -213,6 +213,7 @@ impl Row for Device {
             awaited: self.awaited,
             reported_by: self.reported_by.map(|process| process.as_bytes().to_vec()).unwrap_or_default(),
             lost_at_log_ms: self.lost_at.map(LogTime::get),
+            slow: self.slow.clone().unwrap_or_default(),
         })
     }
 
@@ -234,6 +235,7 @@ impl Row for Device {
                 bytes => Some(ProcessId::from_slice(bytes).map_err(|why| bad("process id", why))?),
             },
             lost_at: row.lost_at_log_ms.map(LogTime),
+            slow: Some(row.slow).filter(|why| !why.is_empty()),
         })
     }
 }

@@ -159,3 +159,19 @@ fn the_event_of_many_has_words_for_each() {
     let event = world.state.events_after(Revision(0)).next_back().unwrap();
     assert_eq!((event.kind.as_str(), event.object.as_str()), ("sds.return", "sds s1"), "only what was accepted");
 }
+
+#[test]
+fn a_slow_disk_is_said_kept_and_explained_until_it_is_not_slow_any_more() {
+    let judge = |device_id, why: &str| Body::JudgeDisk(proto::JudgeDisk { device_id, why: why.into() });
+    let mut world = World::with_sds(3);
+    world.ok(judge(2, "25 ms an operation"));
+    let told = world.state.events_after(Revision(0)).next_back().cloned().expect("it is said");
+    assert_eq!((told.kind.as_str(), told.object.as_str()), ("device.slow", "device 2"));
+    world.state = world.reloaded();
+    let causes = |world: &World| world.state.why("device 2").remove(0).causes;
+    let says = |world: &World| causes(world).iter().any(|cause| cause.what == "it is slow: 25 ms an operation");
+    assert!(says(&world), "{:?}", causes(&world));
+    world.ok(judge(2, ""));
+    assert!(!says(&world));
+    assert_eq!(world.refused(judge(9, "slow")), ErrorCode::NotFound);
+}
