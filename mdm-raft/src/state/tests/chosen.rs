@@ -39,13 +39,16 @@ struct Model {
     copies: BTreeMap<DeviceId, Copy>,
     acknowledged: BTreeSet<u64>,
     next_write: u64,
+    /// The newest that a copy knew when it lost everything, its records too.
+    forgotten: Option<KnownConfig>,
 }
 
 impl Model {
     fn new() -> Self {
         let device = |n| DeviceId(n);
         let copies: BTreeMap<_, _> = (1..=DEVICES).map(|n| (device(n), Copy { life: 1, ..Copy::default() })).collect();
-        let mut model = Self { now: config(1, &[]), copies, acknowledged: BTreeSet::new(), next_write: 0 };
+        let mut model =
+            Self { now: config(1, &[]), copies, acknowledged: BTreeSet::new(), next_write: 0, forgotten: None };
         let in_sync: Vec<Member> = (1..=COPIES as u32).map(|n| model.member(device(n))).collect();
         model.now = config(1, &in_sync);
         model
@@ -149,6 +152,8 @@ impl Model {
     /// A device loses everything, with its records, and may or may not come to register.
     fn empty(&mut self, rng: &mut ChaCha8Rng, device: DeviceId) {
         let copy = self.copies.get_mut(&device).expect("all are there");
+        let newest = copy.known.take().into_iter().chain(self.forgotten.take());
+        self.forgotten = newest.max_by_key(KnownConfig::order);
         *copy = Copy { life: copy.life + 1, ..Copy::default() };
         if rng.random_bool(0.6) {
             self.lose(rng, device);
@@ -225,7 +230,10 @@ fn run(seed: u64, rule: Rule) -> Result<bool, String> {
         .copies
         .iter()
         .any(|(device, copy)| !reported.contains(device) && copy.known.as_ref().map(KnownConfig::order) > newest);
-    if knew_more {
+    // Nor can anybody tell that there were newer configurations when all who knew of them have lost their records: the
+    // last copy of what was acknowledged in those is gone, too.
+    let forgotten = model.forgotten.as_ref().map(KnownConfig::order) > newest;
+    if knew_more || forgotten {
         return Ok(false);
     }
     let good = rule(&reports, &reported);
