@@ -1,5 +1,5 @@
-//! How fast a pool's copies are filled (ARCHITECTURE section 6): an operator's choice, kept by the MDM, carried out by
-//! each device for itself.
+//! How fast a pool's copies are filled, and what space is kept for that (ARCHITECTURE section 6): an operator's choice,
+//! kept by the MDM, carried out by each device for itself.
 
 use std::fmt;
 
@@ -67,18 +67,28 @@ pub struct RebuildPolicy {
     pub concurrency: u32,
     /// Nothing is copied until it is resumed.
     pub paused: bool,
+    /// Of each device's space so much is kept for copies that lose their place: clients get none of it.
+    pub spare_percent: u32,
 }
 
 impl RebuildPolicy {
     /// No device copies more at once.
     pub const MAX_CONCURRENCY: u32 = 64;
+    /// No more of a device is kept.
+    pub const MAX_SPARE_PERCENT: u32 = 50;
     /// The least limit: below, a chunk would take longer than anybody waits for one.
     pub const LEAST_BYTES_PER_SECOND: u64 = 1 << 20;
 }
 
 impl Default for RebuildPolicy {
     fn default() -> Self {
-        Self { mode: RebuildMode::FavorAppIo, bytes_per_second: 32 << 20, concurrency: 1, paused: false }
+        Self {
+            mode: RebuildMode::FavorAppIo,
+            bytes_per_second: 32 << 20,
+            concurrency: 1,
+            paused: false,
+            spare_percent: 10,
+        }
     }
 }
 
@@ -93,8 +103,8 @@ impl TryFrom<i32> for RebuildMode {
 
 impl From<RebuildPolicy> for pb::RebuildPolicy {
     fn from(policy: RebuildPolicy) -> Self {
-        let RebuildPolicy { mode, bytes_per_second, concurrency, paused } = policy;
-        Self { mode: mode.number() as i32, bytes_per_second, concurrency, paused }
+        let RebuildPolicy { mode, bytes_per_second, concurrency, paused, spare_percent } = policy;
+        Self { mode: mode.number() as i32, bytes_per_second, concurrency, paused, spare_percent }
     }
 }
 
@@ -102,7 +112,7 @@ impl TryFrom<pb::RebuildPolicy> for RebuildPolicy {
     type Error = MalformedMessage;
 
     fn try_from(policy: pb::RebuildPolicy) -> Result<Self, MalformedMessage> {
-        let pb::RebuildPolicy { mode, bytes_per_second, concurrency, paused } = policy;
-        Ok(Self { mode: mode.try_into()?, bytes_per_second, concurrency: concurrency.max(1), paused })
+        let pb::RebuildPolicy { mode, bytes_per_second, concurrency, paused, spare_percent } = policy;
+        Ok(Self { mode: mode.try_into()?, bytes_per_second, concurrency: concurrency.max(1), paused, spare_percent })
     }
 }

@@ -59,7 +59,7 @@ pub(super) enum Verb {
         #[arg(long, add = Of::Pools.candidates())]
         pool: Option<String>,
     },
-    /// Show or change what filling copies may take from applications.
+    /// Show or change what filling copies may take from applications, and the space that is kept for it.
     #[command(
         after_help = "The limits are for each device that fills copies of others. They always hold with `limit`, and with\n\
         `favor-app-io` while clients use the device. What is not given stays as it is.\n\n\
@@ -74,6 +74,9 @@ pub(super) enum Verb {
         /// Chunks of 1 MiB at once.
         #[arg(long)]
         concurrency: Option<u32>,
+        /// Space of each device, in percent, that clients do not get: for copies that lose their place.
+        #[arg(long, value_name = "PERCENT")]
+        spare: Option<u32>,
         /// Only of this pool [default: all].
         #[arg(long, add = Of::Pools.candidates())]
         pool: Option<String>,
@@ -129,13 +132,19 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let change = SetRebuildPolicyRequest { paused: Some(false), ..asked(pool) };
             set(&session, "resume rebuilds", change).await.map(drop)
         }
-        Verb::Policy { mode, rate, concurrency, pool } => {
+        Verb::Policy { mode, rate, concurrency, spare, pool } => {
             let what = "set the rebuild policy";
-            let pools = if mode.is_none() && rate.is_none() && concurrency.is_none() {
+            let pools = if mode.is_none() && rate.is_none() && concurrency.is_none() && spare.is_none() {
                 policies(&session, pool).await?
             } else {
                 let mode = mode.map(|mode| RebuildMode::from(mode).number() as i32);
-                let change = SetRebuildPolicyRequest { mode, bytes_per_second: rate, concurrency, ..asked(pool) };
+                let change = SetRebuildPolicyRequest {
+                    mode,
+                    bytes_per_second: rate,
+                    concurrency,
+                    spare_percent: spare,
+                    ..asked(pool)
+                };
                 set(&session, what, change).await?
             };
             tool.print(&Document::List("policies", pools.iter().map(policy_record).collect()))
@@ -190,6 +199,7 @@ fn policy_record(pool: &Pool) -> Record {
         .column("rate", "RATE", rate)
         .hidden("bytes_per_second", policy.bytes_per_second)
         .column("concurrency", "CHUNKS", policy.concurrency)
+        .column("spare_percent", "SPARE %", policy.spare_percent)
         .column("paused", "PAUSED", policy.paused)
 }
 

@@ -57,7 +57,7 @@ impl Work for Api {
         &self,
         request: Request<SetRebuildPolicyRequest>,
     ) -> Result<Response<SetRebuildPolicyReply>, Status> {
-        let SetRebuildPolicyRequest { request, pool, mode, bytes_per_second, concurrency, paused } =
+        let SetRebuildPolicyRequest { request, pool, mode, bytes_per_second, concurrency, paused, spare_percent } =
             request.into_inner();
         let mode =
             mode.map(RebuildMode::try_from).transpose().map_err(|bad| Status::invalid_argument(bad.to_string()))?;
@@ -67,6 +67,7 @@ impl Work for Api {
             bytes_per_second,
             concurrency,
             paused,
+            spare_percent,
         };
         self.propose_once(request, Body::SetRebuildPolicy(set)).await?;
         let pools = self.look(|state| {

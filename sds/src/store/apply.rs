@@ -243,10 +243,10 @@ impl Store {
         }
     }
 
-    /// Sets a unit aside for a chunk unless it has one (S4): whether there is room. Kept until the chunk is written or
+    /// Sets a unit aside for a chunk unless it has one (S4), and leaves so many untouched: whether there is room. Kept until the chunk is written or
     /// [`Self::release_reservations`]; asking twice reserves once. Not persisted: it ends with the process.
-    pub fn reserve(&mut self, pg: PgId, chunk: ChunkId) -> bool {
-        self.chunks.get(&chunk).is_some_and(|entry| entry.claimed) || self.space.reserve(pg, chunk)
+    pub fn reserve(&mut self, pg: PgId, chunk: ChunkId, keep: usize) -> bool {
+        self.chunks.get(&chunk).is_some_and(|entry| entry.claimed) || self.space.reserve(pg, chunk, keep)
     }
 
     /// Whether the chunk has a unit of its own, so that writing to it needs no space.

@@ -57,12 +57,12 @@ impl Space {
         self.reserved_count
     }
 
-    /// Sets a unit aside for a chunk; once for each, however often it is asked.
-    pub(super) fn reserve(&mut self, pg: PgId, chunk: ChunkId) -> bool {
+    /// Sets a unit aside for a chunk, if more than `keep` are left; once for each, however often it is asked.
+    pub(super) fn reserve(&mut self, pg: PgId, chunk: ChunkId, keep: usize) -> bool {
         if self.reserved.get(&pg).is_some_and(|chunks| chunks.contains(&chunk)) {
             return true;
         }
-        if self.available() == 0 {
+        if self.available() <= keep {
             return false;
         }
         self.reserved.entry(pg).or_default().insert(chunk);

@@ -159,8 +159,12 @@ impl Worker {
         // S4: space here is set aside before the core orders anything; it does the same at the other copies.
         let serves = self.slots.get(&io.pg).is_some_and(|slot| slot.core.is_serving());
         let creates_chunk = needs_space && serves && !self.store.has_unit(io.chunk);
-        if creates_chunk && !self.store.reserve(io.pg, io.chunk) {
-            return Err((RefusalCode::NoSpace, format!("device {} has no space for another chunk", self.own.device)));
+        if creates_chunk
+            && !self.store.reserve(io.pg, io.chunk, self.resync.spare_units(self.store.stats().units_total))
+        {
+            let spare = self.spare_units();
+            let why = format!("device {} has no space for another chunk; {spare} MiB are kept spare", self.own.device);
+            return Err((RefusalCode::NoSpace, why));
         }
         let creates = creates_chunk.then_some(io.chunk);
         let request = self.pend(id, (sdc, authority), &io, (true, creates), frame.header.request_id);

@@ -219,7 +219,11 @@ impl Worker {
                 self.counters.unreadable_blocks.fetch_add(1, Ordering::Relaxed);
             }
             Effect::Reserve { chunk } => {
-                let granted = self.store.reserve(pg, chunk);
+                // For a client's write the spare space stays spare here too; a copy being filled may use it.
+                let role = self.slots.get(&pg).map(|slot| slot.core.status().role);
+                let joins = matches!(role, Some(replication::RoleName::Joiner));
+                let keep = if joins { 0 } else { self.spare_units() };
+                let granted = self.store.reserve(pg, chunk, keep);
                 self.events.push_back((pg, Event::Reserved { chunk, granted }));
             }
             Effect::Unreserve { chunk } => self.store.release_reservation(pg, chunk),

@@ -50,6 +50,11 @@ impl Resync {
         }
     }
 
+    /// Units of a device with so many that no client gets: they are for copies that lose their place elsewhere.
+    pub(super) fn spare_units(&self, of: u32) -> usize {
+        (u64::from(of) * u64::from(self.policy.spare_percent) / 100) as usize
+    }
+
     /// A client's read or write was carried out.
     pub(super) fn application(&mut self) {
         self.used = true;
@@ -142,7 +147,12 @@ mod tests {
 
     fn with(mode: RebuildMode, mib_per_second: u64, concurrency: u32) -> Resync {
         let mut resync = Resync::default();
-        resync.set_policy(RebuildPolicy { mode, bytes_per_second: mib_per_second << 20, concurrency, paused: false });
+        resync.set_policy(RebuildPolicy {
+            mode,
+            bytes_per_second: mib_per_second << 20,
+            concurrency,
+            ..RebuildPolicy::default()
+        });
         resync
     }
 

@@ -408,7 +408,7 @@ impl Worker {
         counters.journal_bytes.store(stats.journal_bytes, Ordering::Relaxed);
         counters.journal_used_bytes.store(stats.journal_used_bytes, Ordering::Relaxed);
         counters.waiting.store(!self.pending.is_empty(), Ordering::Relaxed);
-        counters.full.store(stats.units_available == 0, Ordering::Relaxed);
+        counters.full.store(stats.units_available as usize <= self.spare_units(), Ordering::Relaxed);
         if let Some(poison) = self.store.poison() {
             counters.poison.get_or_init(|| format!("{poison}: {}", poison.cause));
         }
@@ -444,6 +444,11 @@ impl Worker {
             }
             self.resync.note(pg, demand);
         }
+    }
+
+    /// What clients do not get of this device.
+    pub(super) fn spare_units(&self) -> usize {
+        self.resync.spare_units(self.store.stats().units_total)
     }
 
     /// Lets groups copy their next chunks to those who fill copies, as far as the policy allows now.

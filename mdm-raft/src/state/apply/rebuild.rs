@@ -1,4 +1,4 @@
-//! How fast the copies of a pool are filled. The devices that fill them learn it from the map.
+//! How fast the copies of a pool are filled, and the space that is kept for it. The devices that fill them learn it from the map.
 
 use pflex_proto::{
     ids::PoolId,
@@ -39,6 +39,7 @@ pub(super) fn words(set: &proto::SetRebuildPolicy) -> String {
         bytes => format!("{bytes} bytes a second"),
     }));
     words.extend(set.concurrency.map(|chunks| format!("{chunks} chunks at once")));
+    words.extend(set.spare_percent.map(|percent| format!("{percent} percent of each device kept")));
     format!("filling copies: {}", if words.is_empty() { "as before".to_owned() } else { words.join(", ") })
 }
 
@@ -61,6 +62,13 @@ fn changed(before: RebuildPolicy, set: &proto::SetRebuildPolicy) -> Result<Rebui
             return Err(refused(format!("{chunks} chunks at once is not from 1 to {most}")));
         }
         policy.concurrency = chunks;
+    }
+    if let Some(percent) = set.spare_percent {
+        let most = RebuildPolicy::MAX_SPARE_PERCENT;
+        if percent > most {
+            return Err(refused(format!("{percent} percent of spare space is more than {most}")));
+        }
+        policy.spare_percent = percent;
     }
     policy.paused = set.paused.unwrap_or(policy.paused);
     Ok(policy)

@@ -153,14 +153,14 @@ pub(super) fn registration(row: Option<proto::Registration>) -> Result<Option<Re
 }
 
 fn policy_row(policy: RebuildPolicy) -> proto::RebuildPolicy {
-    let RebuildPolicy { mode, bytes_per_second, concurrency, paused } = policy;
-    proto::RebuildPolicy { mode: mode.number(), bytes_per_second, concurrency, paused }
+    let RebuildPolicy { mode, bytes_per_second, concurrency, paused, spare_percent } = policy;
+    proto::RebuildPolicy { mode: mode.number(), bytes_per_second, concurrency, paused, spare_percent }
 }
 
 fn policy(row: proto::RebuildPolicy) -> Result<RebuildPolicy, RowError> {
-    let proto::RebuildPolicy { mode, bytes_per_second, concurrency, paused } = row;
+    let proto::RebuildPolicy { mode, bytes_per_second, concurrency, paused, spare_percent } = row;
     let mode = RebuildMode::from_number(mode).ok_or_else(|| bad("rebuild mode", mode))?;
-    Ok(RebuildPolicy { mode, bytes_per_second, concurrency, paused })
+    Ok(RebuildPolicy { mode, bytes_per_second, concurrency, paused, spare_percent })
 }
 
 impl Row for Sds {

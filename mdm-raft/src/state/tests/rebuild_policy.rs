@@ -37,14 +37,15 @@ fn what_is_given_changes_and_the_rest_stays_for_one_pool_or_all() {
 #[test]
 fn bad_values_change_nothing() {
     let mut world = World::with_sds(2);
-    let bad: [Body; 5] = [
+    let bad: [Body; 6] = [
         set(|set| set.mode = Some(9)),
         set(|set| (set.mode, set.bytes_per_second) = (Some(1), Some(1000))),
         set(|set| (set.mode, set.concurrency) = (Some(1), Some(0))),
         set(|set| (set.mode, set.concurrency) = (Some(1), Some(65))),
+        set(|set| (set.mode, set.spare_percent) = (Some(1), Some(51))),
         set(|set| set.pool = "x".into()),
     ];
-    for (body, code) in bad.into_iter().zip([ErrorCode::Invalid; 4].into_iter().chain([ErrorCode::NotFound])) {
+    for (body, code) in bad.into_iter().zip([ErrorCode::Invalid; 5].into_iter().chain([ErrorCode::NotFound])) {
         assert_eq!(world.refused(body), code);
     }
     assert_eq!(policy(&world, "p"), RebuildPolicy::default());

@@ -223,7 +223,7 @@ impl World {
                     self.low_water = OperationId(self.sequence.saturating_sub(30));
                 }
                 if self.random.random_ratio(1, 4) {
-                    self.store.reserve(group, id);
+                    self.store.reserve(group, id, 0);
                 }
                 let mut write = write(group, id, self.sequence, run);
                 write.origin.low_water = self.low_water;

@@ -19,8 +19,8 @@ fn a_full_device_refuses_new_chunks_before_anything_changes_and_takes_overwrites
     let error = store.apply(write(pg(0), chunk(3), 9, run(0, 1, 1))).unwrap_err();
     assert!(matches!(error, ApplyError::NoSpace { .. }), "{error}");
     assert_eq!((store.chunk(chunk(3)), store.find_operation(pg(0), CLIENT, OperationId(9))), (None, None));
-    assert!(!store.reserve(pg(0), chunk(3)));
-    assert!(store.reserve(pg(0), chunk(0)), "it has its unit");
+    assert!(!store.reserve(pg(0), chunk(3), 0));
+    assert!(store.reserve(pg(0), chunk(0), 0), "it has its unit");
     for sequence in 10..20 {
         store.apply(write(pg(0), chunk(0), sequence, run(0, 256, sequence as u32))).unwrap();
     }
@@ -36,10 +36,23 @@ fn a_full_device_refuses_new_chunks_before_anything_changes_and_takes_overwrites
 }
 
 #[test]
+fn what_is_kept_is_for_those_who_may_take_it() {
+    let (_, mut store) = opened(4);
+    assert!(store.reserve(pg(0), chunk(0), 2) && store.reserve(pg(0), chunk(1), 2));
+    assert!(!store.reserve(pg(0), chunk(2), 2), "two are left");
+    assert!(store.reserve(pg(0), chunk(0), 2), "it has its place");
+    assert!(
+        store.reserve(pg(1), chunk(2), 0) && store.reserve(pg(1), chunk(3), 0) && !store.reserve(pg(1), chunk(4), 0)
+    );
+}
+
+#[test]
 fn reserved_space_is_kept_for_its_chunk() {
     let (_, mut store) = opened(2);
-    assert!(store.reserve(pg(0), chunk(0)) && store.reserve(pg(0), chunk(0)) && store.reserve(pg(1), chunk(1)));
-    assert!(!store.reserve(pg(0), chunk(2)));
+    assert!(
+        store.reserve(pg(0), chunk(0), 0) && store.reserve(pg(0), chunk(0), 0) && store.reserve(pg(1), chunk(1), 0)
+    );
+    assert!(!store.reserve(pg(0), chunk(2), 0));
     assert!(matches!(store.apply(write(pg(0), chunk(2), 1, run(0, 1, 1))), Err(ApplyError::NoSpace { .. })));
     store.apply(write(pg(0), chunk(0), 2, run(0, 1, 1))).unwrap();
     store.release_reservations(pg(1));
