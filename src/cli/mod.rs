@@ -19,6 +19,7 @@ mod pg;
 mod pool;
 mod rebalance;
 mod rebuild;
+mod scrub;
 mod sdc;
 mod sds;
 mod settings;

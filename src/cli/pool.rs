@@ -10,7 +10,7 @@ use super::{
     complete::Of,
     names::{Names, freshness},
     object::{self, Kind},
-    rebalance,
+    rebalance, scrub,
     target::Target,
     view::ViewArgs,
 };
@@ -91,6 +91,18 @@ pub(super) enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Read every chunk on every copy now and compare the copies; what cannot be read comes from another copy.
+    ///
+    /// It goes on in the background, as fast as the setting scrub.rate_mib_s says; without a command it begins by itself
+    /// each scrub.interval_s. `pflex pool show` has its progress and what the last one found.
+    #[command(after_help = "Example:\n  pflex pool scrub default --wait")]
+    Scrub {
+        #[arg(add = Of::Pools.candidates())]
+        name: String,
+        /// Until it is over; fails when there is data that no copy can read.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Remove one without volumes.
     #[command(after_help = "Example:\n  pflex pool delete fast --yes")]
     Delete {
@@ -135,6 +147,10 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             object::rename::<Pools>(tool, &session, RenameKind::Pool, &name, &new_name).await
         }
         Verb::Rebalance { name, dry_run } => rebalance::run(tool, &session, &name, dry_run).await,
+        Verb::Scrub { name, wait } => {
+            scrub::run(tool, &session, &name, wait).await?;
+            object::print::<Pools>(tool, &session, &name).await
+        }
         Verb::Delete { name, confirm } => object::remove::<Pools>(&session, &name, confirm).await,
     }
 }
@@ -164,7 +180,7 @@ fn record(row: &PoolRow, domains: &Names) -> Record {
         WritePolicy::Sync | WritePolicy::Unspecified => "sync",
         WritePolicy::Writeback => "writeback",
     };
-    Record::new(&pool.name)
+    let record = Record::new(&pool.name)
         .column("name", "NAME", &pool.name)
         .wide("id", "ID", pool.id)
         .column("domain", "DOMAIN", domains.of(pool.domain_id))
@@ -177,7 +193,8 @@ fn record(row: &PoolRow, domains: &Names) -> Record {
         .wide("pgs_active", "ACTIVE", row.pgs_active)
         .column("pgs_degraded", "DEGRADED", row.pgs_degraded)
         .column("pgs_unavailable", "UNAVAILABLE", row.pgs_unavailable)
-        .wide("pgs_unassigned", "UNASSIGNED", row.pgs_unassigned)
+        .wide("pgs_unassigned", "UNASSIGNED", row.pgs_unassigned);
+    scrub::columns(record, row.scrub.as_ref())
 }
 
 #[cfg(test)]

@@ -305,6 +305,15 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
             }
         }
     }
+    for (id, (_, scrub)) in heard.liveness.faults() {
+        let Some(device) = state.device(id).filter(|_| scrub.found.unreadable_chunks > 0) else { continue };
+        let sds = state.sds(device.sds).map_or_else(String::new, |sds| sds.name.clone());
+        let why = format!(
+            "{} chunks of groups that it leads have data that no copy can read (`pflex why device {id}`, `pflex events`)",
+            scrub.found.unreadable_chunks
+        );
+        answer.reasons.push(critical(format!("device {id} of sds {sds}"), why));
+    }
     for job in state.all_rebuilds().filter(|job| !job.is_finished()) {
         match job.state {
             JobState::Running => answer.rebuilds_running += 1,

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use pflex_proto::{
     ids::{DeviceId, Incarnation, KeyId, LogTime, ProcessId, Revision, SdsId},
     pb::{
-        Beat, BeatReply, ComponentKind, HealthReport, HealthReportReply, liveness_server::Liveness as LivenessService,
+        Beat, BeatReply, ComponentKind, HealthReport, HealthReportReply, ScrubOrder,
+        liveness_server::Liveness as LivenessService,
     },
     status::{self, Reason},
 };
@@ -16,10 +17,10 @@ use tracing::warn;
 
 use super::Api;
 use crate::{
-    liveness::{Heard, HeardDevice, MAX_METRICS, StreamId},
+    liveness::{Heard, HeardDevice, HeardScrub, MAX_METRICS, StreamId},
     state::{
         limits::MAX_DEVICES_PER_SDS,
-        model::{Component, Kind, Registration},
+        model::{Component, Device, DeviceFaults, Kind, Registration, ScrubFound, Setting},
     },
 };
 
@@ -95,11 +96,16 @@ async fn follow(
         let counted = LogTime(beat.log_time_ms);
         let heard = parse(beat)?;
         let revision = api.feed().newest();
-        let (registered, key_ids, void) = api.look(|state| {
+        let (registered, key_ids, void, scrubs) = api.look(|state| {
             let sds = state.sds(heard.sds);
             let void = sds.and_then(|sds| sds.registration.as_ref()).is_some_and(Registration::is_void);
             let registered = sds.is_some_and(|sds| sds.runs(heard.process));
-            (registered, state.all_secrets().map(|(key, _)| key.get()).collect::<Vec<_>>(), void)
+            (
+                registered,
+                state.all_secrets().map(|(key, _)| key.get()).collect::<Vec<_>>(),
+                void,
+                scrubs(state, heard.sds),
+            )
         });
         if void {
             let what = format!("sds {}: the cluster was restored from a backup; register again", heard.sds);
@@ -117,12 +123,22 @@ async fn follow(
         }
         let (log_time_ms, revision) = (api.log_time().get(), revision.get());
         let newest_key_id = key_ids.last().copied().unwrap_or(0);
-        let reply = BeatReply { log_time_ms, term, revision, newest_key_id, key_ids };
+        let reply = BeatReply { log_time_ms, term, revision, newest_key_id, key_ids, scrubs };
         // A full queue means an SDS that does not read; it beats on, and the next answer is as good.
         if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(Ok(reply)) {
             return Ok(());
         }
     }
+}
+
+/// What the devices of an SDS have to scrub.
+fn scrubs(state: &crate::state::State, sds: SdsId) -> Vec<ScrubOrder> {
+    let bytes_per_second = state.settings().get(Setting::ScrubRate) << 20;
+    let order = |device: &Device| {
+        let scrub = state.pool(device.pool?)?.scrub.filter(|scrub| scrub.runs())?;
+        Some(ScrubOrder { device_id: device.id.get(), pass: scrub.pass, bytes_per_second })
+    };
+    state.devices_of(sds).filter_map(order).collect()
 }
 
 fn parse(beat: Beat) -> Result<Heard, Status> {
@@ -139,6 +155,24 @@ fn parse(beat: Beat) -> Result<Heard, Status> {
         failed: device.failed.then_some(device.why),
         resync: (device.resync_left_bytes, device.resync_sent_bytes),
         disk: (device.disk_ios, device.disk_us),
+        faults: DeviceFaults {
+            incarnation: Incarnation(device.incarnation),
+            repaired_blocks: device.repaired_blocks,
+            unreadable_blocks: device.unreadable_blocks,
+            scrub_bad_blocks: device.scrub_bad_blocks,
+            scrub_mismatches: device.scrub_mismatches,
+            noted: LogTime(0),
+        },
+        scrub: HeardScrub {
+            pass: device.scrub_pass,
+            done: device.scrub_done,
+            found: ScrubFound {
+                chunks: device.scrubbed_chunks,
+                bad_blocks: device.scrub_pass_bad_blocks,
+                mismatches: device.scrub_pass_mismatches,
+                unreadable_chunks: device.unreadable_chunks,
+            },
+        },
     };
     Ok(Heard {
         sds: SdsId(beat.sds_id),

@@ -147,6 +147,15 @@ impl Topology for Api {
         self.propose_once(request, Body::ExitMaintenance(proto::ExitMaintenance { name: sds })).await?;
         Ok(Response::new(pb::MaintenanceReply {}))
     }
+
+    async fn start_scrub(
+        &self,
+        request: Request<pb::StartScrubRequest>,
+    ) -> Result<Response<pb::StartScrubReply>, Status> {
+        let pb::StartScrubRequest { request, pool } = request.into_inner();
+        self.propose_once(request, Body::StartScrub(proto::StartScrub { pool })).await?;
+        Ok(Response::new(pb::StartScrubReply {}))
+    }
 }
 
 /// What a plan is made from, taken from one state.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pflex_proto::ids::{DeviceId, Incarnation};
 
 use super::slow::Disk;
+use crate::state::model::{DeviceFaults, ScrubFound};
 
 /// Two beats nearer than this give no rate.
 const LEAST_INTERVAL_MS: u128 = 100;
@@ -21,6 +22,19 @@ pub(crate) struct HeardDevice {
     pub(crate) resync: (u64, u64),
     /// Operations of its disk and the microseconds they took, since its process started.
     pub(crate) disk: (u64, u64),
+    /// What it has counted of its disk in this life.
+    pub(crate) faults: DeviceFaults,
+    pub(crate) scrub: HeardScrub,
+}
+
+/// How far a device is with its part of a scrub.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct HeardScrub {
+    /// The order it is at; 0: none.
+    pub(crate) pass: u64,
+    pub(crate) done: bool,
+    /// Of this pass.
+    pub(crate) found: ScrubFound,
 }
 
 /// How fast a device fills the copies of which it is primary.
@@ -41,6 +55,8 @@ pub(super) struct DeviceEntry {
     progress: Instant,
     failed: Option<String>,
     pub(super) resync: Resync,
+    pub(super) faults: DeviceFaults,
+    pub(super) scrub: HeardScrub,
     /// Bytes sent as of the last beat, and when that was.
     resync_sent: (u64, Instant),
     disk: (u64, u64),
@@ -54,6 +70,8 @@ impl DeviceEntry {
             progress: now,
             failed: None,
             resync: Resync::default(),
+            faults: heard.faults,
+            scrub: heard.scrub,
             resync_sent: (heard.resync.1, now),
             disk: heard.disk,
         }
@@ -77,6 +95,7 @@ impl DeviceEntry {
             self.resync_sent = (sent, now);
         }
         self.disk = heard.disk;
+        (self.faults, self.scrub) = (heard.faults, heard.scrub);
         self.incarnation = heard.incarnation;
         self.completed_ios = heard.completed_ios;
         self.failed.clone_from(&heard.failed);

@@ -13,11 +13,11 @@ use pflex_proto::ids::{DeviceId, KeyId, ProcessId, Revision, SdsId};
 use tokio::sync::watch;
 
 use super::{
-    device::Resync,
+    device::{HeardScrub, Resync},
     slow::Disk,
     tracker::{Findings, Heard, Known, Thresholds, Tracker},
 };
-use crate::state::State;
+use crate::state::{State, model::DeviceFaults};
 
 /// One liveness stream, told apart from an earlier one of the same SDS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +78,11 @@ impl Liveness {
 
     pub(super) fn disks(&self) -> BTreeMap<DeviceId, Disk> {
         self.tracker().disks()
+    }
+
+    /// What devices say of their disks and of the scrub; only what the last beats said.
+    pub(crate) fn faults(&self) -> BTreeMap<DeviceId, (DeviceFaults, HeardScrub)> {
+        self.tracker().faults(Instant::now())
     }
 
     /// Changes with every beat.

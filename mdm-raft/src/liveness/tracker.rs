@@ -10,10 +10,10 @@ use pflex_proto::ids::{DeviceId, Incarnation, KeyId, ProcessId, Revision, SdsId}
 use super::{
     StreamId,
     brake::{Brake, TooMany},
-    device::{DeviceEntry, HeardDevice, Resync},
+    device::{DeviceEntry, HeardDevice, HeardScrub, Resync},
     slow::Disk,
 };
-use crate::state::model::{Setting, Settings};
+use crate::state::model::{DeviceFaults, Setting, Settings};
 
 /// How often an SDS says that it is there.
 const BEAT: Duration = Duration::from_secs(1);
@@ -183,6 +183,13 @@ impl Tracker {
     pub(super) fn disks(&self) -> BTreeMap<DeviceId, Disk> {
         let devices = self.entries.values().filter(|entry| entry.heard).flat_map(|entry| &entry.devices);
         devices.map(|(id, device)| (*id, device.disk())).collect()
+    }
+
+    /// What the devices of those who beat say of their disks, and of the scrub.
+    pub(super) fn faults(&self, now: Instant) -> BTreeMap<DeviceId, (DeviceFaults, HeardScrub)> {
+        let heard = self.entries.values().filter(|entry| now.saturating_duration_since(entry.last_heard) < RESYNC_GOOD);
+        let devices = heard.flat_map(|entry| &entry.devices);
+        devices.map(|(id, device)| (*id, (device.faults, device.scrub))).collect()
     }
 
     /// What the registered process of an SDS has in force.
@@ -383,6 +390,8 @@ mod tests {
             failed: None,
             resync: (0, 0),
             disk: (0, 0),
+            faults: DeviceFaults::default(),
+            scrub: HeardScrub::default(),
         };
         Heard { sds: SdsId(1), process: process(1), applied: Revision(5), newest_key: KeyId(1), devices: vec![device] }
     }

@@ -21,6 +21,7 @@ use super::{
     brake::TooMany,
     health, homes,
     judgement::{describe_verdicts, judgements, tell_results},
+    scrubs,
     slow::{Placed, Slowness},
     tracker::{Known, Thresholds},
 };
@@ -119,6 +120,9 @@ impl Worker {
                     [health::transitions(&self.group, &self.reports), health::sample(&self.group, &self.reports)];
                 self.propose_all(health.into_iter().flatten().collect()).await;
                 self.propose_all(self.rotation().into_iter().collect()).await;
+                let disks = self.liveness.faults();
+                let scrubs = self.group.read_stale(|state| scrubs::commands(state, now, &disks)).1;
+                self.propose_all(scrubs).await;
             }
             if tick % DISK_TICKS == 0 {
                 let findings = slowness.look(&self.liveness.disks(), &self.placed());
@@ -285,6 +289,9 @@ fn describe(body: &Body) -> String {
         Body::JudgeSds(judge) => format!("{} verdicts", judge.verdicts.len()),
         Body::HoldEvictions(hold) => hold.why.clone(),
         Body::MoveCopies(moves) => format!("new homes for {} copies of pool #{}", moves.moves.len(), moves.pool_id),
+        Body::NoteDevice(note) => format!("faults of the disk of device {}", note.device_id),
+        Body::StartScrub(start) => format!("pool {} is scrubbed", start.pool),
+        Body::EndScrub(end) => format!("scrub {} of pool #{} is over", end.pass, end.pool_id),
         Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
         Body::JudgeDisk(judge) if judge.why.is_empty() => format!("device {} is not slow any more", judge.device_id),

@@ -213,6 +213,18 @@ impl State {
             causes.push(by(what, job.opened.revision));
         }
         causes.extend(self.worst_groups(pool));
+        if let Some(scrub) = &pool.scrub {
+            let how = match scrub.ended {
+                None => "is under way".to_owned(),
+                Some(_) => format!(
+                    "compared {} chunks and found {} unreadable blocks, {} sound copies that differed and {} chunks that \
+                     no copy can read in full",
+                    scrub.found.chunks, scrub.found.bad_blocks, scrub.found.mismatches, scrub.found.unreadable_chunks
+                ),
+            };
+            let moment = scrub.ended.unwrap_or(scrub.started);
+            causes.push(by(format!("scrub {} {how}", scrub.pass), moment.revision));
+        }
         let usage = self.usage_of(pool);
         causes.push(says(format!(
             "its volumes may add up to {} bytes (the over-commit limit) and have {}",
@@ -330,6 +342,9 @@ impl State {
             )));
         }
         causes.extend(device.slow.as_ref().map(|why| says(format!("it is slow: {why}"))));
+        if let Some(faults) = &device.faults {
+            causes.push(says(format!("counted in its life {}: {}", faults.incarnation, faults.words())));
+        }
         let (mut in_sync, mut joining) = (0, 0);
         let places = device.pool.map(|pool| self.places_of(pool, now));
         let mut outlooks: BTreeMap<Outlook, u32> = BTreeMap::new();

@@ -28,7 +28,10 @@ use tonic::Status;
 use tracing::{debug, warn};
 
 use super::Server;
-use crate::{admission::STAMP_DELAY, worker::Command};
+use crate::{
+    admission::STAMP_DELAY,
+    worker::{Command, ScrubOrder},
+};
 
 /// Between two beats.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -108,7 +111,7 @@ async fn follow(
     let opened = tokio::time::timeout(SILENCE, client.beats(ReceiverStream::new(queue))).await.map_err(silent)?;
     let mut replies = opened?.into_inner();
     while let Some(reply) = tokio::time::timeout(SILENCE, replies.message()).await.map_err(silent)?? {
-        let BeatReply { log_time_ms, term, newest_key_id, key_ids, .. } = reply;
+        let BeatReply { log_time_ms, term, newest_key_id, key_ids, scrubs, .. } = reply;
         let at = MonotonicTime::now();
         // A stamp that waited here while this process was stopped says nothing of now: revocations count on its age.
         if at.since(std::mem::replace(&mut last, at)) > STAMP_DELAY {
@@ -119,6 +122,9 @@ async fn follow(
         for device in &server.devices {
             // The next one is as good.
             device.offer(Command::Stamp { term, log_time: LogTime(log_time_ms), at });
+            let order = scrubs.iter().find(|order| order.device_id == device.own.device.0);
+            let order = order.map(|order| ScrubOrder { pass: order.pass, bytes_per_second: order.bytes_per_second });
+            device.offer(Command::Scrub(order));
         }
         // Also when a thread had no room for them: a new generation signs only once all threads have it (S21).
         if (*keys != key_ids || server.newest_key() < newest_key_id) && fetch_keys(server).await {
@@ -171,6 +177,18 @@ fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
         resync_sent_bytes: device.counters.resync_sent_bytes.load(Ordering::Relaxed),
         disk_ios,
         disk_us,
+        // Before the figures that it is a claim about.
+        scrub_pass: device.counters.scrub_pass.load(Ordering::Acquire),
+        scrub_done: device.counters.scrub_done.load(Ordering::Relaxed),
+        scrubbed_chunks: device.counters.scrubbed_chunks.load(Ordering::Relaxed),
+        scrub_left_chunks: device.counters.scrub_left_chunks.load(Ordering::Relaxed),
+        scrub_bad_blocks: device.counters.scrub_bad_blocks.load(Ordering::Relaxed),
+        scrub_mismatches: device.counters.scrub_mismatches.load(Ordering::Relaxed),
+        scrub_pass_bad_blocks: device.counters.scrub_pass_bad_blocks.load(Ordering::Relaxed),
+        scrub_pass_mismatches: device.counters.scrub_pass_mismatches.load(Ordering::Relaxed),
+        repaired_blocks: device.counters.repaired_blocks.load(Ordering::Relaxed),
+        unreadable_blocks: device.counters.unreadable_blocks.load(Ordering::Relaxed),
+        unreadable_chunks: device.counters.unreadable_chunks.load(Ordering::Relaxed),
     }
 }
 

@@ -13,6 +13,7 @@ mod identity;
 mod liveness;
 mod recovery;
 mod registration;
+mod reopen;
 mod reports;
 mod watchdog;
 
@@ -39,7 +40,7 @@ use pflex_proto::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use config::{ConfigError, ConfigFile, DeviceFile, SdsConfig};
 
@@ -150,6 +151,8 @@ enum Ended {
     Stopped,
     /// The cluster was restored from a backup.
     Restored,
+    /// Groups cannot be served before their device is opened anew.
+    Stuck(String),
 }
 
 /// Runs an SDS until `shutdown`.
@@ -160,9 +163,11 @@ enum Ended {
 /// Boxed, so that the whole process is compiled with its own crate and not again with whoever runs it.
 pub fn run(config: SdsConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(), SdsError>> {
     Box::pin(async move {
+        let mut pause = reopen::Pause::default();
         loop {
-            match serve(config.clone(), shutdown.clone()).await? {
+            match serve(config.clone(), shutdown.clone(), &mut pause).await? {
                 Ended::Stopped => return Ok(()),
+                Ended::Stuck(why) => error!(sds = %config.name, why, "opening all devices anew"),
                 // As after a restart of the process: everything is closed, and nothing that it held counts any more.
                 Ended::Restored => warn!(
                     sds = %config.name,
@@ -173,7 +178,7 @@ pub fn run(config: SdsConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(
     })
 }
 
-async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError> {
+async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause) -> Result<Ended, SdsError> {
     let process = ProcessId(uuid::Uuid::new_v4());
     let data = net::listen("SDS data", &config.data).await?;
     let control = net::listen("SDS control", &config.control).await?;
@@ -250,8 +255,13 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError>
     tasks.spawn(health::report(Arc::clone(&server)));
     tasks.spawn(reports::run(Arc::clone(&server), report_queue));
     tasks.spawn(health::serve(Arc::clone(&server), control, management));
+    let mut stuck = None;
     let superseded = tokio::select! {
         () = shutdown.cancelled() => None,
+        why = reopen::needed(&server, pause) => {
+            stuck = Some(why);
+            None
+        }
         () = server.takeover.declared() => server.takeover.why().map(ToOwned::to_owned),
         () = server.restored.cancelled() => None,
     };
@@ -271,11 +281,12 @@ async fn serve(config: SdsConfig, shutdown: Shutdown) -> Result<Ended, SdsError>
     if let Some(why) = superseded {
         return Err(SdsError::Superseded { name: server.name.clone(), why });
     }
-    if server.restored.is_cancelled() && !shutdown.is_cancelled() {
+    let again = stuck.map(Ended::Stuck).or_else(|| server.restored.is_cancelled().then_some(Ended::Restored));
+    if let Some(again) = again.filter(|_| !shutdown.is_cancelled()) {
         for device in &server.devices {
             device.join().await;
         }
-        return Ok(Ended::Restored);
+        return Ok(again);
     }
     info!(sds = %server.name, "SDS stopped");
     Ok(Ended::Stopped)

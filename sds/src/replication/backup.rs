@@ -2,7 +2,7 @@
 //!
 //! In each epoch it first answers the primary's reconciliation (S1); writes are accepted once it was opened.
 
-use pflex_proto::ids::{Member, Sequence};
+use pflex_proto::ids::{ChunkId, Member, Sequence};
 
 use super::base::{Base, Cx};
 use super::effect::Effect;
@@ -22,11 +22,22 @@ pub(super) struct Backup {
     received: Sequence,
     gap_told: Option<Sequence>,
     reserved: bool,
+    /// The primary holds this chunk to make it equal. Over with the next write of the chunk or the connection: what a
+    /// broken connection delivers late must not undo what came after.
+    mending: Option<ChunkId>,
 }
 
 impl Backup {
     pub(super) fn new(primary: Member) -> Self {
-        Self { primary, round: Round(0), opened: false, received: Sequence(0), gap_told: None, reserved: false }
+        Self {
+            primary,
+            round: Round(0),
+            opened: false,
+            received: Sequence(0),
+            gap_told: None,
+            reserved: false,
+            mending: None,
+        }
     }
 
     pub(super) fn is_opened(&self) -> bool {
@@ -45,6 +56,7 @@ impl Backup {
     /// A new connection starts with the primary's resends.
     pub(super) fn reconnected(&mut self) {
         self.gap_told = None;
+        self.mending = None;
     }
 
     pub(super) fn on_message<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, body: Body<D>) {
@@ -60,9 +72,12 @@ impl Backup {
                 cx.emit(Effect::ListVersions { round, above: Some(base.committed) });
             }
             Body::SumsRequest { round, chunk } if round == self.round => {
+                self.mending = Some(chunk);
                 cx.emit(Effect::ReadSums { round, chunk });
             }
-            Body::Fix { round, chunk, image, operations } if round == self.round && !self.opened => {
+            Body::Fix { round, chunk, image, operations }
+                if round == self.round && (!self.opened || self.mending == Some(chunk)) =>
+            {
                 if !base.planted.is(Bug::KeepUndoneOperations) {
                     base.operations.replace_chunk(chunk, &operations);
                 }
@@ -80,6 +95,7 @@ impl Backup {
                 // A second one is a resend: the table has moved on since.
                 if !self.opened {
                     self.opened = true;
+                    self.mending = None;
                     self.received = last;
                     self.gap_told = None;
                     base.last = base.last.max(last);
@@ -103,6 +119,15 @@ impl Backup {
             Body::Unreserve { round, chunk } if round == self.round && self.opened => {
                 cx.emit(Effect::Unreserve { chunk });
             }
+            Body::Verify { round, chunk } if round == self.round && self.opened => {
+                cx.emit(Effect::Verify { round, chunk });
+            }
+            Body::Blocks { round, chunk, extent, version: Some(version), data: Some(data) }
+                if round == self.round && self.opened =>
+            {
+                let ticket = base.ticket();
+                cx.emit(Effect::Repair { ticket, chunk, version, extent, data });
+            }
             Body::FetchBlocks { round, chunk, extent } if round == self.round && self.opened => {
                 cx.emit(Effect::ReadBlocks { round, chunk, extent });
             }
@@ -115,6 +140,8 @@ impl Backup {
             | Body::Committed { .. }
             | Body::Reserve { .. }
             | Body::Unreserve { .. }
+            | Body::Verify { .. }
+            | Body::Verified { .. }
             | Body::JoinStart { .. }
             | Body::SyncChunk { .. }
             | Body::JoinEnd { .. }
@@ -159,6 +186,9 @@ impl Backup {
             return;
         }
         self.received = sequence;
+        if self.mending == Some(write.chunk) {
+            self.mending = None;
+        }
         base.apply(cx, write);
         base.send_when_durable(cx, self.primary, Body::WriteAck { round, through: sequence });
     }

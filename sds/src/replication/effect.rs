@@ -9,7 +9,7 @@ use pflex_proto::ids::{ChunkId, Epoch, PgId, Sequence, Version};
 use super::message::Message;
 use super::types::{
     BlockRun, BlockSums, ChunkImage, Extent, OperationEntry, OperationSnapshot, OrderedWrite, Outcome, Proposal,
-    RequestId, Round, Ticket,
+    RequestId, Round, ScrubOutcome, Ticket,
 };
 
 /// One output of [`super::Pg::handle`].
@@ -154,6 +154,20 @@ pub enum Effect<D> {
         extent: Extent,
         /// Their bytes.
         data: D,
+    },
+    /// Read a whole chunk, each block against its checksum; answered by `Verified`.
+    Verify {
+        /// Which attempt.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// The answer to `Event::Scrub`.
+    Scrubbed {
+        /// The chunk.
+        chunk: ChunkId,
+        /// How it ended.
+        outcome: ScrubOutcome,
     },
     /// For a person: these bytes cannot be read here, and no other in-sync copy has them.
     Unreadable {

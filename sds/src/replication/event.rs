@@ -5,7 +5,7 @@ use pflex_proto::ids::{ChunkId, Epoch, Member, OperationId, Version};
 
 use super::message::Message;
 use super::types::{
-    BlockSums, ChunkEntry, ChunkImage, ClientKey, Extent, PgConfig, RequestId, Round, Ticket, WriteKind,
+    BlockSums, ChunkEntry, ChunkImage, ClientKey, Extent, PgConfig, RequestId, Round, Ticket, VerifiedChunk, WriteKind,
 };
 
 /// A write that was admitted: session, token and checksums are already verified, local space is reserved.
@@ -142,6 +142,22 @@ pub enum Event<D> {
         version: Option<Version>,
         /// Their bytes; none: unreadable here as well.
         data: Option<D>,
+    },
+    /// Read this chunk on every copy and compare them; answered by `Effect::Scrubbed`.
+    Scrub {
+        /// Which chunk.
+        chunk: ChunkId,
+        /// The copies seemed to differ before (`ScrubOutcome::Suspect`).
+        confirmed: bool,
+    },
+    /// The answer to `Effect::Verify`.
+    Verified {
+        /// Which attempt.
+        round: Round,
+        /// Which chunk.
+        chunk: ChunkId,
+        /// What was found.
+        verified: VerifiedChunk,
     },
     /// The answer to `Effect::Reserve`.
     Reserved {

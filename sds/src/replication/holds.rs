@@ -1,5 +1,6 @@
 //! Writes that wait, unordered, for their chunk: while it is copied to a joiner (S10), while the edges of an unaligned
-//! write are merged (S15), while the other copies reserve space for it (S4), while blocks of it are repaired (S13).
+//! write are merged (S15), while the other copies reserve space for it (S4), while blocks of it are repaired or another
+//! copy of it is made equal (S13).
 //!
 //! One chunk has one hold at a time; what arrives meanwhile queues behind it and is admitted again, in order, after.
 
@@ -22,6 +23,8 @@ pub(super) enum Reason<D> {
     Reserving(ClientWrite<D>, Vec<Member>),
     /// Blocks of it cannot be read; this write's edges are in such, if there is one.
     Repairing(Option<ClientWrite<D>>),
+    /// Another copy of it is made equal to this one.
+    Mending,
 }
 
 /// A held chunk.
@@ -39,7 +42,7 @@ impl<D> Hold<D> {
     /// Every request in it.
     fn requests(self) -> impl Iterator<Item = RequestId> {
         let first = match self.reason {
-            Reason::Syncing | Reason::Repairing(None) => None,
+            Reason::Syncing | Reason::Mending | Reason::Repairing(None) => None,
             Reason::Merging(write) | Reason::Reserving(write, _) | Reason::Repairing(Some(write)) => {
                 Some(write.request)
             }
@@ -129,7 +132,7 @@ impl<D: Clone> Holds<D> {
     /// Nothing is ordered on the chunk while this hold lasts, nor by its end alone.
     pub(super) fn stands_still(&self, chunk: ChunkId) -> bool {
         let reason = self.chunks.get(&chunk).map(|hold| &hold.reason);
-        matches!(reason, Some(Reason::Syncing | Reason::Repairing(_)))
+        matches!(reason, Some(Reason::Syncing | Reason::Mending | Reason::Repairing(_)))
     }
 
     pub(super) fn is_held_for_repair(&self, chunk: ChunkId) -> bool {

@@ -97,6 +97,8 @@ impl<D: Clone> Joiner<D> {
             | Body::Open { .. }
             | Body::Reserve { .. }
             | Body::Unreserve { .. }
+            | Body::Verify { .. }
+            | Body::Verified { .. }
             | Body::WriteAck { .. }
             | Body::Gap { .. }
             | Body::CannotApply

@@ -51,6 +51,9 @@ pub const JOIN_RETRY: Duration = Duration::from_secs(1);
 /// What does not heal by itself (no space, an unreadable block) is tried less and less often, up to this.
 pub const JOIN_RETRY_MOST: Duration = Duration::from_secs(60);
 
+/// A scrub of one chunk takes no longer: each copy reads 1 MiB, behind everything else that its disk does.
+pub const SCRUB_PATIENCE: Duration = Duration::from_secs(30);
+
 /// A holder counts this from the moment it asked.
 pub const LEASE: Duration = Duration::from_secs(3);
 

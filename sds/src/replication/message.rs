@@ -5,7 +5,9 @@
 
 use pflex_proto::ids::{ChunkId, Epoch, Member, PgId, Sequence, Version};
 
-use super::types::{BlockSums, ChunkEntry, ChunkImage, Extent, OperationEntry, OperationSnapshot, OrderedWrite, Round};
+use super::types::{
+    BlockSums, ChunkEntry, ChunkImage, Extent, OperationEntry, OperationSnapshot, OrderedWrite, Round, VerifiedChunk,
+};
 
 /// A message with its addresses.
 #[derive(Clone, Debug, PartialEq)]
@@ -198,7 +200,7 @@ pub enum Body<D> {
         /// Whole blocks of it.
         extent: Extent,
     },
-    /// R: this, under this version.
+    /// R: this, under this version. Also P: this is what you cannot read (S13).
     Blocks {
         /// As in `FetchBlocks`.
         round: Round,
@@ -217,6 +219,22 @@ pub enum Body<D> {
         round: Round,
         /// The chunk.
         chunk: ChunkId,
+    },
+    /// P: read this chunk whole, each block against its checksum.
+    Verify {
+        /// The attempt this peer was opened in.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// R: this was found.
+    Verified {
+        /// As in `Verify`.
+        round: Round,
+        /// The chunk.
+        chunk: ChunkId,
+        /// What was found.
+        verified: VerifiedChunk,
     },
     /// From the primary of an earlier epoch to that of this one: I have left, and answer nothing of before (S6).
     HandBack,

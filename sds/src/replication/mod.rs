@@ -32,6 +32,7 @@ mod reads;
 mod reconcile;
 mod repairs;
 mod reservations;
+mod scrub;
 mod stream;
 pub mod types;
 mod waits;

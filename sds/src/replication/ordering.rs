@@ -83,6 +83,7 @@ impl<D: Clone> Primary<D> {
             self.reservations.used(chunk);
         }
         let write = OrderedWrite { version, chunk, extent, kind, client, operation, low_water };
+        self.touch_scrub(chunk);
         for backup in &mut self.backups {
             backup.send_write(base, cx, &write);
         }
@@ -175,7 +176,7 @@ impl<D: Clone> Primary<D> {
         let Some(hold) = self.holds.release(chunk) else { return };
         let mut writes: Vec<ClientWrite<D>> = Vec::with_capacity(hold.waiting.len() + 1);
         match hold.reason {
-            Reason::Syncing | Reason::Repairing(None) => {}
+            Reason::Syncing | Reason::Mending | Reason::Repairing(None) => {}
             Reason::Merging(write) | Reason::Reserving(write, _) | Reason::Repairing(Some(write)) if hold.cancelled => {
                 cx.refuse(write.request, Refusal::Cancelled);
             }

@@ -17,7 +17,9 @@ use super::message::{Body, Message};
 use super::operations::Operations;
 use super::planted::{Bug, Planted};
 use super::primary::{Phase, Primary};
-use super::types::{ClientKey, JoinTrouble, PgConfig, Recovered, Refusal, RequestId, Round, Ticket, Time};
+use super::types::{
+    ClientKey, JoinTrouble, PgConfig, Recovered, Refusal, RequestId, Round, ScrubOutcome, Ticket, Time,
+};
 use super::waits::Waits;
 
 /// See the module.
@@ -245,6 +247,23 @@ impl<D: Clone> Pg<D> {
                     base.send(cx, backup.primary(), Body::Blocks { round, chunk, extent, version, data });
                 }
             }
+            (Event::BlocksRead { round, chunk, extent, version, data }, Role::Primary(primary)) => {
+                primary.on_scrub_read(base, cx, (round, chunk), extent, version, data);
+            }
+            (Event::Scrub { chunk, confirmed }, Role::Primary(primary)) => {
+                primary.on_scrub(base, cx, chunk, confirmed);
+            }
+            (Event::Scrub { chunk, .. }, _) => {
+                cx.emit(Effect::Scrubbed { chunk, outcome: ScrubOutcome::Interrupted });
+            }
+            (Event::Verified { round, chunk, verified }, Role::Primary(primary)) => {
+                primary.on_verified(base, cx, None, (round, chunk), verified);
+            }
+            (Event::Verified { round, chunk, verified }, Role::Backup(backup)) => {
+                if round == backup.round() {
+                    base.send(cx, backup.primary(), Body::Verified { round, chunk, verified });
+                }
+            }
             (Event::Reserved { chunk, granted }, Role::Backup(backup)) => {
                 base.send(cx, backup.primary(), Body::Reserved { round: backup.round(), chunk, granted });
             }
@@ -285,6 +304,7 @@ impl<D: Clone> Pg<D> {
                 | Event::DifferenceRead { .. }
                 | Event::UnreadableFound { .. }
                 | Event::BlocksRead { .. }
+                | Event::Verified { .. }
                 | Event::Reserved { .. }
                 | Event::ProposalRejected { .. }
                 | Event::SyncPermit

@@ -28,6 +28,10 @@ pub(super) enum Bug {
     RepairFromOtherVersion,
     /// S4: space that was set aside for a write that is not ordered stays so.
     KeepReservations,
+    /// S13: a copy that seems to differ is made equal while writes go on.
+    MendWhileWritten,
+    /// S13: a block that differs from its checksum here is given to the other copies.
+    RepairUnverified,
     /// S7: a resent operation is ordered again.
     ForgetOperations,
     /// S7: undoing a chunk's writes leaves their operation ids.

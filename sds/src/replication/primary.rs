@@ -19,8 +19,9 @@ use super::reads::Reads;
 use super::reconcile::Reconcile;
 use super::repairs::{Repairs, Wanted};
 use super::reservations::Reservations;
+use super::scrub::Scrub;
 use super::stream::Stream;
-use super::types::{ChunkEntry, ChunkImage, Extent, JoinTrouble, Refusal, Round, Time};
+use super::types::{ChunkEntry, ChunkImage, Extent, JoinTrouble, Refusal, Round, ScrubOutcome, Time};
 
 /// See the module.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(super) struct Primary<D> {
     pub(super) holds: Holds<D>,
     pub(super) repairs: Repairs,
     pub(super) reservations: Reservations,
+    pub(super) scrub: Option<Scrub>,
 }
 
 /// How far the epoch is.
@@ -67,11 +69,13 @@ impl<D: Clone> Primary<D> {
             holds: Holds::default(),
             repairs: Repairs::default(),
             reservations: Reservations::default(),
+            scrub: None,
         }
     }
 
     /// The epoch is over. What is ordered goes on in the next one, if this copy is primary again.
     pub(super) fn close(mut self, base: &Base<D>, cx: &mut Cx<'_, D>) -> Flight<D> {
+        self.give_up_scrub(cx);
         let refusal = Refusal::WrongEpoch { epoch: base.epoch() };
         for request in self.reads.drain() {
             cx.refuse(request, refusal);
@@ -137,6 +141,15 @@ impl<D: Clone> Primary<D> {
             }
             (Body::Blocks { round, chunk, extent, version, data }, Some(backup)) if round == backup.round => {
                 self.on_blocks(base, cx, from, (chunk, extent), version, data);
+            }
+            (Body::Verified { round, chunk, verified }, Some(backup)) if round == backup.round => {
+                self.on_verified(base, cx, Some(from), (round, chunk), verified);
+            }
+            (Body::Sums { round, chunk, sums }, Some(backup)) if round == backup.round => {
+                self.on_scrub_sums(base, cx, from, chunk, sums);
+            }
+            (Body::Fixed { round, chunk }, Some(backup)) if round == backup.round => {
+                self.on_scrub_fixed(base, cx, from, chunk);
             }
             (body, None) => self.on_joiner_message(base, cx, from, &body),
             _ => {}
@@ -206,6 +219,9 @@ impl<D: Clone> Primary<D> {
         chunk: ChunkId,
         image: Option<ChunkImage<D>>,
     ) {
+        if !base.failed && self.on_scrub_difference(base, cx, (round, chunk), image.as_ref()) {
+            return;
+        }
         match (&mut self.phase, image) {
             _ if base.failed => {}
             (Phase::Opening(reconcile), Some(image)) => reconcile.on_difference(base, cx, round, chunk, image),
@@ -259,6 +275,7 @@ impl<D: Clone> Primary<D> {
         for request in self.holds.drain() {
             cx.refuse(request, Refusal::CopyFailed);
         }
+        self.give_up_scrub(cx);
         self.repairs.clear();
         self.drop_joiner(base, cx, None);
         self.membership.give_up(base, cx);
@@ -314,6 +331,7 @@ impl<D: Clone> Primary<D> {
             backup.set_down(Some(cx.now));
         }
         self.reservations.disconnected(member);
+        self.end_scrub(base, cx, ScrubOutcome::Interrupted);
         self.repairs_without(base, cx, member);
         if self.join.as_ref().is_some_and(|join| join.member() == member) {
             self.drop_joiner(base, cx, None);
@@ -350,6 +368,7 @@ impl<D: Clone> Primary<D> {
             join.on_tick(base, cx, &mut self.holds);
         }
         self.repairs_on_tick(base, cx);
+        self.scrub_on_tick(base, cx);
         self.release_unused(base, cx);
         self.propose_ready_joiner(base, cx);
         self.start_join(base, cx);

@@ -31,6 +31,8 @@ pub(super) enum Wanted {
     Read(RequestId),
     /// A write that waits in the hold for the blocks its edges are in.
     Merge,
+    /// The scrub of the chunk.
+    Scrub,
     /// A joiner, in this attempt to fill it.
     Joiner(Round),
 }
@@ -110,7 +112,7 @@ impl<D: Clone> Primary<D> {
         }
         match wanted {
             Wanted::Read(request) => repair.reads.push(request),
-            Wanted::Merge => {}
+            Wanted::Merge | Wanted::Scrub => {}
             Wanted::Joiner(round) => repair.joiner = Some(round),
         }
         let covered = repair.extent.joined(extent) == repair.extent;
@@ -260,5 +262,6 @@ impl<D: Clone> Primary<D> {
         } else if self.holds.is_held_for_repair(chunk) {
             self.release(base, cx, chunk, false);
         }
+        self.scrub_repaired(base, cx, chunk);
     }
 }

@@ -187,6 +187,41 @@ pub struct ChunkEntry {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BlockSums(pub Vec<u32>);
 
+/// What a copy found when it read a whole chunk, each block against its checksum.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct VerifiedChunk {
+    /// None: unsynced, or there is no such chunk.
+    pub version: Option<Version>,
+    /// As they are stored.
+    pub sums: BlockSums,
+    /// The blocks that cannot be read, in rising order.
+    pub bad: Vec<u16>,
+}
+
+/// How the scrub of one chunk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ScrubOutcome {
+    /// Every copy was read and compared; what was wrong was put right, as far as it can be.
+    Checked(ScrubFindings),
+    /// It was written meanwhile: come back later.
+    Busy,
+    /// Copies seem to differ: ask again, after a while.
+    Suspect,
+    /// A copy is not there, or this one does not lead any more.
+    Interrupted,
+}
+
+/// What a scrub found in one chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ScrubFindings {
+    /// Blocks that could not be read here.
+    pub bad_here: usize,
+    /// Blocks that other copies could not read.
+    pub bad_elsewhere: usize,
+    /// Copies that differed from this one, though they should be equal (I4): critical.
+    pub differing: usize,
+}
+
 /// Neighbouring blocks of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BlockRun<D> {

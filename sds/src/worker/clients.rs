@@ -323,3 +323,41 @@ const fn code(refusal: replication::Refusal) -> RefusalCode {
         R::Cancelled => RefusalCode::StaleGeneration,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pflex_proto::ids::VolumeId;
+
+    use super::*;
+    use crate::worker::testing;
+
+    #[test]
+    fn a_write_that_is_refused_keeps_no_space() {
+        let (device, meta) = testing::disk();
+        let (config, _reports) = testing::config(device, &meta);
+        let (_commands, commands) = tokio::sync::mpsc::channel(1);
+        let mut worker = Worker::new(config, Arc::default(), commands);
+        let (pg, chunk) = (PgId::default(), ChunkId::default());
+        let requests = [(); 2].map(|()| {
+            assert!(worker.store.reserve(pg, chunk, 0));
+            worker.pending.add(Pending {
+                connection: ConnectionId(1),
+                frame_request: 1,
+                sdc: SdcId(1),
+                volume: VolumeId(1),
+                pg,
+                extent: Extent::CHUNK,
+                writes: true,
+                creates: Some(chunk),
+                since: MonotonicTime::now(),
+                authority: crate::admission::test_authority(),
+            })
+        });
+        for (request, left) in requests.into_iter().zip([1, 0]) {
+            worker.answer(request, Outcome::Refused(replication::Refusal::Cancelled));
+            assert_eq!(worker.store.stats().units_reserved, left);
+        }
+    }
+}

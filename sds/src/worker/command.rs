@@ -12,6 +12,7 @@ use pflex_proto::{
 };
 use tokio::sync::oneshot;
 
+use super::scrub::ScrubOrder;
 use crate::replication::Proposal;
 
 /// A connection whose greeting named this device. It is not answered yet.
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Stamp { term: u64, log_time: LogTime, at: MonotonicTime },
     /// The secrets to verify tokens with.
     Secrets(Vec<Secret>),
+    /// This device's part in a scrub; none: there is nothing to do.
+    Scrub(Option<ScrubOrder>),
     /// The MDM refused a proposal for good.
     ProposalRejected { pg: PgId, expected_epoch: Epoch },
     /// Blocks the thread until the sender sends or is gone, to prove that this is noticed.

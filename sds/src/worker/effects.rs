@@ -88,6 +88,8 @@ pub(super) enum Fetched {
     Data { pg: PgId, purpose: Purpose, result: Result<ReadData, ReadError> },
     /// The search for blocks that cannot be read.
     Found { pg: PgId, found: Event<Payload> },
+    /// Some block of a chunk cannot be read, so each is to be read by itself.
+    Unsound { pg: PgId, round: Round, chunk: ChunkId },
 }
 
 /// Why a change is not made.
@@ -214,7 +216,10 @@ impl Worker {
             Effect::Repair { ticket, chunk, version, extent, data } => {
                 self.repair(pg, ticket, (chunk, version), extent, data);
             }
+            Effect::Verify { round, chunk } => self.verify(pg, round, chunk),
+            Effect::Scrubbed { chunk, outcome } => self.on_scrubbed(pg, chunk, outcome),
             Effect::Unreadable { chunk, extent } => {
+                self.scrub.cannot_read(pg, chunk);
                 tracing::error!(%pg, device = %self.own.device, %chunk, ?extent, "critical: data that cannot be read here, and no other in-sync copy has it");
                 self.counters.unreadable_blocks.fetch_add(1, Ordering::Relaxed);
             }
@@ -359,6 +364,7 @@ impl Worker {
         });
         self.report_durable(pg);
         if repaired > 0 {
+            self.scrub.can_read(chunk);
             tracing::warn!(%pg, device = %self.own.device, %chunk, ?extent, "blocks that could not be read were put back from another copy");
             self.counters.repaired_blocks.fetch_add(repaired, Ordering::Relaxed);
         }
@@ -368,6 +374,7 @@ impl Worker {
         let (pg, purpose, result) = match fetched {
             Fetched::Data { pg, purpose, result } => (pg, purpose, result),
             Fetched::Found { pg, found } => return self.events.push_back((pg, found)),
+            Fetched::Unsound { pg, round, chunk } => return self.verify_blocks(pg, round, chunk),
         };
         let data =
             result.inspect_err(|error| tracing::error!(%pg, device = %self.own.device, %error, "a read failed")).ok();
@@ -509,7 +516,7 @@ mod tests {
         use pflex_proto::ids::{Epoch, Sequence};
         let repair = async {
             let (device, meta) = testing::disk();
-            let (config, _reports) = testing::config(Arc::clone(&device), &meta);
+            let (config, _reports) = testing::config(device.clone(), &meta);
             let (_commands, commands) = tokio::sync::mpsc::channel(1);
             let mut worker = Worker::new(config, Arc::default(), commands);
             let (sender, mut fetched) = tokio::sync::mpsc::unbounded_channel();

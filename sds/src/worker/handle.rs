@@ -42,6 +42,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) waiting: AtomicBool,
     /// Why the store does not work any more; never again empty.
     pub(crate) poison: OnceLock<String>,
+    /// Groups of which the only copy in sync is here, and could not apply a write (S4).
+    pub(crate) stuck_groups: AtomicU32,
     /// No room for another chunk.
     pub(crate) full: AtomicBool,
     /// Why a copy that this device should fill stays incomplete. Written when it changes, at most once in a tick.
@@ -65,6 +67,21 @@ pub(crate) struct DeviceCounters {
     pub(crate) repaired_blocks: AtomicU64,
     /// Blocks that could not be read here and that no other copy had, each time one was asked for.
     pub(crate) unreadable_blocks: AtomicU64,
+    /// The pass of the scrub that this device is at, and whether it has done its part of it.
+    pub(crate) scrub_pass: AtomicU64,
+    pub(crate) scrub_done: AtomicBool,
+    /// Of that pass: chunks looked at, and those left in the group that is being looked at and the groups to come.
+    pub(crate) scrubbed_chunks: AtomicU64,
+    pub(crate) scrub_left_chunks: AtomicU64,
+    /// Blocks that a scrub found unreadable on some copy, since the process started.
+    pub(crate) scrub_bad_blocks: AtomicU64,
+    /// Copies that a scrub found to differ from the one of this primary, since the process started: I4 was broken.
+    pub(crate) scrub_mismatches: AtomicU64,
+    /// Both of the present pass alone.
+    pub(crate) scrub_pass_bad_blocks: AtomicU64,
+    pub(crate) scrub_pass_mismatches: AtomicU64,
+    /// Chunks of groups that this device leads of which something is known to be unreadable on every copy.
+    pub(crate) unreadable_chunks: AtomicU64,
     /// Map changes up to here are in force and older admissions have drained (S20).
     pub(crate) confirmed: AtomicU64,
     /// Tokens are verified with every generation of the secret up to this one; 0: with none yet.
@@ -127,6 +144,11 @@ impl DeviceCounters {
     /// Why a copy that this device should fill stays incomplete; none while all goes well.
     pub(crate) fn join_trouble(&self) -> Option<String> {
         self.join_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many groups nobody serves before this device is opened anew; none while there are none.
+    pub(crate) fn stuck(&self) -> Option<u32> {
+        Some(self.stuck_groups.load(Ordering::Relaxed)).filter(|groups| *groups > 0)
     }
 
     /// Why the device is out of service; none while it works.
@@ -206,5 +228,76 @@ mod tests {
         assert_eq!(counters.progress(), 1, "the leader finds no progress before that");
         faulty.release();
         assert_eq!((told(20_000), counters.progress()), ((false, false), 2));
+    }
+}
+
+#[cfg(test)]
+mod stuck_tests {
+    use std::sync::Arc;
+
+    use pflex_proto::ids::{ChunkId, DeviceId, Epoch, OperationId, PgId, SdcId, VolatilityId, VolumeId};
+
+    use super::*;
+    use crate::{
+        device::{Fault, FaultyDevice, Injected, OpKind},
+        payload::Payload,
+        replication::{ClientKey, ClientWrite, Event, Extent, PgConfig, RequestId, WriteKind},
+        worker::{testing, worker::Worker},
+    };
+
+    /// The only copy in sync, on a disk that fails a write.
+    #[tokio::test]
+    async fn a_group_whose_only_copy_cannot_apply_a_write_is_stuck() {
+        let (device, meta) = testing::disk();
+        let device = FaultyDevice::new(device);
+        let (config, _reports) = testing::config(device.clone(), &meta);
+        let (_commands, commands) = mpsc::channel(1);
+        let counters = Arc::new(DeviceCounters::default());
+        let mut worker = Worker::new(config, Arc::clone(&counters), commands);
+        let (pg, own) = (PgId::default(), worker.own);
+        worker.slot(pg);
+        let config = |others: &[Member]| PgConfig {
+            pg,
+            epoch: Epoch(1),
+            primary: Some(own.device),
+            in_sync: [&[own], others].concat(),
+            volatility: VolatilityId(1),
+            forced: false,
+        };
+        worker.events.push_back((pg, Event::Config { config: config(&[]), joiners: Vec::new() }));
+        worker.decide();
+        assert!(worker.slots[&pg].core.is_serving());
+        device.inject(Fault { kind: OpKind::WriteDurable, after: 0, within: None, injected: Injected::Error });
+        let write = ClientWrite {
+            request: RequestId(1),
+            epoch: Epoch(1),
+            client: ClientKey { sdc: SdcId(1), volume: VolumeId(1) },
+            operation: OperationId(1),
+            low_water: OperationId(0),
+            chunk: ChunkId::default(),
+            extent: Extent::block(0),
+            kind: WriteKind::Data(Payload::computed(vec![7; 4096].into())),
+            merge: false,
+            creates_chunk: true,
+        };
+        worker.events.push_back((pg, Event::Write(write)));
+        worker.decide();
+        worker.publish();
+        assert_eq!(counters.stuck(), None, "it is being written");
+        while worker.store.poison().is_none() {
+            let durable = worker.store.durable().await;
+            worker.on_durable(durable);
+        }
+        worker.decide();
+        worker.publish();
+        assert!(worker.slots[&pg].core.status().failed);
+        assert_eq!(counters.stuck(), Some(1));
+        // As soon as another copy is in sync the group is served without this one.
+        let other = Member { device: DeviceId(2), ..own };
+        let next = PgConfig { epoch: Epoch(2), primary: Some(other.device), ..config(&[other]) };
+        worker.events.push_back((pg, Event::Config { config: next, joiners: Vec::new() }));
+        worker.decide();
+        worker.publish();
+        assert_eq!(counters.stuck(), None);
     }
 }

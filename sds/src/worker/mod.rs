@@ -19,6 +19,7 @@ mod pending;
 mod placement;
 mod rates;
 mod resync;
+mod scrub;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thread;
@@ -29,4 +30,5 @@ mod worker;
 pub(crate) use command::{Accepted, Command, Report};
 pub(crate) use departed::GRACE as DEPARTED_GRACE;
 pub(crate) use handle::DeviceHandle;
+pub(crate) use scrub::ScrubOrder;
 pub(crate) use thread::{WorkerConfig, spawn};

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{DeviceHandle, Report, WorkerConfig, spawn};
 use crate::{
-    device::MemoryDevice,
+    device::{Device, MemoryDevice},
     store::{FormatConfig, Geometry, MemoryMeta, Store, StoreConfig},
 };
 
@@ -38,7 +38,7 @@ pub(crate) fn open(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (Device
 }
 
 /// What its data thread is made of.
-pub(super) fn config(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (WorkerConfig, mpsc::Receiver<Report>) {
+pub(super) fn config(device: Arc<dyn Device>, meta: &Arc<MemoryMeta>) -> (WorkerConfig, mpsc::Receiver<Report>) {
     let cluster = CLUSTER;
     let (store, opened) =
         Store::open(device, Arc::clone(meta) as Arc<_>, StoreConfig { cluster, sds: SdsId(1) }).unwrap();

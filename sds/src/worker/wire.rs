@@ -14,7 +14,7 @@ use crate::{
     payload::Payload,
     replication::{
         BlockRun, BlockSums, Body, ChunkEntry, ChunkImage, ClientKey, Extent, LeaseGrant, LeaseRequest, Message,
-        OperationEntry, OperationSnapshot, OrderedWrite, Round, Time, WriteKind, limits,
+        OperationEntry, OperationSnapshot, OrderedWrite, Round, Time, VerifiedChunk, WriteKind, limits,
     },
 };
 
@@ -85,6 +85,11 @@ impl Encoder<'_> {
                 self.put(&25_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length)
             }
             Body::Unreserve { round, chunk } => self.put(&27_u8).put(&round.0).put(chunk),
+            Body::Verify { round, chunk } => self.put(&28_u8).put(&round.0).put(chunk),
+            Body::Verified { round, chunk, verified } => {
+                let VerifiedChunk { version, sums, bad } = verified;
+                self.put(&29_u8).put(&round.0).put(chunk).put(version).put(&sums.0).put(bad)
+            }
             Body::Blocks { round, chunk, extent, version, data } => {
                 self.put(&26_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length).put(version);
                 self.data(data.as_ref());
@@ -234,6 +239,16 @@ impl Decoder<'_> {
                 data: self.data()?,
             },
             27 => Body::Unreserve { round: self.round()?, chunk: self.get()? },
+            28 => Body::Verify { round: self.round()?, chunk: self.get()? },
+            29 => Body::Verified {
+                round: self.round()?,
+                chunk: self.get()?,
+                verified: VerifiedChunk {
+                    version: self.get()?,
+                    sums: BlockSums(self.body.list(BLOCKS_PER_CHUNK as usize)?),
+                    bad: self.body.list(BLOCKS_PER_CHUNK as usize)?,
+                },
+            },
             other => return Err(CodecError::BadTag { what: "replication message", value: other.into() }),
         };
         Ok(Message { from, to, pg, epoch, body })
@@ -429,6 +444,12 @@ mod tests {
             Body::Reserve { round, chunk },
             Body::Reserved { round, chunk, granted: true },
             Body::Unreserve { round, chunk },
+            Body::Verify { round, chunk },
+            Body::Verified {
+                round,
+                chunk,
+                verified: VerifiedChunk { version: Some(version), sums: BlockSums(vec![1, 2]), bad: vec![0, 255] },
+            },
             Body::ChunkRefused { round, chunk },
             Body::NoSpace,
             Body::Refused,
@@ -474,7 +495,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(which in 0..29_usize, at: prop::sample::Index, value: u8) {
+        fn damaged_messages_never_panic(which in 0..31_usize, at: prop::sample::Index, value: u8) {
             let body = bodies().swap_remove(which);
             let message = Message { from: member(1), to: member(2), pg: PgId::default(), epoch: Epoch(3), body };
             let mut bytes = Vec::new();

@@ -33,6 +33,7 @@ use super::{
     orphans::{Orphans, PURGE_BATCH, SWEEP_EVERY},
     pending::{Pending, PendingRequests},
     resync::Resync,
+    scrub::Scrub,
     thread::WorkerConfig,
 };
 use crate::{
@@ -102,6 +103,7 @@ pub(super) struct Worker {
     pub(super) memory: Memory,
     pub(super) departed: Departed,
     pub(super) resync: Resync,
+    pub(super) scrub: Scrub,
     /// One for each row that is being deleted.
     pub(super) forgotten: mpsc::UnboundedSender<(PgId, Result<(), MetaError>)>,
     lanes: Lanes,
@@ -175,6 +177,7 @@ impl Worker {
             memory,
             departed,
             resync: Resync::default(),
+            scrub: Scrub::default(),
             forgotten,
             lanes: Lanes {
                 commands,
@@ -251,6 +254,7 @@ impl Worker {
                 self.sessions.set_secrets(secrets);
                 self.counters.newest_key.store(newest, Ordering::Release);
             }
+            Command::Scrub(order) => self.on_scrub_order(order),
             Command::ProposalRejected { pg, expected_epoch } => {
                 self.events.push_back((pg, Event::ProposalRejected { expected_epoch }));
             }
@@ -318,6 +322,7 @@ impl Worker {
             self.look_for_departed(now);
         }
         self.purge();
+        self.scrub_next();
         self.publish();
     }
 
@@ -366,10 +371,11 @@ impl Worker {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         use crate::replication::RoleName;
         let mut roles = [0_u32; 3];
         let (mut resync_chunks, mut joins) = (0_u64, 0);
+        let mut stuck = 0_u32;
         let (mut trouble, mut troubled) = (None, 0_usize);
         for (pg, slot) in &self.slots {
             let status = slot.core.status();
@@ -378,6 +384,8 @@ impl Worker {
                 trouble = trouble.into_iter().chain([(*pg, why)]).min_by_key(|(pg, _)| *pg);
             }
             joins += u32::from(status.joining.is_some());
+            let alone = slot.core.config().is_some_and(|config| config.in_sync == [self.own]);
+            stuck += u32::from(status.failed && alone);
             resync_chunks += status.joining.and_then(|(_, chunks)| chunks).unwrap_or(0) as u64;
             match status.role {
                 RoleName::Opening { .. } | RoleName::Serving => roles[0] += 1,
@@ -398,6 +406,7 @@ impl Worker {
         let stats = self.store.stats();
         let unit = u64::from(pflex_proto::geometry::CHUNK_SIZE);
         let counters = &self.counters;
+        counters.stuck_groups.store(stuck, Ordering::Relaxed);
         counters.pgs_primary.store(roles[0], Ordering::Relaxed);
         counters.pgs_backup.store(roles[1], Ordering::Relaxed);
         counters.pgs_joining.store(roles[2], Ordering::Relaxed);

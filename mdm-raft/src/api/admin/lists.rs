@@ -10,11 +10,15 @@ use tonic::Status;
 
 use crate::{
     api::{Api, convert, error},
+    liveness::HeardScrub,
     state::{
         State,
-        model::{Component, Kind, Pool, Sds},
+        model::{Component, DeviceFaults, Kind, Pool, PoolScrub, Sds},
     },
 };
+
+/// What the last beats said of disks.
+type Disks = BTreeMap<DeviceId, (DeviceFaults, HeardScrub)>;
 
 /// The one with this name, or all; nothing at all with a name is an error of the caller.
 fn named<T>(kind: &str, name: &str, one: Option<T>, all: impl Iterator<Item = T>) -> Result<Vec<T>, Status> {
@@ -39,11 +43,11 @@ impl Api {
 
     pub(super) async fn pools(&self, request: ListRequest) -> Result<pb::ListPoolsReply, Status> {
         let name = request.name;
-        let used = self.reports().used_bytes();
+        let (used, disks) = (self.reports().used_bytes(), self.liveness().faults());
         let (_, rows) = self
             .read(request.stale, |state| {
                 named("pool", &name, state.pool_by_name(&name), state.all_pools())
-                    .map(|rows| rows.into_iter().map(|pool| pool_row(state, pool, &used)).collect())
+                    .map(|rows| rows.into_iter().map(|pool| pool_row(state, pool, &used, &disks)).collect())
             })
             .await?;
         Ok(pb::ListPoolsReply { pools: rows? })
@@ -105,7 +109,7 @@ impl Api {
     }
 }
 
-fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>) -> pb::PoolRow {
+fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>, disks: &Disks) -> pb::PoolRow {
     let usage = state.usage_of(pool);
     pb::PoolRow {
         pool: Some(convert::pool(pool)),
@@ -116,6 +120,30 @@ fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>) -> pb::Pool
         pgs_degraded: usage.degraded,
         pgs_unavailable: usage.unavailable,
         pgs_unassigned: usage.unassigned,
+        scrub: pool.scrub.map(|scrub| scrub_of(state, pool, scrub, disks)),
+    }
+}
+
+/// Of one that is under way, what the devices say of their parts.
+fn scrub_of(state: &State, pool: &Pool, scrub: PoolScrub, disks: &Disks) -> pb::PoolScrub {
+    let mut found = scrub.found;
+    if scrub.runs() {
+        for device in state.all_devices().filter(|device| device.pool == Some(pool.id)) {
+            let Some((_, part)) = disks.get(&device.id).filter(|(_, part)| part.pass == scrub.pass) else { continue };
+            found.chunks += part.found.chunks;
+            found.bad_blocks += part.found.bad_blocks;
+            found.mismatches += part.found.mismatches;
+            found.unreadable_chunks += part.found.unreadable_chunks;
+        }
+    }
+    pb::PoolScrub {
+        pass: scrub.pass,
+        started_at_ms: scrub.started.wall_ms,
+        ended_at_ms: scrub.ended.map(|ended| ended.wall_ms),
+        chunks: found.chunks,
+        bad_blocks: found.bad_blocks,
+        mismatches: found.mismatches,
+        unreadable_chunks: found.unreadable_chunks,
     }
 }
 

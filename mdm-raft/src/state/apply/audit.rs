@@ -295,6 +295,12 @@ impl State {
                 let object = if set.pool.is_empty() { "all pools".to_owned() } else { format!("pool {}", set.pool) };
                 Deed::new("rebuild.policy", object, what)
             }
+            Body::StartScrub(start) => {
+                let what = "every chunk is read on every copy, and the copies are compared";
+                Deed::new("pool.scrub", format!("pool {}", start.pool), what)
+            }
+            Body::EndScrub(end) => self.scrubbed(end),
+            Body::NoteDevice(note) => self.faults(note),
             Body::SdsLost(lost) => self.loss(lost),
             Body::SdsReturned(returned) => self.return_of(returned),
             Body::JudgeSds(judge) => self.judgement(judge)?,
@@ -338,6 +344,33 @@ impl State {
         };
         let what = format!("{planned}{}{kept_out}", lost.why);
         Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(severity)
+    }
+
+    fn scrubbed(&self, end: &proto::EndScrub) -> Deed {
+        let pool = self.pool(PoolId(end.pool_id)).map_or_else(|| "?".to_owned(), |pool| pool.name.clone());
+        let found = end.found.unwrap_or_default();
+        let what = format!(
+            "scrub {} is over: {} chunks compared, {} unreadable blocks found, {} sound copies that differed, {} chunks \
+             that no copy can read in full",
+            end.pass, found.chunks, found.bad_blocks, found.mismatches, found.unreadable_chunks
+        );
+        let severity = match (found.mismatches + found.unreadable_chunks, found.bad_blocks) {
+            (0, 0) => Severity::Info,
+            (0, _) => Severity::Warning,
+            _ => Severity::Critical,
+        };
+        Deed::new("pool.scrub", format!("pool {pool}"), what).severe(severity)
+    }
+
+    /// What has come since the last note.
+    fn faults(&self, note: &proto::NoteDevice) -> Deed {
+        let id = DeviceId(note.device_id);
+        let mut changes = self.devices.changes().filter(|(device, ..)| *device == id);
+        let new = changes
+            .find_map(|(_, before, now)| Some(now?.faults?.since(before.and_then(|device| device.faults.as_ref()))));
+        let new = new.unwrap_or_default();
+        let severity = if new.is_critical() { Severity::Critical } else { Severity::Warning };
+        Deed::new("device.faults", self.device_label(id), new.words()).severe(severity)
     }
 
     fn return_of(&self, returned: &proto::SdsReturned) -> Deed {

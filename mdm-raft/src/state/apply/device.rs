@@ -183,6 +183,7 @@ impl State {
             reported_by: None,
             lost_at: (!alive).then_some(context.log_time),
             slow: None,
+            faults: None,
         });
         id
     }

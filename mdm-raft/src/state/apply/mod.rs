@@ -13,6 +13,7 @@ mod rebuild;
 mod recovery;
 mod register;
 mod rename;
+mod scrub;
 mod secret;
 mod session;
 mod settings;
@@ -164,6 +165,9 @@ impl State {
             Body::ExitMaintenance(exit) => self.exit_maintenance(context, exit),
             Body::JudgeDisk(judge) => self.judge_disk(judge),
             Body::SetRebuildPolicy(set) => self.set_rebuild_policy(set),
+            Body::NoteDevice(note) => self.note_device(context, note),
+            Body::StartScrub(start) => self.start_scrub(context, start),
+            Body::EndScrub(end) => self.end_scrub(context, end),
             Body::FreezePg(freeze) => self.freeze_pg(context, freeze),
             Body::PromotePg(promote) => self.promote_pg(promote),
             Body::UnfreezePg(unfreeze) => self.unfreeze_pg(unfreeze),

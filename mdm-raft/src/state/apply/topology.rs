@@ -84,6 +84,7 @@ impl State {
             used: false,
             frozen: std::collections::BTreeMap::new(),
             rebuild: RebuildPolicy::default(),
+            scrub: None,
         });
         let adopted: Vec<DeviceId> = self
             .devices

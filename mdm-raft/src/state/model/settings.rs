@@ -59,6 +59,10 @@ settings! {
         "how long a server or device that keeps failing is kept out at most (S23); 0 takes it back at once";
     RebuildDelay = "rebuild.delay_ms", 600_000, 0..=604_800_000,
         "copies on a device that is out of service for this long get a new home";
+    ScrubInterval = "scrub.interval_s", 604_800, 0..=31_536_000,
+        "every chunk of a pool is read on every copy and compared this often; 0: only when an operator asks for it";
+    ScrubRate = "scrub.rate_mib_s", 8, 0..=10_000,
+        "how fast each device reads for a scrub of the groups that it leads; 0: as fast as it can";
 }
 
 /// The settings that differ from their defaults.

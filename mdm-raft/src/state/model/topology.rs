@@ -10,7 +10,7 @@ use pflex_proto::{
     rebuild::RebuildPolicy,
 };
 
-use super::{Component, Losses, Moment};
+use super::{Component, DeviceFaults, Losses, Moment, PoolScrub};
 use crate::placement::FaultDomain;
 
 /// A protection domain: SDSs and pools that have nothing to do with those of another.
@@ -63,6 +63,8 @@ pub struct Pool {
     pub frozen: BTreeMap<PgIndex, Freeze>,
     /// How fast its copies are filled.
     pub rebuild: RebuildPolicy,
+    /// The last scrub; none before the first.
+    pub scrub: Option<PoolScrub>,
 }
 
 /// A forced promotion on its way. Nobody becomes primary of its group until it is carried out or given up.
@@ -186,6 +188,8 @@ pub struct Device {
     pub lost_at: Option<LogTime>,
     /// How much slower its disk is than those of its peers, in words.
     pub slow: Option<String>,
+    /// What was wrong with its disk, as last noted; none while nothing was.
+    pub faults: Option<DeviceFaults>,
 }
 
 impl Device {

@@ -16,7 +16,10 @@ use super::{
     work::{moment, moment_row},
 };
 use crate::state::{
-    model::{Addresses, Device, Domain, FaultSet, Freeze, Pool, Registration, Sdc, Sds, WritePolicy},
+    model::{
+        Addresses, Device, DeviceFaults, Domain, FaultSet, Freeze, Pool, PoolScrub, Registration, ScrubFound, Sdc, Sds,
+        WritePolicy,
+    },
     table::Table,
 };
 
@@ -79,6 +82,7 @@ impl Row for Pool {
             frozen: self.frozen.iter().map(|(index, freeze)| (index.get(), freeze_row(*freeze))).collect(),
             // The default is no row: should it change, it does for all who never chose.
             rebuild: Some(self.rebuild).filter(|policy| *policy != RebuildPolicy::default()).map(policy_row),
+            scrub: self.scrub.map(scrub_row),
         })
     }
 
@@ -106,7 +110,53 @@ impl Row for Pool {
                 .map(|(index, row)| (PgIndex(index), Freeze { device: DeviceId(row.device), at: Revision(row.at) }))
                 .collect(),
             rebuild: row.rebuild.map(policy).transpose()?.unwrap_or_default(),
+            scrub: row.scrub.map(scrub),
         })
+    }
+}
+
+fn scrub_row(scrub: PoolScrub) -> proto::PoolScrub {
+    let ScrubFound { chunks, bad_blocks, mismatches, unreadable_chunks } = scrub.found;
+    proto::PoolScrub {
+        pass: scrub.pass,
+        started: Some(moment_row(scrub.started)),
+        ended: scrub.ended.map(moment_row),
+        chunks,
+        bad_blocks,
+        mismatches,
+        unreadable_chunks,
+    }
+}
+
+fn scrub(row: proto::PoolScrub) -> PoolScrub {
+    let proto::PoolScrub { pass, started, ended, chunks, bad_blocks, mismatches, unreadable_chunks } = row;
+    PoolScrub {
+        pass,
+        started: moment(started.unwrap_or_default()),
+        ended: ended.map(moment),
+        found: ScrubFound { chunks, bad_blocks, mismatches, unreadable_chunks },
+    }
+}
+
+const fn faults_row(faults: DeviceFaults) -> proto::DeviceFaults {
+    proto::DeviceFaults {
+        incarnation: faults.incarnation.get(),
+        repaired_blocks: faults.repaired_blocks,
+        unreadable_blocks: faults.unreadable_blocks,
+        scrub_bad_blocks: faults.scrub_bad_blocks,
+        scrub_mismatches: faults.scrub_mismatches,
+        noted_log_ms: faults.noted.get(),
+    }
+}
+
+const fn faults(row: proto::DeviceFaults) -> DeviceFaults {
+    DeviceFaults {
+        incarnation: Incarnation(row.incarnation),
+        repaired_blocks: row.repaired_blocks,
+        unreadable_blocks: row.unreadable_blocks,
+        scrub_bad_blocks: row.scrub_bad_blocks,
+        scrub_mismatches: row.scrub_mismatches,
+        noted: LogTime(row.noted_log_ms),
     }
 }
 
@@ -214,6 +264,7 @@ impl Row for Device {
             reported_by: self.reported_by.map(|process| process.as_bytes().to_vec()).unwrap_or_default(),
             lost_at_log_ms: self.lost_at.map(LogTime::get),
             slow: self.slow.clone().unwrap_or_default(),
+            faults: self.faults.map(faults_row),
         })
     }
 
@@ -236,6 +287,7 @@ impl Row for Device {
             },
             lost_at: row.lost_at_log_ms.map(LogTime),
             slow: Some(row.slow).filter(|why| !why.is_empty()),
+            faults: row.faults.map(faults),
         })
     }
 }

@@ -13,6 +13,7 @@ mod rebuild_policy;
 mod rebuilds;
 mod recovery;
 mod registration;
+mod scrubs;
 mod secrets;
 mod sessions;
 mod snapshots;

@@ -1,8 +1,9 @@
-//! Blocks go bad on disks, one copy of each at a time: reads of them fail until they are written again (S13).
+//! Blocks go bad on disks, one copy of each at a time: reads of them fail until they are written again; and scrubs, which
+//! find them (S13).
 
 use pflex_proto::ids::{ChunkId, DeviceId, PgId};
 
-use crate::replication::Body;
+use crate::replication::{Body, Event, ScrubOutcome};
 
 use super::store::{BLOCKS, Data};
 use super::world::World;
@@ -69,6 +70,72 @@ pub(super) fn heal(world: &mut World) {
         store.applied.bad.clear();
         store.durable.bad.clear();
     }
+}
+
+/// Now and then a primary looks at a chunk on all copies; from some moment on until it has looked at all.
+pub(super) fn scrub_sometimes(world: &mut World, device: DeviceId, pg: PgId) -> Result<(), String> {
+    let wanted = world.to_scrub.keys().find(|(of, _)| *of == pg).map(|(_, chunk)| *chunk);
+    let chunk = match wanted {
+        Some(chunk) if world.mdm.config(pg).primary == Some(device) => Some(chunk),
+        Some(_) => None,
+        None if world.decays && world.stormy && world.decay.percent(10) => {
+            let chunks: Vec<ChunkId> = world.nodes[&device].stores[&pg].applied.chunks.keys().copied().collect();
+            (!chunks.is_empty()).then(|| *world.decay.pick(&chunks))
+        }
+        None => None,
+    };
+    let Some(chunk) = chunk else { return Ok(()) };
+    let confirmed = world.decay.percent(50);
+    world.step(device, pg, Event::Scrub { chunk, confirmed })
+}
+
+/// A scrub has ended. Copies of a chunk that nobody writes are equal, unless they were made to differ (I4).
+pub(super) fn scrubbed(world: &mut World, pg: PgId, chunk: ChunkId, outcome: ScrubOutcome) -> Result<(), String> {
+    let ScrubOutcome::Checked(found) = outcome else { return Ok(()) };
+    if found.differing > 0 && !world.falsified.contains(&chunk) {
+        return Err(format!("I4: pg {pg}: a scrub of {chunk} finds {found:?}"));
+    }
+    // Not seen before the last time.
+    if let Some(left) = world.to_scrub.get_mut(&(pg, chunk)) {
+        *left -= 1;
+        if *left == 0 {
+            world.to_scrub.remove(&(pg, chunk));
+        }
+    }
+    Ok(())
+}
+
+/// In calm: every chunk, twice; some copies differ from their primaries' before.
+pub(super) fn scrub_everything(world: &mut World) {
+    for pg in world.mdm.pgs() {
+        let Some(primary) = world.mdm.config(pg).primary else { continue };
+        let replicas = world.mdm.replicas(pg).to_vec();
+        let chunks: Vec<ChunkId> = world.nodes[&primary].stores[&pg].applied.chunks.keys().copied().collect();
+        for chunk in chunks {
+            world.to_scrub.insert((pg, chunk), 2);
+            if world.decay.percent(30) {
+                let device = *world.decay.pick(&replicas);
+                let block = world.decay.below(BLOCKS as u64) as usize;
+                if device != primary && world.nodes[&device].stores[&pg].version(chunk).is_some() {
+                    world.falsified.insert(chunk);
+                    let node = world.nodes.get_mut(&device).expect("known node");
+                    node.stores.get_mut(&pg).expect("a replica has a store").falsify(chunk, block);
+                }
+            }
+        }
+    }
+}
+
+/// Everything was scrubbed, so nothing is bad anywhere.
+pub(super) fn none_anywhere(world: &World) -> Result<(), String> {
+    for (device, node) in &world.nodes {
+        for (pg, store) in &node.stores {
+            if !store.applied.bad.is_empty() {
+                return Err(format!("S13: pg {pg} on {device}: scrubbed and not repaired: {:?}", store.applied.bad));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Everything was read, so everything that was bad where reads go is repaired.

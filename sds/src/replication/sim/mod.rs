@@ -51,11 +51,17 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     world.write_and_discard()?;
     settle(&mut world, "after reading everything")?;
     decay::none_at_primaries(&world)?;
+    decay::scrub_everything(&mut world);
+    let until = world.now + RECOVERY;
+    if !world.run(until, |world| world.to_scrub.is_empty())? {
+        return Err(format!("not whole: {:?} are not scrubbed", world.to_scrub));
+    }
     let quiet = world.now + 1000 * MS;
     world.run(quiet, |_| false)?;
     for pg in world.mdm.pgs() {
         Oracle::identical(&world.nodes, pg, world.mdm.replicas(pg))?;
     }
+    decay::none_anywhere(&world)?;
     Oracle::nothing_set_aside(&world.nodes)?;
     world.check_history()?;
     Ok((world.finished_operations, world.next))
@@ -201,6 +207,8 @@ planted! {
     s7_a_forgotten_operation_is_noticed: ForgetOperations within 200,
     s7_an_undone_write_with_its_id_kept_is_noticed: KeepUndoneOperations within 300,
     s13_a_repair_with_another_version_is_noticed: RepairFromOtherVersion within 300,
+    s13_a_mend_while_it_is_written_is_noticed: MendWhileWritten within 300,
+    s13_a_repair_with_unverified_bytes_is_noticed: RepairUnverified within 200,
     s10_a_missing_unsynced_mark_is_noticed: SkipUnsyncedMark within 200,
     s10_a_write_during_the_lists_is_noticed: ForgetDirtyDuringList within 300,
 }

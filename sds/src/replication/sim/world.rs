@@ -1,12 +1,14 @@
 //! The simulated cluster: nodes, network, MDM, clients, and one queue of what happens next.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 
 use pflex_proto::ids::{ChunkId, DeviceId, Epoch, Incarnation, Member, PgId, PgIndex, PoolId};
 
 use crate::replication::planted::{Bug, Planted};
-use crate::replication::{Effect, Event, LeaseGrant, LeaseRequest, Message, Outcome, Proposal, RequestId};
+use crate::replication::{
+    Effect, Event, Extent, LeaseGrant, LeaseRequest, Message, Outcome, Proposal, RequestId, VerifiedChunk,
+};
 
 use super::client::Client;
 use super::history::History;
@@ -81,6 +83,10 @@ pub(super) struct World {
     /// still with them: every second run has none.
     pub(super) decays: bool,
     planted: Planted,
+    /// Chunks to scrub until it is done, and how often.
+    pub(super) to_scrub: BTreeMap<(PgId, ChunkId), u32>,
+    /// Copies of which chunks were made to differ on purpose.
+    pub(super) falsified: BTreeSet<ChunkId>,
     /// While faults and load go on.
     pub(super) stormy: bool,
     pub(super) told: BTreeMap<(DeviceId, PgId), (Epoch, Vec<Member>)>,
@@ -125,6 +131,8 @@ impl World {
             decay: Rng::new(seed ^ 0x5eed_bad0_b10c),
             decays: seed.is_multiple_of(2),
             planted: Planted(bug),
+            to_scrub: BTreeMap::new(),
+            falsified: BTreeSet::new(),
             stormy: true,
             told: BTreeMap::new(),
             watch_ends: BTreeMap::new(),
@@ -220,6 +228,7 @@ impl World {
             Item::Tick => {
                 self.node_after(50 * MS, device, Item::Tick);
                 for pg in self.nodes[&device].pgs.keys().copied().collect::<Vec<_>>() {
+                    super::decay::scrub_sometimes(self, device, pg)?;
                     // Not of the generator of chances: what is tried again when is no fault.
                     let jitter = (self.now / MS % 65_521) as u16;
                     self.step(device, pg, Event::Tick { jitter })?;
@@ -337,6 +346,7 @@ impl World {
             | Effect::ReadSums { .. }
             | Effect::FindUnreadable { .. }
             | Effect::ReadBlocks { .. }
+            | Effect::Verify { .. }
             | Effect::ReadDifference { .. } => {
                 // The result is from any moment between asking and answering.
                 let item = if self.rng.percent(50) {
@@ -351,6 +361,7 @@ impl World {
                 let merged = read.map(|_| (extent, data));
                 self.node_after(delay, device, Item::Pg(pg, Event::Merged { request, merged }));
             }
+            Effect::Scrubbed { chunk, outcome } => super::decay::scrubbed(self, pg, chunk, outcome)?,
             Effect::Unreadable { chunk, .. } => self.oracle.unreadable(&self.nodes, device, pg, chunk)?,
             Effect::Reserve { chunk } => {
                 let granted = self.rng.percent(97);
@@ -402,8 +413,17 @@ impl World {
                 Event::UnreadableFound { round, chunk, version, blocks }
             }
             Effect::ReadBlocks { round, chunk, extent } => {
-                let (version, data) = (store.version(chunk), store.read(chunk, extent));
+                let mut data = store.read(chunk, extent);
+                if self.planted.is(Bug::RepairUnverified) {
+                    data = data.or_else(|| Some(vec![u64::MAX]));
+                }
+                let version = store.version(chunk);
                 Event::BlocksRead { round, chunk, extent, version, data }
+            }
+            Effect::Verify { round, chunk } => {
+                let (version, sums, bad) =
+                    (store.version(chunk), store.sums(chunk), store.unreadable(chunk, Extent::CHUNK));
+                Event::Verified { round, chunk, verified: VerifiedChunk { version, sums, bad } }
             }
             other => panic!("not a store read: {other:?}"),
         }
