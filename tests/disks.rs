@@ -141,3 +141,76 @@ fn lost_disks_and_servers_are_replaced_by_those_that_are_left() {
         expect_block(&mut reader, WRITTEN + n * MIB, n + 1);
     }
 }
+
+/// The bytes of block `n`, to find it on a disk.
+fn place_of(file: &[u8], wanted: &[u8]) -> Option<usize> {
+    file.chunks_exact(BLOCK as usize).position(|found| found == wanted)
+}
+
+#[test]
+fn a_block_that_rots_on_one_copy_is_found_by_a_scrub_and_put_back() {
+    let cluster = Cluster::start_of("--mdm 1 --sds 3 --sdc 1");
+    cluster.expect(0, "settings set scrub.rate_mib_s=0");
+    let mut writer = disk(&cluster);
+    for n in 0..16 {
+        // Whole chunks go to the data area at once.
+        writer.write(n * MIB, &block(1_000 + n).repeat((MIB / BLOCK) as usize), false).expect("all is well");
+    }
+    // One copy of each of two blocks rots.
+    let deadline = Instant::now() + PATIENCE;
+    let mut rotten: Vec<(std::path::PathBuf, u64)> = Vec::new();
+    while rotten.len() < 2 {
+        assert!(Instant::now() < deadline, "the blocks never came to the data areas: {rotten:?}");
+        rotten.clear();
+        for stamp in [1_003, 1_011] {
+            let copies = (0..3).filter_map(|n| {
+                let path = cluster.dir().join(format!("sds{n}/device0"));
+                let place = last_place(&path, &block(stamp))?;
+                Some((path, place))
+            });
+            rotten.extend(copies.last());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    for (path, place) in &rotten {
+        let file = std::fs::OpenOptions::new().write(true).open(path).expect("a device is a file");
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0xa5; 512], place + 512).expect("it is ours");
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut found = 0;
+    // What is in memory still is found when it is read from the disk.
+    while found < 2 {
+        cluster.expect(0, "pool scrub default --wait");
+        let pool = cluster.json("pool show default -o json");
+        assert_eq!((&pool["scrub"], &pool["scrub_mismatches"]), (&"done".into(), &0.into()), "{pool}");
+        assert!(pool["scrubbed_chunks"].as_u64() > Some(0), "{pool}");
+        found += pool["scrub_bad_blocks"].as_u64().expect("a number");
+        assert!(Instant::now() < deadline, "{pool}");
+    }
+    until(&cluster, "event list", |events| {
+        let said = |event: &Value, what: &str| event["what"].as_str().is_some_and(|said| said.contains(what));
+        events.as_array().is_some_and(|events| {
+            events.iter().any(|event| event["kind"] == "device.faults" && said(event, "put back from another copy"))
+                && events.iter().any(|event| event["kind"] == "pool.scrub" && said(event, "unreadable blocks found"))
+        })
+    });
+    // The bytes are back, on both copies: nothing more is found.
+    cluster.expect(0, "pool scrub default --wait");
+    assert_eq!(cluster.json("pool show default -o json")["scrub_bad_blocks"], 0);
+    for n in 0..16 {
+        expect_block(&mut writer, n * MIB, 1_000 + n);
+    }
+    cluster.expect(0, "status --check");
+}
+
+/// Where such a block is in the data area of a device: behind everything else that holds it.
+fn last_place(path: &std::path::Path, wanted: &[u8]) -> Option<u64> {
+    let file = std::fs::File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    let mut piece = vec![0; MIB as usize];
+    // A mebibyte at a time: the file is sparse, and large.
+    (0..length / MIB).rev().find_map(|n| {
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut piece, n * MIB).ok()?;
+        place_of(&piece, wanted).map(|block| n * MIB + block as u64 * BLOCK)
+    })
+}
