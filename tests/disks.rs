@@ -163,12 +163,12 @@ fn a_block_that_rots_on_one_copy_is_found_by_a_scrub_and_put_back() {
         assert!(Instant::now() < deadline, "the blocks never came to the data areas: {rotten:?}");
         rotten.clear();
         for stamp in [1_003, 1_011] {
-            let copies = (0..3).filter_map(|n| {
+            let mut copies = (0..3).filter_map(|n| {
                 let path = cluster.dir().join(format!("sds{n}/device0"));
                 let place = last_place(&path, &block(stamp))?;
                 Some((path, place))
             });
-            rotten.extend(copies.last());
+            rotten.extend(copies.next_back());
         }
         std::thread::sleep(Duration::from_millis(200));
     }

@@ -30,8 +30,11 @@ pub(super) async fn run(tool: &Tool, session: &Session, name: &str, wait: bool) 
             started?;
         }
     }
+    if !wait {
+        return Ok(());
+    }
     let deadline = Instant::now() + tool.options.timeout.unwrap_or(LONG);
-    while wait {
+    loop {
         let fresh = Freshness::Linearizable;
         let row = only(ask!(session, &what, fresh, AdminClient.list_pools(one(fresh, name)))?.pools, "pool", name)?;
         if let Some(scrub) = row.scrub.filter(|scrub| scrub.ended_at_ms.is_some()) {
@@ -51,7 +54,6 @@ pub(super) async fn run(tool: &Tool, session: &Session, name: &str, wait: bool) 
         }
         tokio::time::sleep(PAUSE).await;
     }
-    Ok(())
 }
 
 /// What a pool's record says of its last scrub.

@@ -168,13 +168,12 @@ impl<D: Clone> Primary<D> {
         let Some(scrub) = &mut self.scrub else { return };
         let chunk = scrub.chunk;
         let Some(member) = scrub.differing.last().copied() else { return self.supply(base, cx) };
-        if !matches!(scrub.stage, Stage::Mending { .. }) {
-            if !base.planted.is(Bug::MendWhileWritten) {
-                if self.flight.has(chunk) || self.holds.is_held(chunk) {
-                    return self.end_scrub(base, cx, ScrubOutcome::Busy);
-                }
-                self.holds.hold(chunk, Reason::Mending);
+        let begins = !matches!(scrub.stage, Stage::Mending { .. });
+        if begins && !base.planted.is(Bug::MendWhileWritten) {
+            if self.flight.has(chunk) || self.holds.is_held(chunk) {
+                return self.end_scrub(base, cx, ScrubOutcome::Busy);
             }
+            self.holds.hold(chunk, Reason::Mending);
         }
         scrub.stage = Stage::Mending { since: cx.now };
         if let Some(backup) = self.backups.iter().find(|backup| backup.member == member) {
