@@ -337,5 +337,5 @@ async fn map_volume(client: &MdmClient, sdc: &str) -> anyhow::Result<u64> {
         })
         .await
         .context("map its volume")?;
-    Ok(mapped.id)
+    Ok(mapped.volume.unwrap_or_default().id)
 }

@@ -153,7 +153,7 @@ impl Cluster {
             };
             async move { AdminClient::new(connection).map_volume(message).await }
         });
-        mapped.await.unwrap()
+        mapped.await.unwrap().volume.unwrap()
     }
 
     pub(crate) async fn status(&self) -> ClusterStatus {

@@ -5,6 +5,8 @@ mod record;
 mod serve;
 mod unmap;
 
+use std::time::Instant;
+
 use clap::{Subcommand, ValueEnum};
 use pflex_proto::pb::{
     Access, CreateVolumeRequest, DeleteRequest, MapVolumeRequest, RenameRequest, ResizeVolumeRequest, TokenMode,
@@ -121,7 +123,8 @@ pub(super) enum Verb {
         /// Bytes per second at most, like 100MiB; 0 for no limit.
         #[arg(long, default_value = "0", value_parser = parse_size)]
         bandwidth: u64,
-        /// Return when the client serves it: what is mapped is known to the client a moment later.
+        /// Return when the client serves it: what is mapped is known to the client a moment later. And where it takes the
+        /// right to write away, wait longer than --timeout for servers that cannot be reached, as `unmap` does.
         #[arg(long)]
         wait: bool,
     },
@@ -196,6 +199,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         }
         Verb::Resize { name, size, confirm: args } => resize(tool, &session, name, size, args).await,
         Verb::Map { volume, sdc, access, iops, bandwidth, wait } => {
+            let started = Instant::now();
             let what = format!("map volume {volume} to {sdc}");
             let access = match access {
                 Rights::Rw => Access::ReadWrite,
@@ -209,7 +213,9 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
                 iops_limit: iops,
                 bandwidth_limit: bandwidth,
             };
-            let volume = change!(session, &what, AdminClient.map_volume(request))?;
+            let reply = change!(session, &what, AdminClient.map_volume(request))?;
+            unmap::revoked(&session, &what, ("mapped read-only", "writes"), started, &reply, wait).await?;
+            let volume = reply.volume.unwrap_or_default();
             if wait {
                 serve::wait(&session, &what, &volume, &sdc).await?;
             }

@@ -135,23 +135,22 @@ impl Admin for Api {
         self.change_volume(request, body).await.map(Response::new)
     }
 
-    async fn map_volume(&self, request: Request<pb::MapVolumeRequest>) -> Result<Response<pb::Volume>, Status> {
-        let request = request.into_inner();
-        let body = Body::MapVolume(proto::MapVolume {
-            volume: request.volume,
-            sdc: request.sdc,
-            access: request.access,
-            iops_limit: request.iops_limit,
-            bandwidth_limit: request.bandwidth_limit,
-        });
-        self.change_volume(request.request, body).await.map(Response::new)
+    async fn map_volume(&self, request: Request<pb::MapVolumeRequest>) -> Result<Response<pb::MappingReply>, Status> {
+        let pb::MapVolumeRequest { request, volume, sdc, access, iops_limit, bandwidth_limit } = request.into_inner();
+        let name = volume.clone();
+        let body = Body::MapVolume(proto::MapVolume { volume, sdc, access, iops_limit, bandwidth_limit });
+        self.change_mapping(request, name, body).await.map(Response::new)
     }
 
     async fn unmap_volume(
         &self,
         request: Request<pb::UnmapVolumeRequest>,
-    ) -> Result<Response<pb::UnmapVolumeReply>, Status> {
-        self.unmap(request.into_inner()).await.map(Response::new)
+    ) -> Result<Response<pb::MappingReply>, Status> {
+        let pb::UnmapVolumeRequest { request, volume, sdc } = request.into_inner();
+        let name = volume.clone();
+        self.change_mapping(request, name, Body::UnmapVolume(proto::UnmapVolume { volume, sdc }))
+            .await
+            .map(Response::new)
     }
 
     async fn delete_volume(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteReply>, Status> {

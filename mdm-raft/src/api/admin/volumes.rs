@@ -33,11 +33,21 @@ impl Api {
         }
     }
 
-    pub(super) async fn unmap(&self, request: pb::UnmapVolumeRequest) -> Result<pb::UnmapVolumeReply, Status> {
-        let body = Body::UnmapVolume(proto::UnmapVolume { volume: request.volume.clone(), sdc: request.sdc });
-        let (revision, answer) = self.propose_once(request.request, body).await?;
-        let Answer::Unmapped(unmapped) = answer else { return Err(error::odd_answer()) };
-        self.revoked(revision, &unmapped, request.volume).await
+    /// A mapping that is made, changed or ended. With rights that end it returns when they have.
+    pub(super) async fn change_mapping(
+        &self,
+        request: Option<pb::RequestId>,
+        name: String,
+        body: Body,
+    ) -> Result<pb::MappingReply, Status> {
+        match self.propose_once(request, body).await? {
+            (revision, Answer::Unmapped(unmapped)) => self.revoked(revision, &unmapped, name).await,
+            (_, Answer::Done(done)) => {
+                let (volume, log_time_ms) = (Some(self.volume_now(done.id, name)), self.log_time().get());
+                Ok(pb::MappingReply { volume, log_time_ms, ..pb::MappingReply::default() })
+            }
+            _ => Err(error::odd_answer()),
+        }
     }
 
     async fn revoked(
@@ -45,11 +55,11 @@ impl Api {
         revision: Revision,
         unmapped: &proto::Unmapped,
         name: String,
-    ) -> Result<pb::UnmapVolumeReply, Status> {
+    ) -> Result<pb::MappingReply, Status> {
         let waiting_for = self.await_revocation(revision, VolumeId(unmapped.volume_id)).await;
         let now = self.log_time().get();
         let pending = !waiting_for.is_empty() && now < unmapped.tokens_expire_log_ms;
-        Ok(pb::UnmapVolumeReply {
+        Ok(pb::MappingReply {
             volume: Some(self.volume_now(unmapped.volume_id, name)),
             pending_until_log_ms: if pending { unmapped.tokens_expire_log_ms } else { 0 },
             log_time_ms: now,

@@ -154,7 +154,7 @@ impl State {
             Body::AssignDevice(assign) => self.assign_device(assign),
             Body::CreateVolume(create) => self.create_volume(context, create),
             Body::ResizeVolume(resize) => self.resize_volume(resize),
-            Body::MapVolume(map) => self.map_volume(map),
+            Body::MapVolume(map) => self.map_volume(context, map),
             Body::UnmapVolume(unmap) => self.unmap_volume(context, unmap),
             Body::ReconfigurePgs(reconfigure) => self.reconfigure_pgs(reconfigure),
             Body::SdsLost(lost) => self.sds_lost(context, lost),

@@ -95,7 +95,8 @@ impl State {
     }
 
     /// Mapping again changes access and limits; taking rights away revokes the tokens that had them.
-    pub(super) fn map_volume(&mut self, map: &proto::MapVolume) -> Effect {
+    /// One that loses the right to write has its tokens revoked as by an unmapping.
+    pub(super) fn map_volume(&mut self, context: Context, map: &proto::MapVolume) -> Effect {
         let volume = self.named_volume(&map.volume)?.id;
         let sdc = self.named_sdc(&map.sdc)?.id;
         let access = validate::access(map.access)?;
@@ -104,9 +105,7 @@ impl State {
             return Err(validate::limit(format!("volume {}", map.volume), MAX_MAPPINGS_PER_VOLUME, "mappings"));
         }
         let reduced = before.is_some_and(|m| m.access == Access::ReadWrite && access == Access::ReadOnly);
-        if reduced {
-            self.revoke_tokens(volume);
-        }
+        let revoked = reduced.then(|| self.revoke_tokens(context, volume));
         self.mappings.put(Mapping {
             volume,
             sdc,
@@ -114,7 +113,7 @@ impl State {
             iops_limit: map.iops_limit,
             bandwidth_limit: map.bandwidth_limit,
         });
-        done(volume.get())
+        revoked.map_or_else(|| done(volume.get()), |revoked| Ok(Answer::Unmapped(revoked)))
     }
 
     /// Raises the volume's epoch (S20). The service waits for the SDSs; `tokens_expire_log_ms` bounds that wait, since
@@ -126,21 +125,20 @@ impl State {
             let object = format!("volume {}", unmap.volume);
             return Err(Refusal::new(ErrorCode::NotFound, object, format!("it is not mapped to sdc {}", unmap.sdc)));
         }
-        let epoch = self.revoke_tokens(volume);
-        Ok(Answer::Unmapped(proto::Unmapped {
-            volume_id: volume.get(),
-            volume_epoch: epoch.get(),
-            tokens_expire_log_ms: context.log_time.get() + REVOKED_WITHIN_MS,
-        }))
+        Ok(Answer::Unmapped(self.revoke_tokens(context, volume)))
     }
 
-    fn revoke_tokens(&mut self, volume: VolumeId) -> VolumeEpoch {
+    fn revoke_tokens(&mut self, context: Context, volume: VolumeId) -> proto::Unmapped {
         let mut epoch = VolumeEpoch::default();
         self.volumes.update(volume, |volume| {
             volume.epoch = volume.epoch.next();
             epoch = volume.epoch;
         });
-        epoch
+        proto::Unmapped {
+            volume_id: volume.get(),
+            volume_epoch: epoch.get(),
+            tokens_expire_log_ms: context.log_time.get() + REVOKED_WITHIN_MS,
+        }
     }
 
     pub(super) fn delete_volume(&mut self, name: &str) -> Effect {
