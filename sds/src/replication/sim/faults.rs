@@ -52,6 +52,7 @@ pub(super) fn strike(world: &mut World) {
                 world.network.block(pair, until);
             }
             world.nodes.get_mut(&device).expect("known node").mdm_cut_until = until;
+            world.fall_silent(device, 500);
         }
         88..95 => {
             let until = now + length(&mut world.rng, 100, 3000);

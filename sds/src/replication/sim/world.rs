@@ -493,9 +493,14 @@ impl World {
         if node.up && node.paused_until < self.now {
             node.paused_until = until;
             self.at(until, Happening::Resume(device));
-            if self.planted.is(Bug::SilenceIsProof) {
-                self.prove_dead(device, 4_000);
-            }
+            self.fall_silent(device, 500);
+        }
+    }
+
+    /// A device does not answer. That proves nothing (S8), unless the bug is planted that takes it for a proof.
+    pub(super) fn fall_silent(&mut self, device: DeviceId, within: u64) {
+        if self.planted.is(Bug::SilenceIsProof) {
+            self.prove_dead(device, within);
         }
     }
 
