@@ -102,6 +102,8 @@ impl From<&PgConfig> for pb::Pg {
             replica_device_ids: config.replicas.iter().map(|device| device.0).collect(),
             volatility: config.volatility.0,
             forced: config.forced,
+            // For people; nobody acts by it.
+            leaving_device_id: 0,
         }
     }
 }

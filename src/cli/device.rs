@@ -11,7 +11,7 @@ use pflex_proto::{
 use super::{
     Tool,
     complete::Of,
-    device_stats,
+    device_stats, drain,
     names::{Names, all, one},
     target::Target,
     view::ViewArgs,
@@ -68,6 +68,15 @@ pub(super) enum Verb {
         #[arg(long)]
         if_not_exists: bool,
     },
+    /// Move all copies of a device to others, so that it can be taken out for good.
+    #[command(after_help = "Refused when the other devices of its pool cannot take its copies.\n\n\
+        Example:\n  pflex device drain 3 --wait\n  pflex device remove 3 --yes")]
+    Drain {
+        /// As `device list` shows it.
+        id: u32,
+        #[command(flatten)]
+        how: drain::Args,
+    },
     /// Forget a device that holds no copies. It must be formatted before a server can use it again.
     #[command(after_help = "Example:\n  pflex device remove 3 --yes")]
     Remove {
@@ -87,6 +96,10 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let what = format!("add device {id} to pool {pool}");
             let request = AssignDeviceRequest { request: None, device_id: id, pool, if_not_exists };
             change!(session, &what, TopologyClient.assign_device(request))?;
+            tool.print(&Document::One(find(&session, id).await?))
+        }
+        Verb::Drain { id, how } => {
+            drain::run(tool, &session, &drain::Object::Device(id), &how).await?;
             tool.print(&Document::One(find(&session, id).await?))
         }
         Verb::Remove { id, confirm } => {
@@ -140,6 +153,8 @@ fn record(device: &Device, server: &str, pools: &Names) -> Record {
         .column("pool", "POOL", Some(device.pool_id).filter(|id| *id != 0).map(|id| pools.of(id)))
         .column("path", "PATH", &device.path)
         .column("in_service", "IN SERVICE", device.alive)
+        .column("draining", "DRAINING", device.draining_since_ms.is_some())
+        .hidden("draining_since", device.draining_since_ms.map_or(Value::Null, Value::Time))
         .column("capacity_bytes", "CAPACITY", Value::Bytes(device.capacity_bytes))
         .column("incarnation", "INCARNATION", device.incarnation)
         .column(

@@ -215,7 +215,8 @@ impl Groups {
     }
 
     fn is_whole(&self, pg: &Pg) -> bool {
-        pg.primary_device_id != 0 && pg.in_sync.len() == pg.replica_device_ids.len()
+        pg.primary_device_id != 0
+            && pg.in_sync.len() == pg.replica_device_ids.len() - usize::from(pg.leaving_device_id != 0)
     }
 
     /// The device whose copy is being promoted by force.
@@ -252,6 +253,11 @@ impl Groups {
             .wide("epoch", "EPOCH", pg.epoch)
             .hidden("in_sync", list(&in_sync))
             .hidden("copies", list(&replicas))
+            .wide(
+                "moves_from",
+                "MOVES FROM",
+                Some(pg.leaving_device_id).filter(|id| *id != 0).map(|id| self.devices.of(id)),
+            )
             .hidden("frozen_for", self.frozen_for(pg).map(|device| self.devices.of(device)))
             .hidden("forced", pg.forced)
     }

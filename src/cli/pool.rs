@@ -82,14 +82,17 @@ pub(super) enum Verb {
         name: String,
         new_name: String,
     },
-    /// Show which copies would move so that each device holds its share. Moving them is not carried out yet.
-    #[command(after_help = "Example:\n  pflex pool rebalance default --dry-run")]
+    /// Move copies so that each device holds its share. By itself that is done while the setting rebalance.auto is 1.
+    #[command(
+        after_help = "A few groups move at a time (setting rebalance.groups_per_device), and none ever has fewer copies than\n\
+        before. `pflex rebuild list` shows how far it is.\n\n\
+        Example:\n  pflex pool rebalance default --dry-run\n  pflex pool rebalance default --wait"
+    )]
     Rebalance {
         #[arg(add = Of::Pools.candidates())]
         name: String,
-        /// Only say what would move.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        how: rebalance::Args,
     },
     /// Read every chunk on every copy now and compare the copies; what cannot be read comes from another copy.
     ///
@@ -146,7 +149,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         Verb::Rename { name, new_name } => {
             object::rename::<Pools>(tool, &session, RenameKind::Pool, &name, &new_name).await
         }
-        Verb::Rebalance { name, dry_run } => rebalance::run(tool, &session, &name, dry_run).await,
+        Verb::Rebalance { name, how } => rebalance::run(tool, &session, &name, &how).await,
         Verb::Scrub { name, wait } => {
             scrub::run(tool, &session, &name, wait).await?;
             object::print::<Pools>(tool, &session, &name).await

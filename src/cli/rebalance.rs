@@ -1,28 +1,74 @@
-//! `pflex pool rebalance`: which copies would move so that each device holds its share.
+//! `pflex pool rebalance`: copies move so that each device holds its share; or which would.
 
-use pflex_proto::pb::{PlanRebalanceReply, PlanRebalanceRequest, topology_client::TopologyClient};
+use std::time::{Duration, Instant};
+
+use pflex_proto::pb::{
+    ListRebuildsRequest, PlanRebalanceReply, PlanRebalanceRequest, RebalanceRequest, topology_client::TopologyClient,
+    work_client::WorkClient,
+};
 
 use super::{Tool, names::Names};
 use crate::{
-    client::{Freshness, Session, ask},
+    client::{Freshness, Session, ask, change},
     error::{Exit, Failure},
     output::{self, Document, Format, Record, Value},
-    units::format_size,
+    units::{format_duration, format_size},
 };
 
-pub(super) async fn run(tool: &Tool, session: &Session, pool: &str, dry_run: bool) -> Result<(), Failure> {
+/// With `--wait`: a large pool takes long.
+const LONG: Duration = Duration::from_secs(24 * 3_600);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Only say what would move.
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until it is done [default limit: 24h].
+    #[arg(long, conflicts_with_all = ["dry_run", "cancel"])]
+    wait: bool,
+    /// End it: copies that have not moved stay.
+    #[arg(long, conflicts_with = "dry_run")]
+    cancel: bool,
+}
+
+pub(super) async fn run(tool: &Tool, session: &Session, pool: &str, args: &Args) -> Result<(), Failure> {
     let what = format!("rebalance pool {pool}");
-    if !dry_run {
-        return Err(Failure::new(
-            Exit::Conflict,
-            format!("{what}: moving data is not carried out yet; nothing was changed"),
-        )
-        .remedy("--dry-run shows what would move"));
+    if args.dry_run {
+        return dry_run(tool, session, &what, pool).await;
     }
+    let request = RebalanceRequest { request: None, pool: pool.to_owned(), cancel: args.cancel };
+    let moves = change!(session, &what, TopologyClient.rebalance(request))?.moves;
+    match moves {
+        _ if args.cancel => eprintln!("pool {pool} is not rebalanced any more"),
+        0 => eprintln!("pool {pool}: every device holds its share; nothing is to move"),
+        _ => eprintln!("pool {pool}: {moves} copies are to move; `pflex rebuild list` shows how far it is"),
+    }
+    let limit = tool.options.timeout.unwrap_or(LONG);
+    let deadline = Instant::now() + limit;
+    while args.wait {
+        let fresh = Freshness::Linearizable;
+        let request = ListRebuildsRequest { stale: false, pool: pool.to_owned(), unfinished: true };
+        let rows = ask!(session, &what, fresh, WorkClient.list_rebuilds(request))?.rebuilds;
+        let Some(row) = rows.iter().find(|row| row.kind == "rebalance") else { return Ok(()) };
+        if Instant::now() >= deadline {
+            let waits = row.waits_for.join("; ");
+            let why = format!("{what}: after {} {} groups are left; {waits}", format_duration(limit), row.groups_left);
+            return Err(
+                Failure::new(Exit::TimedOut, why).remedy("it goes on; `pflex rebuild list` shows how far it is")
+            );
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+async fn dry_run(tool: &Tool, session: &Session, what: &str, pool: &str) -> Result<(), Failure> {
     let fresh = Freshness::Linearizable;
     let devices = Names::devices(session, fresh).await?;
     let request = PlanRebalanceRequest { stale: false, pool: pool.to_owned() };
-    let plan = ask!(session, &what, fresh, TopologyClient.plan_rebalance(request))?;
+    let plan = ask!(session, what, fresh, TopologyClient.plan_rebalance(request))?;
     match tool.format(Format::Table) {
         format @ (Format::Table | Format::Wide | Format::Csv | Format::Name) => {
             let moves = plan.moves.iter().map(|step| {

@@ -28,7 +28,8 @@ pub(super) struct Args {
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Verb {
-    /// List the rebuilds of each pool, the oldest first: the one that is not done, and the last ones that are.
+    /// List the rebuilds, drains and rebalances of each pool, the oldest first: those that are not done, and the last ones
+    /// that are.
     #[command(
         after_help = "A rebuild begins when a placement group lacks a copy: a server was lost, came back without its newest\n\
         writes, or a device was emptied. It waits while no such copy can be filled, and is done when all groups of\n\
@@ -216,6 +217,7 @@ fn record(row: &RebuildRow) -> Record {
     Record::new(row.id)
         .column("id", "ID", row.id)
         .column("pool", "POOL", &row.pool)
+        .column("kind", "KIND", &row.kind)
         .column("state", "STATE", &row.state)
         .column("progress", "GROUPS DONE", format!("{} of {total}", row.groups_done))
         .hidden("groups_done", row.groups_done)

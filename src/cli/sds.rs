@@ -8,7 +8,7 @@ use pflex_proto::pb::{
 use super::{
     Tool,
     complete::Of,
-    maintenance,
+    drain, maintenance,
     names::{Names, freshness},
     object::{self, Kind},
     target::Target,
@@ -80,7 +80,19 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: maintenance::Verb,
     },
-    /// Remove a storage server that holds no data that is needed.
+    /// Move all copies of a storage server to others, so that it can be taken out for good.
+    #[command(
+        after_help = "Refused when the other servers cannot take its copies. It goes on by itself, a few groups at a time, and\n\
+        no group ever has fewer copies than before; the server gets none any more.\n\n\
+        Example:\n  pflex sds drain sds4 --wait\n  pflex sds remove sds4 --yes"
+    )]
+    Drain {
+        #[arg(add = Of::Servers.candidates())]
+        name: String,
+        #[command(flatten)]
+        how: drain::Args,
+    },
+    /// Remove a storage server that holds no data that is needed: one without devices, or drained and empty.
     #[command(after_help = "Example:\n  pflex sds remove sds4 --yes")]
     Remove {
         #[arg(add = Of::Servers.candidates())]
@@ -107,6 +119,10 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         }
         Verb::Maintenance { verb } => {
             let name = maintenance::run(verb, tool, &session).await?;
+            object::print::<Servers>(tool, &session, &name).await
+        }
+        Verb::Drain { name, how } => {
+            drain::run(tool, &session, &drain::Object::Sds(name.clone()), &how).await?;
             object::print::<Servers>(tool, &session, &name).await
         }
         Verb::Remove { name, confirm } => object::remove::<Servers>(&session, &name, confirm).await,
@@ -140,6 +156,11 @@ impl Kind for Servers {
     }
 }
 
+/// Whether all its devices are being emptied.
+fn drains(row: &SdsRow) -> bool {
+    !row.devices.is_empty() && row.devices.iter().all(|device| device.draining_since_ms.is_some())
+}
+
 fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
     let sds = row.sds.clone().unwrap_or_default();
     let addresses = sds.addresses.unwrap_or_default();
@@ -153,6 +174,7 @@ fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
         .hidden("alive", sds.alive)
         .column("maintenance", "MAINTENANCE", sds.maintenance_since_ms.is_some())
         .hidden("maintenance_since", sds.maintenance_since_ms.map_or(Value::Null, Value::Time))
+        .column("draining", "DRAINING", drains(row))
         .column("data_address", "DATA", addresses.data)
         .wide("control_address", "CONTROL", addresses.control)
         .wide("management_address", "MANAGEMENT", addresses.management)

@@ -83,6 +83,7 @@ pub(crate) fn device(device: &Device) -> pb::Device {
         alive: device.alive,
         pool_id: device.pool.map_or(0, PoolId::get),
         slow: device.slow.clone().unwrap_or_default(),
+        draining_since_ms: device.draining.map(|since| since.wall_ms),
     }
 }
 
@@ -105,6 +106,7 @@ pub(crate) fn pg(pg: &Pg) -> pb::Pg {
         replica_device_ids: pg.replicas.iter().map(|device| device.get()).collect(),
         volatility: pg.config.volatility.get(),
         forced: pg.forced,
+        leaving_device_id: pg.leaving.map_or(0, DeviceId::get),
     }
 }
 
@@ -124,6 +126,7 @@ pub(crate) fn pg_config(config: &proto::PgConfig) -> pb::Pg {
         volatility: config.volatility,
         // Only a primary that serves is told this way, and then it is one no more.
         forced: false,
+        leaving_device_id: 0,
     }
 }
 

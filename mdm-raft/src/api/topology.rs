@@ -1,9 +1,9 @@
-//! Fault sets, names, devices, maintenance, and what a rebalance would move.
+//! Fault sets, names, devices, maintenance, drains, and what a rebalance moves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pflex_proto::{
-    ids::{DeviceId, FaultSetId, PgId},
+    ids::{DeviceId, FaultSetId, LogTime, PgId, SdsId},
     pb::{self, topology_server::Topology},
     status::{self, Reason},
 };
@@ -15,7 +15,7 @@ use crate::{
     placement::{self, Candidate, Copies, Plan},
     state::{
         State,
-        model::{FaultSet, Pool},
+        model::{FaultSet, JobKind, Pool},
     },
 };
 
@@ -130,6 +130,46 @@ impl Topology for Api {
         }))
     }
 
+    async fn rebalance(&self, request: Request<pb::RebalanceRequest>) -> Result<Response<pb::RebalanceReply>, Status> {
+        let pb::RebalanceRequest { request, pool, cancel } = request.into_inner();
+        let planned = if cancel {
+            0
+        } else {
+            let plan = self.plan_rebalance(Request::new(pb::PlanRebalanceRequest { stale: false, pool: pool.clone() }));
+            u32::try_from(plan.await?.into_inner().moves.len()).unwrap_or(u32::MAX)
+        };
+        self.propose_once(request, Body::Rebalance(proto::Rebalance { pool, planned, cancel })).await?;
+        Ok(Response::new(pb::RebalanceReply { moves: planned }))
+    }
+
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
+        let pb::DrainRequest { request, sds, device_id, cancel } = request.into_inner();
+        let heard = self.reports().used_bytes();
+        let used = self.look(|state| used_of_pools(state, &heard));
+        let body = Body::Drain(proto::Drain { sds: sds.clone(), device_id, cancel, used });
+        self.propose_once(request, body).await?;
+        self.show_drain(Request::new(pb::ShowDrainRequest { stale: false, sds, device_id })).await
+    }
+
+    async fn show_drain(&self, request: Request<pb::ShowDrainRequest>) -> Result<Response<pb::DrainReply>, Status> {
+        let pb::ShowDrainRequest { stale, sds, device_id } = request.into_inner();
+        let now = self.log_time();
+        let (_, reply) = self
+            .read(stale, |state| {
+                let devices: Vec<DeviceId> = match (sds.as_str(), state.sds_by_name(&sds)) {
+                    ("", _) => match state.device(DeviceId(device_id)) {
+                        Some(device) => vec![device.id],
+                        None => return Err(error::not_found("device", &device_id.to_string())),
+                    },
+                    (_, Some(sds)) => state.devices_of(sds.id).map(|device| device.id).collect(),
+                    (name, None) => return Err(error::not_found("sds", name)),
+                };
+                Ok(drain_reply(state, &devices, now))
+            })
+            .await?;
+        Ok(Response::new(reply?))
+    }
+
     async fn enter_maintenance(
         &self,
         request: Request<pb::MaintenanceRequest>,
@@ -175,7 +215,7 @@ impl Inputs {
         let able: BTreeSet<DeviceId> = candidates.iter().map(|candidate| candidate.device).collect();
         Self {
             pgs: state.pgs_of(pool.id).map(|pg| pg.id).collect(),
-            groups: state.pgs_of(pool.id).map(|pg| pg.replicas.clone()).collect(),
+            groups: state.pgs_of(pool.id).map(|pg| pg.places().collect()).collect(),
             copies: pool.copies as usize,
             out_of_service: state
                 .all_devices()
@@ -189,6 +229,30 @@ impl Inputs {
 
     fn plan(&self) -> Option<Plan> {
         placement::plan(&self.groups, self.copies, &self.candidates)
+    }
+}
+
+/// What the copies of each pool hold, where all its SDSs have said it.
+fn used_of_pools(state: &State, used: &BTreeMap<SdsId, u64>) -> Vec<proto::PoolUse> {
+    let known = |pool: &&Pool| {
+        let mut devices = state.all_devices().filter(|device| device.pool == Some(pool.id));
+        devices.all(|device| used.contains_key(&device.sds))
+    };
+    let row = |pool: &Pool| proto::PoolUse {
+        pool_id: pool.id.get(),
+        bytes: convert::used_of(state, pool, used).saturating_mul(pool.copies.into()),
+    };
+    state.all_pools().filter(known).map(row).collect()
+}
+
+fn drain_reply(state: &State, devices: &[DeviceId], now: LogTime) -> pb::DrainReply {
+    let draining = devices.iter().any(|device| state.is_draining(*device));
+    let pools: BTreeSet<_> = devices.iter().filter_map(|id| state.device(*id)?.pool).collect();
+    let jobs = pools.into_iter().filter_map(|pool| state.open_job(pool, JobKind::Drain));
+    pb::DrainReply {
+        draining,
+        copies_left: devices.iter().map(|device| state.copies_on(*device) as u64).sum(),
+        waits_for: jobs.filter(|_| draining).flat_map(|job| state.job_waits_for(job, now)).collect(),
     }
 }
 

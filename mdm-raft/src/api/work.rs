@@ -18,7 +18,7 @@ use crate::{
     liveness::Resync,
     state::{
         State,
-        model::{RebuildJob, Snapshot},
+        model::{JobKind, RebuildJob, Snapshot},
     },
 };
 
@@ -118,8 +118,13 @@ fn rebuild_row(state: &State, job: &RebuildJob, now: LogTime, filling: Option<Re
         finished_at_ms: finished.wall_ms,
         finished_revision: finished.revision.get(),
         duration_ms: job.duration_ms(now),
-        waits_for: if open { state.rebuild_waits_for(job.pool, now) } else { Vec::new() },
-        copies_left: state.missing_in(job.pool).filter(|_| open).map_or(0, |missing| missing.total()),
+        waits_for: if open { state.job_waits_for(job, now) } else { Vec::new() },
+        kind: job.kind.to_string(),
+        copies_left: match job.kind {
+            JobKind::Rebuild => state.missing_in(job.pool).filter(|_| open).map_or(0, |missing| missing.total()),
+            // One of each group.
+            JobKind::Drain | JobKind::Rebalance => job.groups_left.into(),
+        },
         bytes_left: filling.map(|filling| filling.left_bytes),
         bytes_per_second: filling.map(|filling| filling.bytes_per_second),
         eta_ms: by_bytes.or_else(|| job.eta_ms(now)).filter(|_| !paused),
@@ -151,6 +156,8 @@ mod tests {
         let job = RebuildJob {
             pool: PoolId(1),
             id: JobId(1),
+            kind: JobKind::Rebuild,
+            planned: 0,
             state: JobState::Running,
             groups_left: 30,
             groups_done: 15,

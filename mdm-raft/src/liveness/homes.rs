@@ -82,7 +82,7 @@ impl Homeless {
         };
         let moves: Vec<proto::CopyMove> = moves.iter().map(step).collect();
         let kind = proto::MoveKind::Lost.into();
-        (!moves.is_empty()).then_some(Body::MoveCopies(proto::MoveCopies { pool_id: pool.get(), kind, moves }))
+        (!moves.is_empty()).then_some(Body::MoveCopies(proto::MoveCopies { pool_id: pool.get(), kind, moves, left: 0 }))
     }
 }
 

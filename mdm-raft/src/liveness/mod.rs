@@ -2,7 +2,8 @@
 //!
 //! Reading order: `tracker` (pure: what was heard, and what follows), `device` (the same of one device), `brake` (which
 //! verdicts wait, S23), `handle` (the tracker behind its lock), `worker` (ticks, probes, proposes), `judgement` (verdicts
-//! as commands), `homes` (what was lost for long gets another place), `scrubs` (when pools are
+//! as commands), `homes` (what was lost for long gets another place), `leads` (who came or
+//! returned leads its share), `moves` (drains and rebalances), `scrubs` (when pools are
 //! read through, and what devices say of their disks), `reports` (the 10 s health heartbeat, apart from this), `health` (what is logged of it).
 //!
 //! Only the leader judges. Whatever it concludes takes effect as a logged command that names the process it was about,
@@ -14,6 +15,8 @@ mod handle;
 mod health;
 pub(crate) mod homes;
 mod judgement;
+pub(crate) mod leads;
+pub(crate) mod moves;
 mod reports;
 pub(crate) mod scrubs;
 mod slow;

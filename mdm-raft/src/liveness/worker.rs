@@ -21,7 +21,7 @@ use super::{
     brake::TooMany,
     health, homes,
     judgement::{describe_verdicts, judgements, tell_results},
-    scrubs,
+    leads, moves, scrubs,
     slow::{Placed, Slowness},
     tracker::{Known, Thresholds},
 };
@@ -135,15 +135,19 @@ impl Worker {
         }
     }
 
-    /// Gives copies of devices that were lost for long new homes. Beside `lead`, whose verdicts wait for no plan.
+    /// Gives copies of devices that were lost for long new homes, and evens out who leads. Beside `lead`, whose verdicts
+    /// wait for no plan.
     async fn find_homes(&self) {
         let mut looks = tokio::time::interval(homes::LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = leads::Looks::default();
         loop {
             looks.tick().await;
             // Who is silent now may hold copies that are about to be missed, and this leader may be deaf.
             if !self.held.load(Ordering::Relaxed) {
                 self.propose_all(homes::commands(&self.group).await).await;
+                self.propose_all(leads::commands(&self.group, &mut looked)).await;
+                self.propose_all(moves::commands(&self.group, &mut looked).await).await;
             }
         }
     }
@@ -288,7 +292,15 @@ fn describe(body: &Body) -> String {
         Body::BootstrapCluster(_) => "bootstrapping the cluster".to_owned(),
         Body::JudgeSds(judge) => format!("{} verdicts", judge.verdicts.len()),
         Body::HoldEvictions(hold) => hold.why.clone(),
-        Body::MoveCopies(moves) => format!("new homes for {} copies of pool #{}", moves.moves.len(), moves.pool_id),
+        Body::MoveCopies(moves) => {
+            let why = match moves.kind() {
+                proto::MoveKind::Lost | proto::MoveKind::Unspecified => "new homes for",
+                proto::MoveKind::Drain => "a drain moves",
+                proto::MoveKind::Balance => "a rebalance moves",
+            };
+            format!("{why} {} copies of pool #{}", moves.moves.len(), moves.pool_id)
+        }
+        Body::MoveLeads(moves) => format!("{} leads of pool #{} even out", moves.moves.len(), moves.pool_id),
         Body::NoteDevice(note) => format!("faults of the disk of device {}", note.device_id),
         Body::StartScrub(start) => format!("pool {} is scrubbed", start.pool),
         Body::EndScrub(end) => format!("scrub {} of pool #{} is over", end.pass, end.pool_id),

@@ -5,7 +5,7 @@
 //! devices come and go; the same input gives the same output.
 //!
 //! Reading order: `place` (from nothing), `quota` (whose share is what), `rebalance` (from what is there), `plan` (that,
-//! with what it is good for), `rehome` (only what was lost), `balance` (who is primary).
+//! with what it is good for), `rehome` (only what was lost), `balance` (who is primary, from nothing and from what is).
 
 mod balance;
 mod plan;
@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 
 use pflex_proto::ids::{ByteCount, DeviceId, FaultSetId, PoolId, SdsId};
 
+pub use balance::even_leads;
 pub use plan::{Plan, plan};
 pub use rebalance::{Move, rebalance};
 pub use rehome::{Orphan, rehome};

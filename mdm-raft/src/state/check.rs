@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pflex_proto::ids::{ClientId, DeviceId, PgId};
+use pflex_proto::ids::{ClientId, DeviceId, Member, PgId};
 
 use super::{State, names::Names, sums::Sums};
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
             MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_REGISTRATIONS_KEPT,
             MAX_SNAPSHOTS_PER_VOLUME,
         },
-        model::{Component, Kind, MAX_LOSSES_KEPT},
+        model::{Component, Kind, MAX_LOSSES_KEPT, Pg},
     },
 };
 
@@ -129,9 +129,11 @@ impl State {
             let Some(pool) = self.pools.get(id.pool) else { return Err(format!("pg {id} is in no pool")) };
             *placed.entry(id.pool).or_default() += 1;
             hold!(id.index.get() < pool.pg_count, "pg {id} is beyond its pool");
-            hold!(pg.replicas.len() == pool.copies as usize, "pg {id} has {} replicas", pg.replicas.len());
+            hold!(pg.copies() == pool.copies as usize, "pg {id} has {} replicas", pg.replicas.len());
+            hold!(pg.config.in_sync.len() <= pg.copies(), "pg {id} has more copies in sync than it should have");
+            self.check_move(pg)?;
 
-            // I5: no two copies in one SDS or fault set.
+            // I5: no two copies in one SDS or fault set, but for one that leaves.
             let mut domains: BTreeSet<FaultDomain> = BTreeSet::new();
             let mut servers = BTreeSet::new();
             for replica in &pg.replicas {
@@ -139,6 +141,9 @@ impl State {
                     return Err(format!("pg {id} has a copy on device {replica}, which is not there"));
                 };
                 hold!(device.pool == Some(pool.id), "pg {id} has a copy on device {replica} of another pool");
+                if pg.leaving == Some(*replica) {
+                    continue;
+                }
                 hold!(servers.insert(device.sds), "pg {id} has two copies on sds {}", device.sds);
                 let domain = self.sds.get(device.sds).map(super::model::Sds::fault_domain);
                 hold!(domain.is_some_and(|d| domains.insert(d)), "pg {id} has two copies in one fault set");
@@ -176,6 +181,23 @@ impl State {
             let all = self.pools.get(pool).map_or(0, |pool| pool.pg_count);
             hold!(count == all, "pool {pool} has {count} of {all} groups placed");
         }
+        Ok(())
+    }
+
+    /// A copy that moves has a place to go to, where it can be filled.
+    fn check_move(&self, pg: &Pg) -> Result<(), String> {
+        let (Some(leaving), Some(newcomer)) = (pg.leaving, pg.newcomer()) else { return Ok(()) };
+        let id = pg.id;
+        hold!(leaving != newcomer, "pg {id} has a copy that moves to where it is");
+        hold!(pg.replicas.contains(&leaving), "pg {id} has a copy that moves from device {leaving}, where none is");
+        let others = pg.replicas.iter().filter(|device| **device == newcomer).count();
+        hold!(others == 1, "pg {id} has a copy that moves to where another one is");
+        let there = pg.config.member(newcomer).is_some() || self.devices.get(newcomer).is_some_and(|d| d.alive);
+        hold!(there || self.is_recovering(), "pg {id} has a copy that moves to device {newcomer}, which is lost");
+        hold!(
+            self.is_recovering() || pg.config.primary.is_some() || pg.config.member(newcomer).is_some(),
+            "pg {id} has a copy that moves and nobody who could fill it"
+        );
         Ok(())
     }
 
@@ -285,11 +307,23 @@ impl State {
         let holds_data = |id: PgId| !chosen && self.pools.get(id.pool).is_some_and(|pool| pool.used);
         for (id, before, now) in self.pgs.changes() {
             if let (Some(before), Some(now)) = (before, now) {
+                // A newcomer that is lost gives up its place at once: the copy that was to leave is still there.
+                let called_off = |member: &&Member| before.newcomer() == Some(member.device) && !self.is_alive(member);
                 let given_up = before.config.in_sync.iter().filter(|member| !now.replicas.contains(&member.device));
+                let given_up = given_up.filter(|member| !called_off(member));
                 let come = now.config.in_sync.iter().filter(|member| before.config.member(member.device).is_none());
                 hold!(
                     !holds_data(id) || given_up.count() <= come.count(),
                     "pg {id} gave up the place of a copy that was in sync"
+                );
+                // A copy that moved leaves when nothing is lost by it.
+                let gone = before.leaving.filter(|device| !now.replicas.contains(device));
+                hold!(
+                    gone.is_none()
+                        || !holds_data(id)
+                        || now.forced
+                        || now.config.in_sync.len() >= before.config.in_sync.len(),
+                    "pg {id} has fewer copies after one has moved"
                 );
                 let (old, new) = (&before.config, &now.config);
                 hold!(new.epoch > old.epoch, "pg {id} changed from epoch {} to {}", old.epoch, new.epoch);
@@ -373,5 +407,6 @@ impl State {
             || self.mappings.changes().next().is_some()
             || self.tokens.changes().next().is_some()
             || self.group_reports.changes().next().is_some()
+            || self.jobs.changes().next().is_some()
     }
 }

@@ -90,7 +90,8 @@ impl State {
     /// What will become of a group's copy on a device; none while that is in service, or in sync: then it has its home.
     pub fn outlook(&self, pg: &Pg, device: DeviceId, places: &Places) -> Option<Outlook> {
         let lost = self.devices.get(device).filter(|device| !device.alive)?;
-        if pg.config.member(device).is_some() {
+        // One that moves is on its way out: its new home is being filled already.
+        if pg.config.member(device).is_some() || pg.leaving == Some(device) {
             return None;
         }
         Some(if pg.config.primary.is_none() {
@@ -108,7 +109,7 @@ impl State {
         })
     }
 
-    fn has_another_domain(&self, pg: &Pg, device: DeviceId, places: &Places) -> bool {
+    pub(super) fn has_another_domain(&self, pg: &Pg, device: DeviceId, places: &Places) -> bool {
         let others = pg.replicas.iter().filter(|other| **other != device).filter_map(|other| self.devices.get(*other));
         let taken: BTreeSet<FaultDomain> =
             others.map(|other| self.domain_of(other)).filter(|domain| places.domains.contains(domain)).collect();
@@ -117,9 +118,17 @@ impl State {
 }
 
 impl Places {
+    /// Why nothing moves.
+    pub const fn hold(&self) -> Option<Hold> {
+        self.hold
+    }
+
     /// How long until copies on a device are given another. One of rows that do not say since when it is lost is lost
-    /// long enough.
+    /// long enough, and nobody waits for one that is to be taken out for good.
     fn wait_ms(&self, lost: &Device) -> u64 {
+        if lost.draining.is_some() {
+            return 0;
+        }
         let due = lost.lost_at.map_or(0, |at| at.get().saturating_add(self.delay_ms));
         due.saturating_sub(self.now.get())
     }

@@ -22,7 +22,7 @@ pub const MAX_MDM_IDS: usize = 4_096;
 pub const MAX_VOLUMES: usize = 524_288;
 /// Snapshots of one volume: PowerFlex's documented limit.
 pub const MAX_SNAPSHOTS_PER_VOLUME: usize = 126;
-/// Finished rebuilds kept of each pool: a day of one disk that comes and goes does not push out those of other pools.
+/// Finished rebuilds, drains and rebalances kept of each pool: a day of one disk that comes and goes does not push out those of other pools.
 pub const MAX_REBUILDS_KEPT: usize = 8;
 /// Bytes kept of what opened a rebuild.
 pub const MAX_REBUILD_WHY_BYTES: usize = 256;

@@ -35,13 +35,16 @@ impl Copies {
 }
 
 impl Pg {
-    /// The replicas that are not in sync.
+    /// The replicas that are not in sync. Of a copy that moves one place counts: the new one, once the old one is lost.
     pub(super) fn missing(&self) -> impl Iterator<Item = DeviceId> {
-        self.replicas.iter().copied().filter(|device| self.config.member(*device).is_none())
+        let has = |device: DeviceId| self.config.member(device).is_some();
+        let stands_in = self.newcomer().filter(|_| self.leaving.is_some_and(has));
+        let counts = move |device: &DeviceId| Some(*device) != self.leaving && Some(*device) != stands_in;
+        self.replicas.iter().copied().filter(counts).filter(move |device| !has(*device))
     }
 
     /// Whether none is missing.
-    pub(super) fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.missing().next().is_none()
     }
 }

@@ -16,6 +16,7 @@ mod homes;
 pub mod limits;
 mod missing;
 pub mod model;
+mod moving;
 mod names;
 mod query;
 mod rebuild;
@@ -33,6 +34,7 @@ use pflex_proto::ids::{LogTime, Revision};
 
 pub use event::{MapChange, MapEvent, ObjectRef};
 pub use homes::{Hold, Outlook, Places};
+pub use moving::Stuck;
 pub use query::{PgState, PoolUsage};
 pub use restore::{RestoreError, RestoredState};
 pub use table::{RowChange, Table};

@@ -215,7 +215,7 @@ impl State {
         self.health.get(component)
     }
 
-    /// The devices that may be given copies of a pool's groups: its own that are in service, and are to stay so.
+    /// The devices that may be given copies of a pool's groups: its own that are in service, and are to stay so and there.
     pub fn candidates(&self, pool: PoolId) -> Vec<Candidate> {
         self.candidates_if(pool, |device| device.alive && !self.is_in_maintenance(device.sds))
     }
@@ -226,7 +226,10 @@ impl State {
     }
 
     fn candidates_if(&self, pool: PoolId, may: impl Fn(&Device) -> bool) -> Vec<Candidate> {
-        let devices = self.devices.values().filter(|device| device.pool == Some(pool) && may(device));
+        let devices = self
+            .devices
+            .values()
+            .filter(|device| device.pool == Some(pool) && device.draining.is_none() && may(device));
         let candidate = |device: &Device| {
             let domain = self.sds.get(device.sds)?.fault_domain();
             Some(Candidate { device: device.id, domain, capacity: device.capacity })
@@ -259,7 +262,7 @@ impl State {
         let alive = pg.config.in_sync.iter().filter(|member| self.is_alive(member)).count();
         if pg.config.primary.is_none() || alive == 0 {
             PgState::Unavailable
-        } else if alive < pg.replicas.len() {
+        } else if alive < pg.copies() {
             PgState::Degraded
         } else {
             PgState::Active

@@ -1,7 +1,9 @@
-//! Rebuilds: opened when a group of a pool first lacks a copy, followed as groups become whole, finished when all are.
+//! Jobs. Rebuilds: opened when a group of a pool first lacks a copy, followed as groups become whole, finished when all are.
+//! Drains: as long as devices that are being emptied have copies. Rebalances: as long as other copies move or are planned to.
 //!
-//! No command speaks of them. `follow_rebuilds` runs at the end of each apply and derives everything from the groups that
-//! apply has changed, so what is recorded is what is, on every member, and progress costs no log entry of its own.
+//! No command speaks of rebuilds and drains. `follow_rebuilds` runs at the end of each apply and derives everything from the
+//! groups that apply has changed, so what is recorded is what is, on every member, and progress costs no log entry of its
+//! own. Of a rebalance the planner says, beside each move it begins, how much it has not begun.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,7 @@ use super::{
     Hold, Outlook, State,
     limits::{MAX_REBUILD_WHY_BYTES, MAX_REBUILDS_KEPT},
     missing::Missing,
-    model::{EventPart, JobId, JobState, Moment, RebuildJob},
+    model::{EventPart, JobId, JobKind, JobState, Moment, Pg, RebuildJob},
     rows::cluster::ConfigRow,
 };
 
@@ -19,6 +21,27 @@ use super::{
 const LISTED: usize = 4;
 /// Pools that have a part of an event: one that hits a thousand pools must not be a row of a hundred kilobytes.
 const MAX_PARTS: usize = 64;
+
+/// What the running apply has done in a pool.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    /// Groups that were not whole and are now.
+    mended: u64,
+    /// Groups that have left devices that are being emptied.
+    drained: u64,
+    /// Groups of which another copy has moved.
+    moved: u64,
+}
+
+impl Done {
+    const fn of(self, kind: JobKind) -> u64 {
+        match kind {
+            JobKind::Rebuild => self.mended,
+            JobKind::Drain => self.drained,
+            JobKind::Rebalance => self.moved,
+        }
+    }
+}
 
 impl State {
     /// Every rebuild that is kept, by pool, the oldest first.
@@ -33,7 +56,27 @@ impl State {
 
     /// The rebuild of a pool that is not finished.
     pub fn open_rebuild(&self, pool: PoolId) -> Option<&RebuildJob> {
-        self.rebuilds_of(pool).next_back().filter(|job| !job.is_finished())
+        self.open_job(pool, JobKind::Rebuild)
+    }
+
+    /// The job of this kind that is not finished.
+    pub fn open_job(&self, pool: PoolId, kind: JobKind) -> Option<&RebuildJob> {
+        self.rebuilds_of(pool).rev().find(|job| job.kind == kind).filter(|job| !job.is_finished())
+    }
+
+    /// What keeps a job from going on, each reason once.
+    pub fn job_waits_for(&self, job: &RebuildJob, now: LogTime) -> Vec<String> {
+        let waits = match job.kind {
+            JobKind::Rebuild => return self.rebuild_waits_for(job.pool, now),
+            JobKind::Drain => self.drain_waits_for(job.pool, &self.places_of(job.pool, now)),
+            JobKind::Rebalance => self.balance_waits_for(job.pool, now),
+        };
+        self.paused_words(job.pool).into_iter().chain(waits).collect()
+    }
+
+    fn paused_words(&self, pool: PoolId) -> Option<String> {
+        let paused = self.pools.get(pool).is_some_and(|pool| pool.rebuild.paused);
+        paused.then(|| "it is paused (`pflex rebuild resume`)".to_owned())
     }
 
     /// The copies that groups of a pool lack; none when all are whole.
@@ -47,7 +90,6 @@ impl State {
         if self.is_recovering() {
             return vec![Hold::Recovery.to_string()];
         }
-        let paused = self.pools.get(pool).is_some_and(|pool| pool.rebuild.paused);
         let mut lost: BTreeMap<String, BTreeMap<Outlook, u32>> = BTreeMap::new();
         let mut unserved: u64 =
             missing.copies.iter().filter(|(id, _)| self.device_alive(**id)).map(|(_, copies)| copies.unserved()).sum();
@@ -63,8 +105,7 @@ impl State {
                 }
             }
         }
-        let mut waits: Vec<String> =
-            paused.then(|| "it is paused (`pflex rebuild resume`)".to_owned()).into_iter().collect();
+        let mut waits: Vec<String> = self.paused_words(pool).into_iter().collect();
         waits.extend(lost.iter().map(|(who, outlooks)| waits_words(who, outlooks)));
         if unserved > 0 {
             let copies = if unserved == 1 { "1 copy belongs".to_owned() } else { format!("{unserved} copies belong") };
@@ -97,55 +138,124 @@ impl State {
         if running { JobState::Running } else { JobState::Waiting }
     }
 
-    /// Makes the rebuilds say what the running apply made of the groups and devices. `self.sums` must have followed it.
-    pub(super) fn follow_rebuilds(&mut self, now: Moment) {
-        // Groups that were not whole and are now.
-        let mut mended: BTreeMap<PoolId, u64> = BTreeMap::new();
-        for (PgId { pool, .. }, before, after) in self.pgs.changes() {
-            let done = before.is_some_and(|pg| !pg.is_whole()) && after.is_none_or(|pg| pg.is_whole());
-            *mended.entry(pool).or_default() += u64::from(done);
-        }
-        for (_, before, after) in self.devices.changes() {
-            let alive = |row: Option<&super::model::Device>| row.is_some_and(|device| device.alive);
-            if alive(before) != alive(after)
-                && let Some(pool) = after.and_then(|device| device.pool)
-            {
-                mended.entry(pool).or_default();
+    /// Groups that a job of this kind has to do with now, and whether it gets on; none: there is nothing to do.
+    fn work_left(&self, pool: PoolId, kind: JobKind) -> Option<(u32, JobState)> {
+        let state = |runs| if runs { JobState::Running } else { JobState::Waiting };
+        match kind {
+            JobKind::Rebuild => {
+                let missing = self.missing_in(pool)?;
+                Some((missing.groups, self.rebuild_state(missing)))
+            }
+            JobKind::Drain => {
+                let left = self.pgs_of(pool).filter(|pg| self.is_on_draining(pg)).count();
+                let runs = self.moving_in(pool).any(|(device, _)| self.is_draining(device));
+                (left > 0).then_some((u32::try_from(left).unwrap_or(u32::MAX), state(runs)))
+            }
+            JobKind::Rebalance => {
+                let planned = self.open_job(pool, kind).map_or(0, |job| job.planned);
+                let moving = self.moving_in(pool).filter(|(device, _)| !self.is_draining(*device));
+                let moving: u32 = moving.map(|(_, groups)| groups).sum();
+                (planned > 0 || moving > 0).then_some((planned.saturating_add(moving), state(moving > 0)))
             }
         }
-        let part = |kind: &str, pool: &str, what| EventPart { kind: kind.into(), object: format!("pool {pool}"), what };
+    }
+
+    fn is_on_draining(&self, pg: &Pg) -> bool {
+        let draining = self.sums.draining.get(&pg.id.pool);
+        draining.is_some_and(|devices| pg.replicas.iter().any(|device| devices.contains(device)))
+    }
+
+    /// Makes the rebuilds say what the running apply made of the groups and devices. `self.sums` must have followed it.
+    pub(super) fn follow_rebuilds(&mut self, now: Moment) {
+        let mut hit: BTreeMap<PoolId, Done> = BTreeMap::new();
+        for (PgId { pool, .. }, before, after) in self.pgs.changes() {
+            let done = hit.entry(pool).or_default();
+            let mended = before.is_some_and(|pg| !pg.is_whole()) && after.is_none_or(|pg| pg.is_whole());
+            done.mended += u64::from(mended);
+            let drains = |pg: &Pg| self.is_on_draining(pg);
+            done.drained += u64::from(before.is_some_and(drains) && !after.is_some_and(drains));
+            let left = before.and_then(|pg| pg.leaving).filter(|device| !self.is_draining(*device));
+            let moved = left.is_some_and(|device| after.is_some_and(|pg| !pg.replicas.contains(&device)));
+            done.moved += u64::from(moved);
+        }
+        for (_, before, after) in self.devices.changes() {
+            let told =
+                |row: Option<&super::model::Device>| row.map(|row| (row.alive, row.draining.is_some(), row.pool));
+            if told(before) != told(after) {
+                for pool in [before, after].into_iter().filter_map(|device| device?.pool) {
+                    hit.entry(pool).or_default();
+                }
+            }
+        }
+        for ((pool, _), ..) in self.jobs.changes() {
+            hit.entry(pool).or_default();
+        }
         let mut news = Vec::new();
-        for (pool, done) in mended {
-            let Some(row) = self.pools.get(pool) else {
+        for (pool, done) in hit {
+            let Some(name) = self.pools.get(pool).map(|row| row.name.clone()) else {
                 self.forget_rebuilds(pool);
                 continue;
             };
-            let name = row.name.clone();
-            let open = self.open_rebuild(pool).cloned();
-            match (open, self.missing_in(pool)) {
-                (None, None) => {}
-                (None, Some(missing)) => {
-                    let (groups_left, state) = (missing.groups, self.rebuild_state(missing));
-                    let job = self.open_job(pool, groups_left, state, now);
-                    let what = format!("rebuild {job} of pool {name} begins, {groups_left} groups, {state}");
-                    news.push(part("rebuild.begin", &name, what));
-                }
-                (Some(job), Some(missing)) => {
-                    let (groups_left, state) = (missing.groups, self.rebuild_state(missing));
-                    self.advance(&job, groups_left, done, state, now);
-                }
-                (Some(job), None) => {
-                    self.advance(&job, 0, done, JobState::Done, now);
-                    let took = now.at.get().saturating_sub(job.opened.at.get());
-                    let what = format!("rebuild {} of pool {name} is done after {took} ms", job.id);
-                    news.push(part("rebuild.done", &name, what));
-                }
+            for kind in JobKind::ALL {
+                news.extend(self.follow_job(pool, &name, kind, done.of(kind), now));
             }
         }
         self.add_to_event(now, news);
     }
 
-    fn open_job(&mut self, pool: PoolId, groups_left: u32, state: JobState, opened: Moment) -> JobId {
+    /// Opens, advances or ends a job; what there is to tell of it.
+    fn follow_job(&mut self, pool: PoolId, name: &str, kind: JobKind, done: u64, now: Moment) -> Option<EventPart> {
+        let part =
+            |what: &str, told| EventPart { kind: format!("{kind}.{what}"), object: format!("pool {name}"), what: told };
+        let open = self.open_job(pool, kind).cloned();
+        match (open, self.work_left(pool, kind)) {
+            (None, None) => None,
+            (None, Some((groups_left, state))) => {
+                let why = self.why_opened(now);
+                let job = self.begin_job(pool, kind, (groups_left, state), now, why);
+                Some(part("begin", format!("{kind} {job} of pool {name} begins, {groups_left} groups, {state}")))
+            }
+            (Some(job), Some((groups_left, state))) => {
+                self.advance(&job, groups_left, done, state, now);
+                None
+            }
+            (Some(job), None) => {
+                self.advance(&job, 0, done, JobState::Done, now);
+                let took = now.at.get().saturating_sub(job.opened.at.get());
+                Some(part("done", format!("{kind} {} of pool {name} is done after {took} ms", job.id)))
+            }
+        }
+    }
+
+    /// What a rebalance waits for: what its planner looks at.
+    fn balance_waits_for(&self, pool: PoolId, now: LogTime) -> Vec<String> {
+        let mut waits: Vec<String> = self.places_of(pool, now).hold().iter().map(ToString::to_string).collect();
+        if self.missing_in(pool).is_some() {
+            waits.push("copies that are missing are filled first".to_owned());
+        }
+        if self.open_job(pool, JobKind::Drain).is_some_and(|job| job.state == JobState::Running) {
+            waits.push("devices that are drained go first".to_owned());
+        }
+        if self.candidates(pool).len() != self.candidates_in_the_end(pool).len() {
+            waits.push("a server of the pool is in maintenance".to_owned());
+        }
+        waits
+    }
+
+    /// A rebalance of so many moves, which are all still to begin.
+    pub(super) fn begin_rebalance(&mut self, pool: PoolId, planned: u32, opened: Moment, why: &str) {
+        let id = self.begin_job(pool, JobKind::Rebalance, (planned, JobState::Waiting), opened, why.to_owned());
+        self.jobs.update((pool, id), |job| job.planned = planned);
+    }
+
+    fn begin_job(
+        &mut self,
+        pool: PoolId,
+        kind: JobKind,
+        (groups_left, state): (u32, JobState),
+        opened: Moment,
+        why: String,
+    ) -> JobId {
         let mut counters = self.counters();
         counters.job = JobId(counters.job.0 + 1);
         let id = counters.job;
@@ -153,14 +263,16 @@ impl State {
         self.jobs.put(RebuildJob {
             pool,
             id,
+            kind,
             state,
             groups_left,
+            planned: 0,
             groups_done: 0,
             opened,
             finished: None,
             since: opened.at,
             done_before: 0,
-            why: self.why_opened(opened),
+            why,
         });
         id
     }
@@ -191,9 +303,13 @@ impl State {
             }
         });
         if state == JobState::Done {
-            while self.rebuilds_of(job.pool).count() > MAX_REBUILDS_KEPT {
-                let Some(oldest) = self.rebuilds_of(job.pool).next().map(|job| (job.pool, job.id)) else { return };
-                self.jobs.remove(oldest);
+            let finished = |state: &Self| {
+                let jobs = state.rebuilds_of(job.pool).filter(|job| job.is_finished());
+                jobs.map(|job| (job.pool, job.id)).collect::<Vec<_>>()
+            };
+            let all = finished(self);
+            for oldest in &all[..all.len().saturating_sub(MAX_REBUILDS_KEPT)] {
+                self.jobs.remove(*oldest);
             }
         }
     }
@@ -213,7 +329,7 @@ impl State {
         let shown = news.iter().take(LISTED).map(|part| part.what.clone()).collect::<Vec<_>>().join("; ");
         let more = match news.len().saturating_sub(LISTED) {
             0 => String::new(),
-            more => format!("; and {more} rebuilds more"),
+            more => format!("; and {more} jobs more"),
         };
         news.truncate(MAX_PARTS);
         self.events.update(now.revision, |event| {
@@ -239,26 +355,35 @@ impl State {
             if job.done_before > job.groups_done {
                 return wrong("it has done less than before");
             }
-            let newest = self.rebuilds_of(job.pool).next_back().map(|job| job.id);
+            if job.planned > 0 && (job.kind != JobKind::Rebalance || job.is_finished()) {
+                return wrong("it has plans and is no rebalance that goes on");
+            }
+            let newest = self.rebuilds_of(job.pool).rfind(|other| other.kind == job.kind).map(|job| job.id);
             if !job.is_finished() && newest != Some(id) {
                 return wrong("a newer one was begun before it was done");
             }
         }
         for pool in self.pools.keys() {
-            let (open, missing) = (self.open_rebuild(pool), self.missing_in(pool));
-            match (open, missing) {
-                (None, None) => {}
-                (Some(job), Some(missing)) => {
-                    let (groups, state) = (missing.groups, self.rebuild_state(missing));
-                    if (job.groups_left, job.state) != (groups, state) {
-                        let told = format!("{} groups, {}", job.groups_left, job.state);
-                        return Err(format!("rebuild {}: says {told} of {groups} groups, {state}", job.id));
+            for kind in JobKind::ALL {
+                match (self.open_job(pool, kind), self.work_left(pool, kind)) {
+                    (None, None) => {}
+                    (Some(job), Some((groups, state))) => {
+                        if (job.groups_left, job.state) != (groups, state) {
+                            let told = format!("{} groups, {}", job.groups_left, job.state);
+                            return Err(format!("{kind} {}: says {told} of {groups} groups, {state}", job.id));
+                        }
                     }
+                    (Some(job), None) if kind == JobKind::Rebuild => {
+                        return Err(format!("rebuild {}: pool {pool} is whole", job.id));
+                    }
+                    (Some(job), None) => return Err(format!("{kind} {}: pool {pool} has nothing to move", job.id)),
+                    (None, Some(_)) if kind == JobKind::Rebuild => {
+                        return Err(format!("pool {pool} lacks copies and has no rebuild"));
+                    }
+                    (None, Some(_)) => return Err(format!("pool {pool} has copies to move and no {kind}")),
                 }
-                (Some(job), None) => return Err(format!("rebuild {}: pool {pool} is whole", job.id)),
-                (None, Some(_)) => return Err(format!("pool {pool} lacks copies and has no rebuild")),
             }
-            if self.rebuilds_of(pool).count() > MAX_REBUILDS_KEPT + 1 {
+            if self.rebuilds_of(pool).filter(|job| job.is_finished()).count() > MAX_REBUILDS_KEPT {
                 return Err(format!("pool {pool} keeps too many rebuilds"));
             }
         }

@@ -8,7 +8,7 @@ use pflex_proto::ids::{DeviceId, LogTime, PgId, PgIndex, PoolId, Revision, SdsId
 
 use super::{
     Outlook, PgState, State,
-    model::{Component, Device, Kind, Pg, Pool, Sdc, Sds, Told, Volume},
+    model::{Component, Device, JobKind, Kind, Pg, Pool, Sdc, Sds, Told, Volume},
 };
 
 /// One reason.
@@ -66,7 +66,7 @@ impl State {
             found.extend(self.pool_by_name(name).map(|pool| self.why_pool(pool, now)));
         }
         if asks("sds") {
-            found.extend(self.sds_by_name(name).map(|sds| self.why_sds(sds)));
+            found.extend(self.sds_by_name(name).map(|sds| self.why_sds(sds, now)));
         }
         if asks("sdc") {
             found.extend(self.sdc_by_name(name).map(|sdc| self.why_sdc(sdc)));
@@ -207,9 +207,9 @@ impl State {
 
     fn why_pool(&self, pool: &Pool, now: LogTime) -> Explanation {
         let mut causes = vec![self.pool_cause(pool)];
-        if let Some(job) = self.open_rebuild(pool.id) {
-            let waits = self.rebuild_waits_for(pool.id, now).into_iter().map(|wait| format!(": {wait}"));
-            let what = format!("its rebuild {} is {}{}", job.id, job.state, waits.collect::<String>());
+        for job in JobKind::ALL.into_iter().filter_map(|kind| self.open_job(pool.id, kind)) {
+            let waits = self.job_waits_for(job, now).into_iter().map(|wait| format!(": {wait}"));
+            let what = format!("its {} {} is {}{}", job.kind, job.id, job.state, waits.collect::<String>());
             causes.push(by(what, job.opened.revision));
         }
         causes.extend(self.worst_groups(pool));
@@ -288,9 +288,15 @@ impl State {
         causes
     }
 
-    fn why_sds(&self, sds: &Sds) -> Explanation {
+    fn why_sds(&self, sds: &Sds, now: LogTime) -> Explanation {
         let state = match (&sds.registration, sds.alive) {
             _ if sds.maintenance.is_some() => "in maintenance",
+            (Some(_), true) if self.is_sds_draining(sds.id) => {
+                match self.devices_of(sds.id).any(|d| self.copies_on(d.id) > 0) {
+                    true => "being drained",
+                    false => "drained",
+                }
+            }
             (None, _) => "never seen",
             (Some(_), true) => "alive",
             (Some(_), false) => "lost",
@@ -301,6 +307,7 @@ impl State {
                         it has keep their places while it is away; `pflex sds maintenance exit` ends that";
             by(what, since.revision)
         }));
+        causes.extend(self.devices_of(sds.id).flat_map(|device| self.drain_causes(device, now)));
         causes.extend(self.flapping(Component { kind: Kind::Sds, id: sds.id.get() }));
         if self.awaited_sds().contains(&sds.id) {
             causes.insert(
@@ -335,6 +342,7 @@ impl State {
 
     fn why_device(&self, device: &Device, now: LogTime) -> Explanation {
         let mut causes = vec![self.device_cause(device)];
+        causes.extend(self.drain_causes(device, now));
         if let Some(until) = self.device_kept_out(device.id, self.log_time()).filter(|_| !device.alive) {
             let losses = device.losses.counts(self.log_time())[1];
             causes.push(says(format!(
@@ -366,6 +374,23 @@ impl State {
         causes.extend(self.sds(device.sds).filter(|sds| !sds.alive).map(|sds| self.sds_cause(sds)));
         let state = if device.alive { "in service" } else { "out of service" };
         Explanation { object: format!("device {}", device.id), state: state.to_owned(), causes }
+    }
+
+    /// That a device is being emptied, and what that waits for.
+    fn drain_causes(&self, device: &Device, now: LogTime) -> Vec<Cause> {
+        let Some(since) = device.draining else { return Vec::new() };
+        let left = self.copies_on(device.id);
+        let what = match left {
+            0 => format!("device {} is drained and empty: it may be removed", device.id),
+            left => format!(
+                "device {} is being drained: it gets no copies, and {left} of its copies are still to move",
+                device.id
+            ),
+        };
+        let mut causes = vec![by(what, since.revision)];
+        let waits = device.pool.filter(|_| left > 0).map(|pool| self.drain_waits_for(pool, &self.places_of(pool, now)));
+        causes.extend(waits.into_iter().flatten().map(says));
+        causes
     }
 
     fn device_cause(&self, device: &Device) -> Cause {
@@ -407,6 +432,7 @@ impl State {
             let member = config.member(*device);
             let role = match member {
                 Some(_) if config.primary == Some(*device) => "the primary",
+                None if pg.newcomer() == Some(*device) => "being filled: a copy moves there",
                 Some(member) if self.is_alive(member) => "in sync",
                 Some(_) => "in sync, and lost: it holds writes that others may miss",
                 None => "not in sync: it misses writes until it has joined again",
@@ -414,7 +440,14 @@ impl State {
             let device_cause = self.device(*device).map(|device| self.device_cause(device));
             let Cause { what, revision } = device_cause.unwrap_or_else(|| says("it is gone"));
             let outlook = self.outlook(pg, *device, &places).map(|outlook| format!("; {outlook}")).unwrap_or_default();
-            causes.push(Cause { what: format!("its copy on device {device} is {role}; {what}{outlook}"), revision });
+            let moves = match (pg.leaving, pg.newcomer()) {
+                (Some(leaving), Some(to)) if leaving == *device => format!(", and moves to device {to}"),
+                _ => String::new(),
+            };
+            causes.push(Cause {
+                what: format!("its copy on device {device} is {role}{moves}; {what}{outlook}"),
+                revision,
+            });
         }
         Explanation { object: format!("pg {}", pg.id), state: state.to_owned(), causes }
     }

@@ -274,7 +274,34 @@ impl State {
             }
             Body::MoveCopies(moves) => {
                 let pool = self.pool(PoolId(moves.pool_id)).map_or_else(|| "?".to_owned(), |pool| pool.name.clone());
-                Deed::new("pg.move", format!("pool {pool}"), self.places_moved())
+                let what = match moves.kind() {
+                    proto::MoveKind::Lost | proto::MoveKind::Unspecified => self.places_moved(),
+                    proto::MoveKind::Drain => self.moves_begun("a drain"),
+                    proto::MoveKind::Balance => self.moves_begun("a rebalance"),
+                };
+                Deed::new("pg.move", format!("pool {pool}"), what)
+            }
+            Body::MoveLeads(moves) => {
+                let pool = self.pool(PoolId(moves.pool_id)).map_or_else(|| "?".to_owned(), |pool| pool.name.clone());
+                Deed::new("pg.lead", format!("pool {pool}"), self.leads_moved())
+            }
+            Body::Drain(drain) => {
+                let (kind, object) = match drain.sds.as_str() {
+                    "" => ("device.drain", format!("device {}", drain.device_id)),
+                    name => ("sds.drain", format!("sds {name}")),
+                };
+                let what = match drain.cancel {
+                    false => "is drained: it gets no copies any more, and those it has move to other devices",
+                    true => "is not drained any more: copies that have not moved stay",
+                };
+                Deed::new(kind, object, what)
+            }
+            Body::Rebalance(rebalance) => {
+                let what = match rebalance.cancel {
+                    false => format!("is rebalanced: {} to move", counted_copies(rebalance.planned)),
+                    true => "is not rebalanced any more: copies that have not moved stay".to_owned(),
+                };
+                Deed::new("pool.rebalance", format!("pool {}", rebalance.pool), what)
             }
             Body::EnterMaintenance(enter) => {
                 let what = "is in maintenance: it leads no group, and its copies keep their places while it is away";
@@ -447,21 +474,30 @@ impl State {
     /// Which copies left and joined the in-sync sets that primaries proposed.
     fn copies_moved(&self) -> String {
         let (mut left, mut joined) = (BTreeSet::new(), BTreeSet::new());
+        let mut moved: BTreeSet<DeviceId> = BTreeSet::new();
         for (_, before, now) in self.pgs.changes() {
             let (Some(before), Some(now)) = (before, now) else { continue };
             let has = |pg: &crate::state::model::Pg, device| pg.config.member(device).is_some();
-            left.extend(before.config.in_sync.iter().map(|m| m.device).filter(|device| !has(now, *device)));
+            // Whose copy has moved was not dropped.
+            let gone = before.leaving.filter(|device| !now.replicas.contains(device));
+            moved.extend(gone);
+            let dropped = before.config.in_sync.iter().map(|m| m.device).filter(|device| Some(*device) != gone);
+            left.extend(dropped.filter(|device| !has(now, *device)));
             joined.extend(now.config.in_sync.iter().map(|m| m.device).filter(|device| !has(before, *device)));
         }
         let copies = |devices: BTreeSet<DeviceId>| {
             let list = devices.iter().map(ToString::to_string).collect::<Vec<String>>().join(", ");
             if devices.len() == 1 { format!("copies on device {list}") } else { format!("copies on devices {list}") }
         };
+        let from = match moved.is_empty() {
+            true => String::new(),
+            false => format!(", instead of {}", copies(moved)),
+        };
         match (left.is_empty(), joined.is_empty()) {
             (true, true) => "as a primary changed the placement groups it serves".to_owned(),
             (false, true) => format!("as a primary dropped {}", copies(left)),
-            (true, false) => format!("as a primary took in synced {}", copies(joined)),
-            (false, false) => format!("as a primary dropped {} and took in {}", copies(left), copies(joined)),
+            (true, false) => format!("as a primary took in synced {}{from}", copies(joined)),
+            (false, false) => format!("as a primary dropped {} and took in {}{from}", copies(left), copies(joined)),
         }
     }
 
@@ -477,16 +513,31 @@ impl State {
             copies += new.len();
             came.extend(new);
         }
-        let list = |devices: &BTreeSet<DeviceId>| {
-            let mut said: Vec<String> = devices.iter().take(LISTED).map(|id| self.device_label(*id)).collect();
-            if devices.len() > LISTED {
-                said.push(format!("{} more", devices.len() - LISTED));
-            }
-            said.join(", ")
-        };
+        let list = |devices: &BTreeSet<DeviceId>| self.device_labels(devices);
         let copies =
             if copies == 1 { "1 copy gets a new home".to_owned() } else { format!("{copies} copies get new homes") };
         format!("{copies}: from {} to {}", list(&left), list(&came))
+    }
+
+    /// Which copies begin to move to which devices.
+    fn moves_begun(&self, why: &str) -> String {
+        let begun = self.pgs.changes().filter_map(|(.., now)| Some((now?.leaving?, now?.newcomer()?)));
+        let begun: Vec<(DeviceId, DeviceId)> = begun.collect();
+        if begun.is_empty() {
+            return format!("nothing more is to move for {why}");
+        }
+        let list = |devices: BTreeSet<DeviceId>| self.device_labels(&devices);
+        let (from, to) = (begun.iter().map(|step| step.0).collect(), begun.iter().map(|step| step.1).collect());
+        let copies = u32::try_from(begun.len()).unwrap_or(u32::MAX);
+        let begin = if copies == 1 { "begins" } else { "begin" };
+        format!("{} {begin} to move for {why}: from {} to {}", counted_copies(copies), list(from), list(to))
+    }
+
+    /// Which devices lead more groups than before.
+    fn leads_moved(&self) -> String {
+        let led = self.pgs.changes().filter_map(|(.., now)| now?.config.primary);
+        let to: BTreeSet<DeviceId> = led.collect();
+        format!("leads even out, to {}", self.device_labels(&to))
     }
 
     /// Groups that were reported and are not part of the restored state.
@@ -515,6 +566,14 @@ impl State {
         self.pool_by_name(pool).map_or_else(|| format!("pg {pool}.{index}"), |pool| format!("pg {}.{index}", pool.id))
     }
 
+    fn device_labels(&self, devices: &BTreeSet<DeviceId>) -> String {
+        let mut said: Vec<String> = devices.iter().take(LISTED).map(|id| self.device_label(*id)).collect();
+        if devices.len() > LISTED {
+            said.push(format!("{} more", devices.len() - LISTED));
+        }
+        said.join(", ")
+    }
+
     fn device_label(&self, id: DeviceId) -> String {
         let sds = self.device(id).map(|device| format!(" of {}", self.sds_label(device.sds)));
         format!("device {id}{}", sds.unwrap_or_default())
@@ -537,6 +596,10 @@ impl State {
 fn kept_out_words(losses: u32, now: LogTime, until: LogTime) -> String {
     let wait = until.get().saturating_sub(now.get()).div_ceil(1_000);
     format!("; lost {losses} times within an hour, so it is taken back in {wait} s at the earliest")
+}
+
+fn counted_copies(copies: u32) -> String {
+    if copies == 1 { "1 copy".to_owned() } else { format!("{copies} copies") }
 }
 
 /// `1 device`, `2 devices`.

@@ -184,6 +184,7 @@ impl State {
             lost_at: (!alive).then_some(context.log_time),
             slow: None,
             faults: None,
+            draining: None,
         });
         id
     }
@@ -270,7 +271,8 @@ impl State {
             more => format!("placement group {first} of pool {pool} and {more} more keep copies on it"),
         };
         let what = format!(
-            "{what}; those of a lost device get new homes after rebuild.delay_ms, moving others is not carried out yet"
+            "{what}; `pflex device drain {id}` moves them away, and those of a lost device get new homes after \
+             rebuild.delay_ms"
         );
         Refusal::new(ErrorCode::InUse, format!("device {id}"), what)
     }

@@ -3,8 +3,10 @@
 mod audit;
 mod cluster;
 mod device;
+mod drain;
 mod fault_set;
 mod health;
+mod leads;
 mod maintenance;
 mod moves;
 mod pg;
@@ -160,7 +162,10 @@ impl State {
             Body::SdsLost(lost) => self.sds_lost(context, lost),
             Body::SdsReturned(returned) => self.sds_returned(context, returned),
             Body::JudgeSds(judge) => self.judge_sds(context, judge),
-            Body::MoveCopies(moves) => self.move_copies(moves),
+            Body::MoveCopies(moves) => self.move_copies(context, moves),
+            Body::MoveLeads(moves) => self.move_leads(moves),
+            Body::Drain(drain) => self.drain(context, drain),
+            Body::Rebalance(rebalance) => self.rebalance(context, rebalance),
             Body::EnterMaintenance(enter) => self.enter_maintenance(context, enter),
             Body::ExitMaintenance(exit) => self.exit_maintenance(context, exit),
             Body::JudgeDisk(judge) => self.judge_disk(judge),

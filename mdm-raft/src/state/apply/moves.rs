@@ -1,33 +1,39 @@
 //! Copies that get another place. A command names the moves of one pool and why they are made; each is judged by itself
 //! against the epoch that its planner saw (compare-and-set), and one that is accepted raises that epoch.
 //!
-//! So far one kind: away from a device that is out of service. Such a copy misses writes, and would miss none the less if
+//! **Lost**: away from a device that is out of service. Such a copy misses writes, and would miss none the less if
 //! it came back, so giving up its place costs no redundancy: `in_sync` and the primary stay as they are, and the new
 //! device is a joiner, which the primary fills and proposes like any other (S3). What is still in sync never moves this
 //! way, alive or not: where no copy is alive, the lost ones are the only ones that have the writes, and they keep their
 //! places until one of them is back and serves. Only then the others, which left the in-sync set at that moment, may go.
 //!
-//! Moves of live copies are to be further kinds: they need both places until the new copy is in sync.
+//! **Drain** and **balance**: away from a living device, whose copy stays in sync until the new one is (`state::moving`).
+//! Only groups that lack nothing move this way: what is missing is filled first.
 
 use pflex_proto::ids::{DeviceId, Epoch, PgId, PgIndex, PoolId};
 
-use super::{Effect, Refusal, pg::config_message, validate};
+use super::{Context, Effect, Refusal, pg::config_message, validate};
 use crate::{
     command::{Answer, ErrorCode, proto},
     placement::FaultDomain,
-    state::{State, limits::MAX_MOVES, model::Device},
+    state::{
+        State,
+        limits::MAX_MOVES,
+        model::{Device, JobKind, Moment, Pg},
+        moving::Homes,
+    },
 };
 
 impl State {
     /// All moves of a command, in its order.
-    pub(super) fn move_copies(&mut self, command: &proto::MoveCopies) -> Effect {
+    pub(super) fn move_copies(&mut self, context: Context, command: &proto::MoveCopies) -> Effect {
         let pool = PoolId(command.pool_id);
         let object = self.pools.get(pool).map(|pool| format!("pool {}", pool.name));
         let object = object
             .ok_or_else(|| Refusal::new(ErrorCode::NotFound, format!("pool #{pool}"), "there is no pool of this id"))?;
-        match command.kind() {
-            proto::MoveKind::Lost => {}
-            proto::MoveKind::Unspecified => return Err(validate::invalid(object, "it does not say why copies move")),
+        let kind = command.kind();
+        if kind == proto::MoveKind::Unspecified {
+            return Err(validate::invalid(object, "it does not say why copies move"));
         }
         if command.moves.len() > MAX_MOVES {
             return Err(validate::limit(object, MAX_MOVES, "moves in one command"));
@@ -36,13 +42,16 @@ impl State {
             // S19: where copies are is only known at its end.
             return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));
         }
+        if kind == proto::MoveKind::Balance {
+            self.plan_says(context, pool, command.left);
+        }
         let results = command.moves.iter().map(|step| {
             let id = PgId { pool, index: PgIndex(step.index) };
-            let verdict = self.moved(id, step);
-            if let Ok(replicas) = &verdict
+            let verdict = self.moved(id, kind, step);
+            if let Ok(homes) = &verdict
                 && let Some(config) = self.pgs.get(id).map(|pg| pg.config.clone())
             {
-                self.open_epoch_on(id, replicas.clone(), config.in_sync, config.primary);
+                self.open_epoch_on(id, homes.clone(), config.in_sync, config.primary);
             }
             proto::ProposalResult {
                 accepted: verdict.is_ok(),
@@ -53,8 +62,50 @@ impl State {
         Ok(Answer::Reconfigured(proto::Reconfigured { results: results.collect() }))
     }
 
-    /// The places of a group's copies after a move, or why it may not be.
-    fn moved(&self, id: PgId, step: &proto::CopyMove) -> Result<Vec<DeviceId>, String> {
+    /// An operator asks for a rebalance, which the leader then plans and carries out, or for its end.
+    pub(super) fn rebalance(&mut self, context: Context, rebalance: &proto::Rebalance) -> Effect {
+        let pool = self.named_pool(&rebalance.pool)?.id;
+        let object = format!("pool {}", rebalance.pool);
+        let open = self.open_job(pool, JobKind::Rebalance).map(|job| (pool, job.id));
+        match (rebalance.cancel, open) {
+            (true, None) => {
+                return Err(Refusal::new(ErrorCode::Precondition, object, "it is not being rebalanced"));
+            }
+            (true, Some(job)) => {
+                self.jobs.update(job, |job| job.planned = 0);
+                let here: Vec<DeviceId> = self.moving_in(pool).map(|(device, _)| device).collect();
+                let here: Vec<DeviceId> = here.into_iter().filter(|id| !self.is_draining(*id)).collect();
+                self.call_off(|leaving| here.contains(&leaving));
+            }
+            (false, _) if self.is_recovering() => {
+                return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));
+            }
+            // Going on already, or nothing to do.
+            (false, Some(_)) => {}
+            (false, None) if rebalance.planned == 0 => {}
+            (false, None) => {
+                let (moment, left) = (moment(context), rebalance.planned);
+                self.begin_rebalance(pool, left, moment, "asked for by an operator");
+            }
+        }
+        super::done(pool.get())
+    }
+
+    /// What the planner still has to begin. The first it says opens the job.
+    fn plan_says(&mut self, context: Context, pool: PoolId, left: u32) {
+        match self.open_job(pool, JobKind::Rebalance).map(|job| (pool, job.id)) {
+            Some(job) if self.jobs.get(job).is_some_and(|job| job.planned != left) => {
+                self.jobs.update(job, |job| job.planned = left);
+            }
+            Some(_) => {}
+            None => {
+                self.begin_rebalance(pool, left, moment(context), "devices hold more than their shares of the pool")
+            }
+        }
+    }
+
+    /// Where the copies of a group belong after a move, or why it may not be.
+    fn moved(&self, id: PgId, kind: proto::MoveKind, step: &proto::CopyMove) -> Result<Homes, String> {
         let pg = self.pgs.get(id).ok_or_else(|| "there is no such placement group".to_owned())?;
         let (from, to) = (DeviceId(step.from_device_id), DeviceId(step.to_device_id));
         if pg.config.epoch != Epoch(step.expected_epoch) {
@@ -65,15 +116,14 @@ impl State {
         }
         let place = pg.replicas.iter().position(|device| *device == from);
         let place = place.ok_or_else(|| format!("device {from} has no copy to give up"))?;
-        if pg.config.member(from).is_some() {
-            return Err(format!("its copy on device {from} is in sync"));
-        }
-        // A return raises no epoch of a group that it is not in sync in: the planner may not have seen it.
-        if self.devices.get(from).is_some_and(|device| device.alive) {
-            return Err(format!("device {from} is in service"));
-        }
         if let Some(sds) = self.sds_of(from).filter(|sds| self.is_in_maintenance(*sds)) {
             return Err(format!("{} is in maintenance: its copies keep their places", self.sds_label(sds)));
+        }
+        match kind {
+            proto::MoveKind::Lost => self.is_lost_from(pg, from)?,
+            proto::MoveKind::Drain | proto::MoveKind::Balance | proto::MoveKind::Unspecified => {
+                self.may_leave(pg, kind, from)?;
+            }
         }
         let target = self.devices.get(to).ok_or_else(|| format!("there is no device {to}"))?;
         if !target.alive || target.pool != Some(id.pool) {
@@ -82,6 +132,12 @@ impl State {
         if self.is_in_maintenance(target.sds) {
             return Err(format!("device {to} is on an SDS in maintenance"));
         }
+        if target.draining.is_some() {
+            return Err(format!("device {to} is being drained"));
+        }
+        if to == from {
+            return Err(format!("device {to} is where that copy is"));
+        }
         let others = || pg.replicas.iter().copied().filter(|device| *device != from);
         let domain = self.domain_of(target);
         // I5, of the places of lost copies too: whoever had one may come back to it.
@@ -89,13 +145,55 @@ impl State {
         {
             return Err(format!("device {to} fails together with device {other}, which has a copy (I5)"));
         }
-        let mut replicas = pg.replicas.clone();
-        replicas[place] = to;
-        Ok(replicas)
+        let mut homes = pg.homes();
+        match kind {
+            proto::MoveKind::Lost => homes.replicas[place] = to,
+            proto::MoveKind::Drain | proto::MoveKind::Balance | proto::MoveKind::Unspecified => {
+                homes.replicas.push(to);
+                homes.leaving = Some(from);
+            }
+        }
+        Ok(homes)
+    }
+
+    fn is_lost_from(&self, pg: &Pg, from: DeviceId) -> Result<(), String> {
+        if pg.config.member(from).is_some() {
+            return Err(format!("its copy on device {from} is in sync"));
+        }
+        if pg.leaving == Some(from) || pg.newcomer() == Some(from) {
+            return Err(format!("its copy on device {from} is part of a move already"));
+        }
+        // A return raises no epoch of a group that it is not in sync in: the planner may not have seen it.
+        if self.devices.get(from).is_some_and(|device| device.alive) {
+            return Err(format!("device {from} is in service"));
+        }
+        Ok(())
+    }
+
+    /// Whether a living copy may go once another one is there.
+    fn may_leave(&self, pg: &Pg, kind: proto::MoveKind, from: DeviceId) -> Result<(), String> {
+        if pg.leaving.is_some() {
+            return Err("another copy of it is moving".to_owned());
+        }
+        if !pg.config.member(from).is_some_and(|member| self.is_alive(member)) {
+            return Err(format!("its copy on device {from} is not in sync or not in service"));
+        }
+        if !pg.is_whole() {
+            return Err("it lacks a copy, which is filled first".to_owned());
+        }
+        match (kind, self.is_draining(from)) {
+            (proto::MoveKind::Drain, false) => Err(format!("device {from} is not being drained")),
+            (proto::MoveKind::Balance, true) => Err(format!("device {from} is being drained")),
+            _ => Ok(()),
+        }
     }
 
     /// What a device fails together with.
     pub(in crate::state) fn domain_of(&self, device: &Device) -> FaultDomain {
         self.sds.get(device.sds).map_or(FaultDomain::Sds(device.sds), crate::state::model::Sds::fault_domain)
     }
+}
+
+const fn moment(context: Context) -> Moment {
+    Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms }
 }

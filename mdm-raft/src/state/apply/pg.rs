@@ -18,6 +18,7 @@ use crate::{
         State,
         limits::MAX_BATCH,
         model::{Pg, PgConfig, Registration},
+        moving::Homes,
     },
 };
 
@@ -43,12 +44,16 @@ impl State {
     /// - copies that are not alive leave, as long as one that is remains;
     /// - where none is alive nothing leaves, and there is no primary: unavailable, never a stale copy promoted;
     /// - a primary that is alive stays; else the live in-sync copy with the fewest primaries takes over;
+    /// - a copy that moves stays where it is when its new home is lost, or when nobody serves (`state::moving`);
     /// - after a restore (S19) nothing leaves and nobody serves until the operator says that all have reported.
     pub(super) fn settle_pgs(&mut self, touched: &BTreeSet<DeviceId>, restarted: &Restarts) {
         let hit: Vec<PgId> = self
             .pgs
             .values()
-            .filter(|pg| pg.config.in_sync.iter().any(|member| touched.contains(&member.device)))
+            .filter(|pg| {
+                let in_sync = pg.config.in_sync.iter().map(|member| member.device);
+                in_sync.chain(pg.newcomer()).any(|device| touched.contains(&device))
+            })
             .map(|pg| pg.id)
             .collect();
         let recovering = self.is_recovering();
@@ -77,7 +82,10 @@ impl State {
             if config.primary != primary {
                 count_move(&mut primaries, config.primary, primary);
             }
-            self.open_epoch(id, in_sync, primary);
+            let is_there = |device| self.devices.get(device).is_some_and(|device| device.alive);
+            let goes_on = primary.is_some() && pg.newcomer().is_none_or(is_there);
+            let homes = if goes_on { pg.homes() } else { pg.called_off(&in_sync) };
+            self.open_epoch_on(id, homes, in_sync, primary);
             if primary.is_some() {
                 // S12: the copy that was to be given up is here.
                 self.thaw(id);
@@ -85,9 +93,14 @@ impl State {
         }
     }
 
-    /// The live copy that is to lead: the one with the fewest primaries, not in maintenance if another one is there.
+    /// The live copy that is to lead: the one with the fewest primaries, and if another one is there, not in maintenance
+    /// and not one that is about to leave.
     pub(super) fn successor(&self, alive: &[Member], primaries: &PrimaryCounts) -> Option<DeviceId> {
-        let stays: Vec<Member> = alive.iter().copied().filter(|member| !self.is_in_maintenance(member.sds)).collect();
+        let stays: Vec<Member> = alive
+            .iter()
+            .copied()
+            .filter(|member| !self.is_in_maintenance(member.sds) && !self.is_draining(member.device))
+            .collect();
         fewest_primaries(if stays.is_empty() { alive } else { &stays }, primaries)
     }
 
@@ -102,23 +115,21 @@ impl State {
     /// The next epoch of a group, if who serves it differs from the present one.
     pub(super) fn open_epoch(&mut self, id: PgId, in_sync: Vec<Member>, primary: Option<DeviceId>) {
         if let Some(pg) = self.pgs.get(id) {
-            let replicas = pg.replicas.clone();
-            self.open_epoch_on(id, replicas, in_sync, primary);
+            let homes = pg.homes();
+            self.open_epoch_on(id, homes, in_sync, primary);
         }
     }
 
     /// The same, with the places of its copies: another order of the same copies is another configuration too, or
     /// two members could tell the group differently at one epoch.
-    pub(super) fn open_epoch_on(
-        &mut self,
-        id: PgId,
-        replicas: Vec<DeviceId>,
-        in_sync: Vec<Member>,
-        primary: Option<DeviceId>,
-    ) {
+    pub(super) fn open_epoch_on(&mut self, id: PgId, homes: Homes, in_sync: Vec<Member>, primary: Option<DeviceId>) {
         self.pgs.update(id, |pg| {
             let config = &mut pg.config;
-            if pg.replicas == replicas && config.in_sync == in_sync && config.primary == primary {
+            if pg.replicas == homes.replicas
+                && pg.leaving == homes.leaving
+                && config.in_sync == in_sync
+                && config.primary == primary
+            {
                 return;
             }
             // S14: no member of the old epoch is in the new one with its memory.
@@ -128,7 +139,8 @@ impl State {
             config.epoch = config.epoch.next();
             config.in_sync = in_sync;
             config.primary = primary;
-            pg.replicas = replicas;
+            pg.replicas = homes.replicas;
+            pg.leaving = homes.leaving;
         });
     }
 
@@ -156,9 +168,9 @@ impl State {
             match self.pgs.get(id) {
                 None => {
                     let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
-                    self.pgs.put(Pg { id, replicas, config, since: Revision(0), forced: false });
+                    self.pgs.put(Pg { id, replicas, config, since: Revision(0), forced: false, leaving: None });
                 }
-                Some(_) => self.open_epoch_on(id, replicas, in_sync, primary),
+                Some(_) => self.open_epoch_on(id, replicas.into(), in_sync, primary),
             }
         }
     }
@@ -183,6 +195,7 @@ impl State {
         if command.proposals.len() > MAX_BATCH {
             return Err(validate::limit(format!("sds {sds}"), MAX_BATCH, "proposals in one command"));
         }
+        let mut primaries = None;
         let results = command
             .proposals
             .iter()
@@ -190,7 +203,8 @@ impl State {
                 let id = PgId { pool: PoolId(proposal.pool_id), index: PgIndex(proposal.index) };
                 let verdict = self.proposed(sds, id, proposal);
                 if let Ok((in_sync, primary)) = &verdict {
-                    self.open_epoch(id, in_sync.clone(), Some(*primary));
+                    let (homes, in_sync, primary) = self.after_arrival(id, in_sync, *primary, &mut primaries);
+                    self.open_epoch_on(id, homes, in_sync, Some(primary));
                     // Its primary serves: it has made one state of what it had.
                     let expected = Epoch(proposal.expected_epoch);
                     if self.pgs.get(id).is_some_and(|pg| pg.forced && pg.config.epoch > expected) {
@@ -205,6 +219,33 @@ impl State {
             })
             .collect();
         Ok(Answer::Reconfigured(proto::Reconfigured { results }))
+    }
+
+    /// What an accepted proposal makes of a group: with the last of its copies that copy leaves that was to move, and if it
+    /// led, another one does.
+    fn after_arrival(
+        &self,
+        id: PgId,
+        in_sync: &[Member],
+        primary: DeviceId,
+        primaries: &mut Option<PrimaryCounts>,
+    ) -> (Homes, Vec<Member>, DeviceId) {
+        let Some(pg) = self.pgs.get(id) else { return (Vec::new().into(), in_sync.to_vec(), primary) };
+        let Some(homes) = pg.arrived(in_sync) else { return (pg.homes(), in_sync.to_vec(), primary) };
+        let stays: Vec<Member> =
+            in_sync.iter().copied().filter(|member| homes.replicas.contains(&member.device)).collect();
+        if stays.iter().any(|member| member.device == primary) {
+            return (homes, stays, primary);
+        }
+        let primaries = primaries.get_or_insert_with(|| self.primary_counts());
+        let alive: Vec<Member> = stays.iter().copied().filter(|member| self.is_alive(member)).collect();
+        match self.successor(&alive, primaries) {
+            Some(next) => {
+                count_move(primaries, Some(primary), Some(next));
+                (homes, stays, next)
+            }
+            None => (pg.homes(), in_sync.to_vec(), primary),
+        }
     }
 
     /// The configuration a proposal asks for, or why it may not be.

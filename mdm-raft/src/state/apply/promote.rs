@@ -52,7 +52,13 @@ impl State {
         }
         self.promotable(id, device)?;
         let Some(member) = self.present_life(device) else { return done(0_u64) };
-        self.open_epoch(id, vec![member], Some(device));
+        let in_sync = vec![member];
+        let homes = match self.pgs.get(id) {
+            Some(pg) if pg.newcomer() == Some(device) => pg.places().collect::<Vec<_>>().into(),
+            Some(pg) => pg.called_off(&in_sync),
+            None => return done(0_u64),
+        };
+        self.open_epoch_on(id, homes, in_sync, Some(device));
         self.pgs.update(id, |pg| pg.forced = true);
         self.thaw(id);
         done(u64::from(device.get()))

@@ -240,10 +240,24 @@ impl State {
         let untouched = said().next().is_none() && self.pools.get(id.pool).is_some_and(|pool| !pool.used);
         let epoch = said().map(|known| known.epoch).max().unwrap_or_default().max(pg.config.epoch);
         let volatility = said().map(|known| known.volatility).max().unwrap_or_default().max(pg.config.volatility);
-        let replicas = if self.may_hold(id.pool, &choice.newest, pg.replicas.len()) {
+        // In the middle of a move there was one place too many: those that count stay first.
+        let copies = pg.copies();
+        let replicas = if self.may_hold(id.pool, &choice.newest, copies) {
             choice.newest.replicas.clone()
         } else {
-            pg.replicas.clone()
+            let known = Some(&choice.newest).filter(|known| known.replicas.len() > copies);
+            known
+                .map(|known| self.apart(id.pool, devices_first(&known.in_sync, &known.replicas)))
+                .map(|apart| apart.into_iter().take(copies).collect::<Vec<_>>())
+                .filter(|apart| apart.len() == copies)
+                .unwrap_or_else(|| match pg.leaving {
+                    None => pg.replicas.clone(),
+                    Some(_) => self
+                        .apart(id.pool, devices_first(&pg.config.in_sync, &pg.replicas))
+                        .into_iter()
+                        .take(copies)
+                        .collect(),
+                })
         };
         let here = |device: &DeviceId| replicas.contains(device);
 
@@ -278,6 +292,7 @@ impl State {
         }
         self.pgs.update(id, |pg| {
             pg.replicas = replicas;
+            pg.leaving = None;
             pg.config.epoch = epoch.next();
             pg.config.in_sync = in_sync;
             pg.config.primary = None;
@@ -320,6 +335,13 @@ impl State {
             && known.replicas.iter().all(|id| fits(id, &mut domains, &mut servers))
     }
 
+    /// Those of these devices that can hold copies of one group together (I5), the first ones first.
+    fn apart(&self, pool: PoolId, devices: impl Iterator<Item = DeviceId>) -> Vec<DeviceId> {
+        let mut domains: BTreeSet<FaultDomain> = BTreeSet::new();
+        let of_pool = devices.filter(|id| self.devices.get(*id).is_some_and(|device| device.pool == Some(pool)));
+        of_pool.filter(|id| self.devices.get(*id).is_some_and(|d| domains.insert(self.domain_of(d)))).collect()
+    }
+
     /// Reports are kept only of groups that still wait for somebody.
     fn forget_what_is_settled(&mut self) {
         let awaited = |pg: &Pg| pg.config.primary.is_none();
@@ -333,6 +355,12 @@ impl State {
             self.group_reports.remove(pg);
         }
     }
+}
+
+fn devices_first<'a>(in_sync: &'a [Member], replicas: &'a [DeviceId]) -> impl Iterator<Item = DeviceId> + 'a {
+    let members = in_sync.iter().map(|member| member.device);
+    let others = replicas.iter().copied().filter(|device| in_sync.iter().all(|member| member.device != *device));
+    members.chain(others)
 }
 
 /// Makes a membership name a life that is over: its device keeps the place and never counts under it again.

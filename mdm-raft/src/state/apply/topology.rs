@@ -211,9 +211,20 @@ impl State {
 
     fn delete_sds(&mut self, name: &str) -> Effect {
         let id = self.named_sds(name)?.id;
-        if let Some(device) = self.devices_of(id).next() {
-            return Err(in_use("sds", name, format!("it has device {} ({}); remove it first", device.id, device.path)));
+        let devices: Vec<DeviceId> = self.devices_of(id).map(|device| device.id).collect();
+        for device in self.devices_of(id) {
+            let left = self.copies_on(device.id);
+            if device.draining.is_none() || left > 0 {
+                let copies = if left == 0 { String::new() } else { format!(" with {left} copies") };
+                let what = format!(
+                    "it has device {} ({}){copies}; `pflex sds drain {name}` empties it, or remove its devices first",
+                    device.id, device.path
+                );
+                return Err(in_use("sds", name, what));
+            }
         }
+        // Drained and empty: nobody needs them.
+        devices.into_iter().for_each(|device| drop(self.devices.remove(device)));
         self.sds.remove(id);
         self.forget_component(Component { kind: Kind::Sds, id: id.get() });
         done(id.get())

@@ -4,7 +4,7 @@ use std::fmt;
 
 use pflex_proto::ids::{LogTime, PoolId, Revision};
 
-/// A rebuild; never given out twice.
+/// A rebuild, drain or rebalance; never given out twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct JobId(pub u64);
 
@@ -14,14 +14,40 @@ impl fmt::Display for JobId {
     }
 }
 
+/// What a job is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum JobKind {
+    /// Copies that are missing are filled.
+    Rebuild,
+    /// Copies leave devices that are being emptied.
+    Drain,
+    /// Copies go to devices that hold less than their share.
+    Rebalance,
+}
+
+impl JobKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Rebuild, Self::Drain, Self::Rebalance];
+}
+
+impl fmt::Display for JobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rebuild => "rebuild",
+            Self::Drain => "drain",
+            Self::Rebalance => "rebalance",
+        })
+    }
+}
+
 /// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JobState {
-    /// No missing copy can be filled now: its device is out of service, or nobody serves its group.
+    /// No missing copy can be filled now: its device is out of service, or nobody serves its group. No copy moves.
     Waiting,
     /// At least one is being filled, or about to be.
     Running,
-    /// Every group of the pool is whole.
+    /// Every group of the pool is whole; everything has moved that was to.
     Done,
 }
 
@@ -46,23 +72,28 @@ pub struct Moment {
     pub wall_ms: u64,
 }
 
-/// A rebuild of a pool. Opened, followed and finished by `apply` alone, from the placement groups: no command speaks of it.
-/// A pool has at most one that is not done, and that is its newest.
+/// Copies of a pool that are filled: missing ones, or such that move. Opened, followed and finished by `apply` alone, from the
+/// placement groups; only of a rebalance the planner says what it has not begun. A pool has at most one of each kind that is
+/// not done, and that is the newest of its kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RebuildJob {
     /// Where.
     pub pool: PoolId,
     /// Which.
     pub id: JobId,
+    /// What for.
+    pub kind: JobKind,
     /// How far.
     pub state: JobState,
-    /// Groups that lack a copy now.
+    /// Groups that lack a copy now, or have one that is to move.
     pub groups_left: u32,
-    /// Groups that became whole since it was opened; never less.
+    /// Of a rebalance: groups whose copies have not begun to move.
+    pub planned: u32,
+    /// Groups that became whole, or whose copies have moved, since it was opened; never less.
     pub groups_done: u64,
-    /// When a group first lacked a copy.
+    /// When a group first lacked a copy, or one was first to move.
     pub opened: Moment,
-    /// When every group was whole.
+    /// When nothing was left to do.
     pub finished: Option<Moment>,
     /// When `state` began, and how many groups were done then.
     pub since: LogTime,

@@ -20,7 +20,7 @@ pub use cluster::{
 };
 pub use event::{Event, EventPart, Severity, Told};
 pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status};
-pub use job::{JobId, JobState, Moment, RebuildJob};
+pub use job::{JobId, JobKind, JobState, Moment, RebuildJob};
 pub use pg::{Pg, PgConfig};
 pub use recovery::{GroupReports, KnownConfig};
 pub use sample::{ClusterMetrics, HeartbeatLog, Heartbeats};

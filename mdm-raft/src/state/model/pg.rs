@@ -27,7 +27,7 @@ impl PgConfig {
 pub struct Pg {
     /// Which one.
     pub id: PgId,
-    /// Where its copies belong.
+    /// Where its copies belong; one more than copies while one of them moves.
     pub replicas: Vec<DeviceId>,
     /// Who may serve it now.
     pub config: PgConfig,
@@ -35,4 +35,6 @@ pub struct Pg {
     pub since: Revision,
     /// This configuration is a forced promotion (S12).
     pub forced: bool,
+    /// Its copy moves to the last of the replicas, and leaves when that is in sync (`state::moving`).
+    pub leaving: Option<DeviceId>,
 }

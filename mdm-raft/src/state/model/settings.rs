@@ -63,6 +63,12 @@ settings! {
         "every chunk of a pool is read on every copy and compared this often; 0: only when an operator asks for it";
     ScrubRate = "scrub.rate_mib_s", 8, 0..=10_000,
         "how fast each device reads for a scrub of the groups that it leads; 0: as fast as it can";
+    LeadReturn = "lead.return_ms", 5_000, 0..=86_400_000,
+        "a device gets leads, and copies of others, once in service for this long, and once more for each loss in the hour";
+    RebalanceAuto = "rebalance.auto", 1, 0..=1,
+        "1: copies move by themselves to devices that hold less than their share, new ones above all; 0: only when asked";
+    MovesPerDevice = "rebalance.groups_per_device", 4, 1..=1_024,
+        "groups that a device fills, or is filled in, at a time while copies move; new moves wait beyond";
 }
 
 /// The settings that differ from their defaults.

@@ -190,6 +190,8 @@ pub struct Device {
     pub slow: Option<String>,
     /// What was wrong with its disk, as last noted; none while nothing was.
     pub faults: Option<DeviceFaults>,
+    /// When it began to be emptied: it gets no copies, and those it has move away. None: it is not.
+    pub draining: Option<Moment>,
 }
 
 impl Device {

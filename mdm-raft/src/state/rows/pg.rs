@@ -41,6 +41,7 @@ impl Row for Pg {
             volatility: self.config.volatility.get(),
             since: self.since.get(),
             forced: self.forced,
+            leaving: self.leaving.map_or(0, DeviceId::get),
         })
     }
 
@@ -61,6 +62,7 @@ impl Row for Pg {
             },
             since: Revision(row.since),
             forced: row.forced,
+            leaving: optional(row.leaving),
         })
     }
 }

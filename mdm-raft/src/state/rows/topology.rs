@@ -265,6 +265,7 @@ impl Row for Device {
             lost_at_log_ms: self.lost_at.map(LogTime::get),
             slow: self.slow.clone().unwrap_or_default(),
             faults: self.faults.map(faults_row),
+            draining: self.draining.map(moment_row),
         })
     }
 
@@ -288,6 +289,7 @@ impl Row for Device {
             lost_at: row.lost_at_log_ms.map(LogTime),
             slow: Some(row.slow).filter(|why| !why.is_empty()),
             faults: row.faults.map(faults),
+            draining: row.draining.map(moment),
         })
     }
 }

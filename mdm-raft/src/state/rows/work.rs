@@ -8,7 +8,7 @@ use super::{
     open, proto, seal,
 };
 use crate::state::{
-    model::{JobId, JobState, Moment, RebuildJob, Snapshot, SnapshotId, SnapshotState},
+    model::{JobId, JobKind, JobState, Moment, RebuildJob, Snapshot, SnapshotId, SnapshotState},
     table::Table,
 };
 
@@ -46,6 +46,12 @@ impl Row for RebuildJob {
             since_log_ms: self.since.get(),
             done_before: self.done_before,
             why: self.why.clone(),
+            kind: match self.kind {
+                JobKind::Rebuild => 0,
+                JobKind::Drain => 1,
+                JobKind::Rebalance => 2,
+            },
+            planned: self.planned,
         })
     }
 
@@ -63,6 +69,13 @@ impl Row for RebuildJob {
                 3 => JobState::Done,
                 other => return Err(bad("rebuild state", other)),
             },
+            kind: match row.kind {
+                0 => JobKind::Rebuild,
+                1 => JobKind::Drain,
+                2 => JobKind::Rebalance,
+                other => return Err(bad("job kind", other)),
+            },
+            planned: row.planned,
             groups_left: row.groups_left,
             groups_done: row.groups_done,
             opened: row.opened.map(moment).ok_or_else(|| bad("rebuild", "without a beginning"))?,

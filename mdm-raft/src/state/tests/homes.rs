@@ -25,7 +25,7 @@ use crate::{
 const DELAY_MS: u64 = 600_000;
 
 pub(super) fn move_copies(moves: Vec<proto::CopyMove>) -> Body {
-    Body::MoveCopies(proto::MoveCopies { pool_id: POOL.get(), kind: proto::MoveKind::Lost.into(), moves })
+    Body::MoveCopies(proto::MoveCopies { pool_id: POOL.get(), kind: proto::MoveKind::Lost.into(), moves, left: 0 })
 }
 
 fn step(pg: &Pg, from: u32, to: u32) -> proto::CopyMove {
@@ -139,7 +139,7 @@ fn moves_that_may_not_be_are_refused_by_themselves() {
 
     let many = vec![step(&pg, 3, 4); MAX_MOVES + 1];
     assert_eq!(world.refused(move_copies(many)), ErrorCode::Limit);
-    let nameless = proto::MoveCopies { pool_id: POOL.get(), kind: 0, moves: vec![] };
+    let nameless = proto::MoveCopies { pool_id: POOL.get(), kind: 0, moves: vec![], left: 0 };
     assert_eq!(world.refused(Body::MoveCopies(nameless.clone())), ErrorCode::Invalid);
     assert_eq!(world.refused(Body::MoveCopies(proto::MoveCopies { pool_id: 9, ..nameless })), ErrorCode::NotFound);
 
@@ -180,7 +180,7 @@ fn a_copy_never_goes_to_where_a_lost_copy_of_its_group_may_come_back() {
     world.ok(lost(3, 3));
     let pg = world.state.pg(pg.id).unwrap().clone();
     let from = if pg.config.primary == Some(DeviceId(1)) { 3 } else { panic!("1 is the only one left") };
-    let in_q = |moves| Body::MoveCopies(proto::MoveCopies { pool_id: 2, kind: 1, moves });
+    let in_q = |moves| Body::MoveCopies(proto::MoveCopies { pool_id: 2, kind: 1, moves, left: 0 });
     let [result] = results(&mut world, in_q(vec![step(&pg, from, 5)])).try_into().unwrap();
     assert!(result.why.contains("fails together with device 2"), "{result:?}");
     let [result] = results(&mut world, in_q(vec![step(&pg, 2, 5)])).try_into().unwrap();

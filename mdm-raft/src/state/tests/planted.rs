@@ -71,6 +71,28 @@ fn check_finds_bad_groups() {
     found(|s| drop(s.devices.remove(DeviceId(1))), "not there");
     found(|s| s.devices.update(DeviceId(1), |d| d.alive = false), "not an in-sync copy that is alive");
     found(|s| s.devices.update(DeviceId(1), |d| d.lost_at = Some(LogTime(7))), "alive and lost");
+    // A copy that moves to nowhere, to where another one is, and from where none is; one place too many.
+    found(|s| s.pgs.update(PG, |pg| pg.leaving = Some(pg.replicas[0])), "replicas");
+    found(
+        |s| {
+            s.pgs.update(PG, |pg| {
+                pg.replicas.push(pg.replicas[1]);
+                pg.leaving = Some(pg.replicas[0]);
+            });
+        },
+        "where another one is",
+    );
+    found(
+        |s| {
+            s.pgs.update(PG, |pg| {
+                pg.replicas.push(DeviceId(3));
+                pg.leaving = Some(DeviceId(77));
+            });
+        },
+        "where none is",
+    );
+    found(|s| s.pgs.update(PG, |pg| pg.replicas.push(DeviceId(3))), "replicas");
+    found(|s| s.sums.moving.entry(POOL).or_default().extend([(DeviceId(1), 1)]), "no rebalance");
     // A move without regard to who is in sync.
     found(
         |s| {

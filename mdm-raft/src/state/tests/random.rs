@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use pflex_proto::ids::{Epoch, LogTime, PgId};
+use pflex_proto::ids::{DeviceId, Epoch, LogTime, PgId};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::homes::move_copies;
+use super::leads::move_leads;
 use super::maintenance::{enter, exit};
+use super::moves::{cancel, drain, drain_device, move_live, rebalance};
 use super::secrets::{drop_old, rotate, sign};
 use super::snapshots::{create_snapshot, set_snapshot};
 use super::topology::{assign, create_fault_set, rename};
@@ -19,7 +21,7 @@ use super::world::{
 };
 use crate::{
     command::{Answer, Body, Request, proto},
-    liveness::homes::Homeless,
+    liveness::{homes::Homeless, leads::Looks, moves::Moving},
     testing::{Seeds, rng},
 };
 
@@ -140,6 +142,50 @@ fn a_move(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
     Some(move_copies(vec![step]))
 }
 
+/// A living copy that moves: a plan, or something like one.
+fn a_live_move(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
+    let later = LogTime(world.now + 3_600_000);
+    let mut looks = Looks::default();
+    looks.commands(&world.state, LogTime(world.now));
+    looks.commands(&world.state, later);
+    let planned = Moving::all(&world.state, &looks, later).first().and_then(|pool| pool.command().0);
+    if planned.is_some() && rng.random_bool(0.7) {
+        return planned;
+    }
+    let pgs: Vec<_> = world.state.all_pgs().collect();
+    let pg = *pgs.choose(rng)?;
+    let step = proto::CopyMove {
+        index: pg.id.index.get(),
+        expected_epoch: pg.config.epoch.get() - u64::from(rng.random_bool(0.1)),
+        from_device_id: pg.replicas.choose(rng)?.get(),
+        to_device_id: rng.random_range(1..=10),
+    };
+    let kind = if rng.random_bool(0.5) { proto::MoveKind::Drain } else { proto::MoveKind::Balance };
+    Some(move_live(kind, vec![step]))
+}
+
+/// What an operator may say about copies that are to move.
+fn a_drain(rng: &mut ChaCha8Rng) -> Body {
+    match rng.random_range(0..8_u32) {
+        0..=1 => drain(&name(rng, "s", 5)),
+        2 => drain_device(rng.random_range(1..=8)),
+        3..=5 => cancel(&name(rng, "s", 5)),
+        _ => rebalance("p", rng.random_range(0..4), rng.random_bool(0.3)),
+    }
+}
+
+/// A lead that moves: mostly one that may, now and then nonsense.
+fn a_lead(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
+    let pgs: Vec<_> = world.state.all_pgs().collect();
+    let pg = *pgs.choose(rng)?;
+    let to = match pg.config.in_sync.choose(rng) {
+        Some(member) if rng.random_bool(0.8) => member.device.get(),
+        _ => rng.random_range(1..=10),
+    };
+    let epoch = pg.config.epoch.get() - u64::from(rng.random_bool(0.1));
+    Some(move_leads(vec![proto::LeadMove { index: pg.id.index.get(), expected_epoch: epoch, to_device_id: to }]))
+}
+
 /// What one look may conclude, some of it wrong, late or said twice.
 fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
     let verdicts: Vec<Body> = (0..rng.random_range(1..=5))
@@ -154,7 +200,7 @@ fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
 }
 
 fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
-    match rng.random_range(0..31_u32) {
+    match rng.random_range(0..38_u32) {
         0..=4 => start_sds(rng, memory),
         5..=6 => {
             let n = rng.random_range(1..=5_u8);
@@ -219,6 +265,9 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         25 => a_rotation(rng, world),
         29 => enter(&name(rng, "s", 5)),
         30 => exit(&name(rng, "s", 5)),
+        33..=34 => a_drain(rng),
+        35..=37 => a_live_move(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
+        31..=32 => a_lead(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
         27..=28 => a_move(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
         _ => {
             let n = rng.random_range(1..=5_u32);
@@ -256,6 +305,16 @@ fn epochs(world: &World) -> BTreeMap<PgId, Epoch> {
     world.state.all_pgs().map(|pg| (pg.id, pg.config.epoch)).collect()
 }
 
+/// Groups with a copy on its way, and where it goes.
+fn moving(world: &World) -> BTreeMap<PgId, DeviceId> {
+    world.state.all_pgs().filter_map(|pg| Some((pg.id, pg.newcomer()?))).collect()
+}
+
+/// Whether a copy that was on its way is there.
+fn arrived(world: &World, id: PgId, to: &DeviceId) -> bool {
+    world.state.pg(id).is_some_and(|pg| pg.leaving.is_none() && pg.config.member(*to).is_some())
+}
+
 /// Seeds that once broke an invariant:
 /// - a pool placed anew gave a group the same copies in another order, at the same epoch.
 const FOUND_SOMETHING: [u64; 1] = [3_272_999_997_917_134_188];
@@ -291,7 +350,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     let (mut conversations, mut rotations) = (0, 0);
     // Not vacuous: some conversations lose copies and fill them again.
     let mut rebuilds = 0;
-    let (mut moves, mut rests) = (0, 0);
+    let (mut moves, mut arrivals, mut leads, mut rests) = (0, 0, 0, 0);
     for seed in FOUND_SOMETHING.into_iter().chain(Seeds::new(60)) {
         let mut rng = rng(seed);
         let mut twin_rng = crate::testing::rng(seed);
@@ -299,12 +358,16 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
         let (mut memory, mut twin_memory) = (start(&mut world), start(&mut twin));
         for step in 0..STEPS {
             let before = epochs(&world);
+            let on_their_way = moving(&world);
             world.now += rng.random_range(0..5_000_u64);
             let body = next(&mut rng, &world, &mut memory);
+            let lead = matches!(body, Body::MoveLeads(_));
             let (is_move, rest) = (matches!(body, Body::MoveCopies(_)), matches!(body, Body::EnterMaintenance(_)));
             say(&mut rng, &mut world, &mut memory, body, seed);
             let events = &world.last.as_ref().expect("just applied").events;
             moves += usize::from(is_move && !events.is_empty());
+            arrivals += on_their_way.iter().filter(|(id, to)| arrived(&world, **id, to)).count();
+            leads += usize::from(lead && !events.is_empty());
             rests += usize::from(rest && !events.is_empty());
             assert!(tokens_verify(&world), "seed {seed}, step {step}: a live token has no secret");
             for (pg, epoch) in epochs(&world) {
@@ -329,6 +392,8 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     println!("{rotations} rotations of the secret in {conversations} conversations");
     assert!(rotations > 0 || conversations < 50, "no rotation ever came to its end");
     assert!(moves > 0 || conversations < 50, "no copy ever moved");
+    assert!(arrivals > 0 || conversations < 50, "no living copy ever moved");
+    assert!(leads > 0 || conversations < 50, "no lead ever moved");
     assert!(rests > 0 || conversations < 50, "no SDS ever entered maintenance");
     assert!(rebuilds > 1 || conversations < 50, "no conversation had two rebuilds");
 }

@@ -192,7 +192,11 @@ fn a_device_goes_only_without_copies_and_a_pool_that_held_nothing_does_without_i
     let outcome = world.say(remove(3));
     let error = outcome.error().expect("it holds copies");
     assert_eq!(error.code(), ErrorCode::InUse);
-    assert!(error.what.contains("of pool p and ") && error.what.contains("not carried out yet"), "{}", error.what);
+    assert!(
+        error.what.contains("of pool p and ") && error.what.contains("`pflex device drain 3` moves them"),
+        "{}",
+        error.what
+    );
     assert_eq!(world.refused(remove(4)), ErrorCode::NotFound);
     assert!(world.reloaded() == world.state);
 }

@@ -1,0 +1,219 @@
+//! Copies on living devices that move: away from devices that are being drained, and to where they make the shares of a
+//! pool even, after a device or a server came, or came back empty.
+//!
+//! Planned anew from the state at each look, like new homes of lost copies: a new leader goes on where the last one was.
+//! What is lost comes first: only groups that lack nothing move, and a pool is evened out only while none of its groups
+//! lacks anything, nobody is in maintenance, and every device has stayed for a while. A drain goes before a rebalance. A few
+//! groups move at a time (`rebalance.groups_per_device`), so that devices have time for their clients.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pflex_proto::ids::{DeviceId, Epoch, LogTime, PgIndex, PoolId, Revision};
+
+use super::leads::Looks;
+use crate::{
+    command::{Body, proto},
+    placement::{self, Candidate, Copies, FaultDomain, Orphan},
+    raft::RaftGroup,
+    state::{
+        State,
+        limits::MAX_MOVES,
+        model::{JobKind, Pg, Pool, Setting},
+    },
+};
+
+/// What decides whether the copies of a pool are even: when groups changed last, and who may hold how much.
+pub(super) type Shape = (Revision, Vec<(DeviceId, u64)>);
+
+/// A pool in which copies may have to move.
+#[derive(Debug)]
+pub(crate) struct Moving {
+    pool: PoolId,
+    copies: usize,
+    /// By position: number, epoch, primary.
+    pgs: Vec<(PgIndex, Epoch, Option<DeviceId>)>,
+    /// Where their copies are when nothing moves any more.
+    groups: Vec<Copies>,
+    /// Groups that may begin to move now.
+    free: Vec<bool>,
+    domains: BTreeMap<DeviceId, FaultDomain>,
+    candidates: Vec<Candidate>,
+    /// Copies on devices that are being drained.
+    orphans: Vec<Orphan>,
+    /// To be evened out, if there is nothing to drain.
+    balance: Option<Shape>,
+    /// What the open rebalance says that is still to begin.
+    planned: Option<u32>,
+    /// How many groups each device fills, or is being filled in.
+    busy: BTreeMap<DeviceId, u32>,
+    most: u32,
+}
+
+impl Moving {
+    /// All pools in which there may be something to do.
+    pub(crate) fn all(state: &State, looks: &Looks, now: LogTime) -> Vec<Self> {
+        let used = state.all_pools().filter(|pool| pool.used && state.pgs_of(pool.id).next().is_some());
+        used.filter_map(|pool| Self::of(state, looks, pool, now)).collect()
+    }
+
+    fn of(state: &State, looks: &Looks, pool: &Pool, now: LogTime) -> Option<Self> {
+        let id = pool.id;
+        if pool.rebuild.paused {
+            return None;
+        }
+        let drains = state.draining_in(id).next().is_some();
+        let balance = Self::balance(state, looks, pool);
+        if !drains && balance.is_none() {
+            return None;
+        }
+        let places = state.places_of(id, now);
+        if places.hold().is_some() {
+            return None;
+        }
+        let mut orphans = Vec::new();
+        for device in state.draining_in(id) {
+            for (group, pg) in state.pgs_of(id).enumerate().filter(|(_, pg)| pg.replicas.contains(&device.id)) {
+                if pg.leaving.is_none() && state.stuck(pg, device, &places).is_none() {
+                    orphans.push(Orphan { group, from: device.id });
+                }
+            }
+        }
+        orphans.sort();
+        let devices = state.all_devices().filter(|device| device.pool == Some(id));
+        Some(Self {
+            pool: id,
+            copies: pool.copies as usize,
+            pgs: state.pgs_of(id).map(|pg| (pg.id.index, pg.config.epoch, pg.config.primary)).collect(),
+            groups: state.pgs_of(id).map(|pg| pg.places().collect()).collect(),
+            free: state.pgs_of(id).map(|pg| pg.leaving.is_none() && pg.is_whole()).collect(),
+            domains: devices.filter_map(|d| Some((d.id, state.sds(d.sds)?.fault_domain()))).collect(),
+            candidates: places.candidates,
+            orphans,
+            balance,
+            planned: state.open_job(id, JobKind::Rebalance).map(|job| job.planned),
+            busy: busy(state, id),
+            most: u32::try_from(state.settings().get(Setting::MovesPerDevice)).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Whether a pool is to be evened out now, if it is not known to be even.
+    fn balance(state: &State, looks: &Looks, pool: &Pool) -> Option<Shape> {
+        let wanted = state.open_job(pool.id, JobKind::Rebalance).is_some();
+        if !wanted && state.settings().get(Setting::RebalanceAuto) == 0 {
+            return None;
+        }
+        let candidates = state.candidates(pool.id);
+        let shape = (
+            state.pgs_of(pool.id).map(|pg| pg.since).max().unwrap_or_default(),
+            candidates.iter().map(|candidate| (candidate.device, candidate.capacity.get())).collect(),
+        );
+        let calm = state.missing_in(pool.id).is_none()
+            && state.pgs_of(pool.id).all(|pg| pg.config.primary.is_some())
+            && candidates.len() == state.candidates_in_the_end(pool.id).len()
+            && candidates.iter().all(|candidate| looks.has_settled(candidate.device));
+        (calm && (wanted || !looks.is_even(pool.id, &shape))).then_some(shape)
+    }
+
+    /// The next command; none when nothing can move now. Says besides whether the pool is found even.
+    pub(crate) fn command(&self) -> (Option<Body>, bool) {
+        if !self.orphans.is_empty() {
+            let Self { pool, copies, groups, candidates, domains, orphans, .. } = self;
+            let moves = placement::rehome(*pool, groups, *copies, candidates, domains, orphans);
+            let moves = self.some_of(moves);
+            return (self.message(proto::MoveKind::Drain, &moves, 0), false);
+        }
+        if self.balance.is_none() {
+            return (None, false);
+        }
+        let plan = placement::plan(&self.groups, self.copies, &self.candidates);
+        let all = plan.map(|plan| plan.moves).unwrap_or_default();
+        let (total, even) = (all.len(), all.is_empty());
+        let moves = self.some_of(all);
+        let left = u32::try_from(total - moves.len()).unwrap_or(u32::MAX);
+        // An open job is told that there is nothing more to begin.
+        let over = even && self.planned.is_some_and(|planned| planned > 0);
+        let body = self.message(proto::MoveKind::Balance, &moves, left);
+        let closing = proto::MoveCopies {
+            pool_id: self.pool.get(),
+            kind: proto::MoveKind::Balance.into(),
+            moves: Vec::new(),
+            left: 0,
+        };
+        (body.or(over.then_some(Body::MoveCopies(closing))), even)
+    }
+
+    /// Those that may begin now: no device fills, or is filled in, more groups than it should.
+    fn some_of(&self, moves: Vec<placement::Move>) -> Vec<placement::Move> {
+        let mut busy = self.busy.clone();
+        let mut begun = Vec::new();
+        let mut groups = BTreeSet::new();
+        for step in moves {
+            let Some(primary) = self.pgs[step.group].2 else { continue };
+            let free = |device| busy.get(&device).copied().unwrap_or(0) < self.most;
+            if begun.len() < MAX_MOVES
+                && self.free[step.group]
+                && free(primary)
+                && free(step.to)
+                && groups.insert(step.group)
+            {
+                *busy.entry(primary).or_default() += 1;
+                *busy.entry(step.to).or_default() += 1;
+                begun.push(step);
+            }
+        }
+        begun
+    }
+
+    fn message(&self, kind: proto::MoveKind, moves: &[placement::Move], left: u32) -> Option<Body> {
+        let step = |step: &placement::Move| {
+            let (index, epoch, _) = self.pgs[step.group];
+            proto::CopyMove {
+                index: index.get(),
+                expected_epoch: epoch.get(),
+                from_device_id: step.from.get(),
+                to_device_id: step.to.get(),
+            }
+        };
+        let moves: Vec<proto::CopyMove> = moves.iter().map(step).collect();
+        let (pool_id, kind) = (self.pool.get(), kind.into());
+        (!moves.is_empty()).then_some(Body::MoveCopies(proto::MoveCopies { pool_id, kind, moves, left }))
+    }
+}
+
+/// Copies being filled count, whatever they are filled for.
+fn busy(state: &State, pool: PoolId) -> BTreeMap<DeviceId, u32> {
+    let mut busy = BTreeMap::new();
+    let mut fills = |pg: &Pg| {
+        for device in state.joiners(pg) {
+            for id in pg.config.primary.into_iter().chain([device.id]) {
+                *busy.entry(id).or_default() += 1;
+            }
+        }
+    };
+    state.pgs_of(pool).for_each(&mut fills);
+    busy
+}
+
+/// What there is to do now, planned on a thread of its own as new homes are.
+pub(super) async fn commands(group: &RaftGroup, looks: &mut Looks) -> Vec<Body> {
+    let now = group.log_time();
+    let moving = group.read_stale(|state| Moving::all(state, looks, now)).1;
+    if moving.is_empty() {
+        return Vec::new();
+    }
+    let planned = tokio::task::spawn_blocking(move || {
+        moving.into_iter().map(|pool| (pool.command(), pool.pool, pool.balance)).collect::<Vec<_>>()
+    });
+    let planned = planned.await.unwrap_or_else(|why| {
+        tracing::error!("planning moves: {why}");
+        Vec::new()
+    });
+    let mut bodies = Vec::new();
+    for ((body, even), pool, shape) in planned {
+        if let Some(shape) = shape.filter(|_| even) {
+            looks.found_even(pool, shape);
+        }
+        bodies.extend(body);
+    }
+    bodies
+}

@@ -1,0 +1,544 @@
+//! Copies that move between living devices: what a move may be, drains, rebalances, and that no group ever has fewer copies.
+//! That a copy leaves only when as many are in sync as before is part of `check_step`, after every command here.
+
+use std::collections::BTreeSet;
+
+use pflex_proto::ids::{DeviceId, LogTime, PgId, SdsId};
+use rand::{RngExt as _, seq::IndexedRandom as _};
+
+use super::{
+    leads::move_leads,
+    maintenance::{enter, exit},
+    rebuilds::{fill_all, fillable, filled},
+    recovery::restored,
+    world::{GIB, POOL, World, create_pool, create_sds, create_volume, delete, lost, opened, register_sds, returned},
+};
+use crate::{
+    command::{Answer, Body, ErrorCode, proto},
+    liveness::{homes::Homeless, leads::Looks, moves::Moving},
+    state::{
+        PgState,
+        model::{JobKind, JobState, Pg, Setting},
+    },
+    testing::{Seeds, rng},
+};
+
+pub(super) fn move_live(kind: proto::MoveKind, moves: Vec<proto::CopyMove>) -> Body {
+    Body::MoveCopies(proto::MoveCopies { pool_id: POOL.get(), kind: kind.into(), moves, left: 0 })
+}
+
+pub(super) fn drain(sds: &str) -> Body {
+    Body::Drain(proto::Drain { sds: sds.into(), ..Default::default() })
+}
+
+pub(super) fn drain_device(device_id: u32) -> Body {
+    Body::Drain(proto::Drain { device_id, ..Default::default() })
+}
+
+pub(super) fn cancel(sds: &str) -> Body {
+    Body::Drain(proto::Drain { sds: sds.into(), cancel: true, ..Default::default() })
+}
+
+pub(super) fn rebalance(pool: &str, planned: u32, cancel: bool) -> Body {
+    Body::Rebalance(proto::Rebalance { pool: pool.into(), planned, cancel })
+}
+
+fn set(setting: Setting, value: u64) -> Body {
+    let entry = proto::Setting { key: setting.key().into(), value, to_default: false };
+    Body::ChangeSettings(proto::ChangeSettings { entries: vec![entry] })
+}
+
+fn step(pg: &Pg, from: u32, to: u32) -> proto::CopyMove {
+    proto::CopyMove {
+        index: pg.id.index.get(),
+        expected_epoch: pg.config.epoch.get(),
+        from_device_id: from,
+        to_device_id: to,
+    }
+}
+
+fn results(world: &mut World, body: Body) -> Vec<proto::ProposalResult> {
+    let Answer::Reconfigured(answer) = world.ok(body) else { panic!("another answer") };
+    answer.results
+}
+
+#[track_caller]
+fn refused(world: &mut World, kind: proto::MoveKind, step: proto::CopyMove, words: &str) {
+    let before = world.state.clone();
+    let [result] = results(world, move_live(kind, vec![step])).try_into().unwrap();
+    assert!(!result.accepted && result.why.contains(words), "{words:?}: {result:?}");
+    assert!(before.all_pgs().eq(world.state.all_pgs()), "it changed something");
+}
+
+#[track_caller]
+fn words(world: &mut World, body: Body) -> String {
+    let outcome = world.say(body);
+    outcome.error().expect("it is refused").what.clone()
+}
+
+/// Everything that a leader would say now, each accepted; how many copies began to move.
+fn lead(world: &mut World, looks: &mut Looks) -> usize {
+    let now = LogTime(world.now);
+    let mut bodies: Vec<Body> = looks.commands(&world.state, now);
+    bodies.truncate(1);
+    if bodies.is_empty() {
+        bodies = Homeless::all(&world.state, now).iter().filter_map(Homeless::command).collect();
+    }
+    if bodies.is_empty() {
+        bodies = Moving::all(&world.state, looks, now).iter().filter_map(|pool| pool.command().0).collect();
+    }
+    let mut moves = 0;
+    for body in bodies {
+        let copies = matches!(body, Body::MoveCopies(_));
+        let results = results(world, body);
+        let refused: Vec<_> = results.iter().filter(|result| !result.accepted).collect();
+        assert!(refused.is_empty(), "a plan for this very state is refused: {refused:?}");
+        moves += if copies { results.len() } else { 0 };
+    }
+    moves
+}
+
+/// Looks once a second, and fills what joins, until nothing moves any more; how many copies moved.
+fn settle(world: &mut World, looks: &mut Looks) -> usize {
+    let (mut moves, mut quiet) = (0, 0);
+    for _ in 0..2_000 {
+        world.now += 1_000;
+        let began = lead(world, looks);
+        moves += began;
+        quiet = if began == 0 && fillable(world).is_empty() { quiet + 1 } else { 0 };
+        fill_all(world);
+        if quiet > 30 {
+            return moves;
+        }
+    }
+    panic!("it goes on and on");
+}
+
+fn on(world: &World, device: u32) -> usize {
+    world.state.copies_on(DeviceId(device))
+}
+
+fn led_by(world: &World, n: u32) -> usize {
+    world.state.all_pgs().filter(|pg| pg.config.primary == Some(DeviceId(n))).count()
+}
+
+/// `n` SDSs with a volume on them, and one more that came after it.
+fn and_one(n: u8) -> World {
+    let mut world = World::with_sds(n);
+    world.ok(create_volume("v", GIB));
+    world.ok(create_sds(&format!("s{}", n + 1)));
+    world.ok(register_sds(n + 1, n + 1, 1));
+    world
+}
+
+fn first_on(world: &World, device: u32) -> Pg {
+    world.state.all_pgs().find(|pg| pg.replicas.contains(&DeviceId(device))).expect("it has copies").clone()
+}
+
+/// A group of which the copy on device 1 moves to device 4, and that group before.
+fn on_its_way() -> (World, Pg) {
+    let mut world = and_one(3);
+    let before = first_on(&world, 1);
+    let [result] =
+        results(&mut world, move_live(proto::MoveKind::Balance, vec![step(&before, 1, 4)])).try_into().unwrap();
+    assert!(result.accepted, "{}", result.why);
+    (world, before)
+}
+
+fn now(world: &World, pg: &Pg) -> Pg {
+    world.state.pg(pg.id).unwrap().clone()
+}
+
+#[test]
+fn a_copy_leaves_with_the_epoch_in_which_its_successor_is_in_sync() {
+    for led in [true, false] {
+        let (mut world, before) = on_its_way();
+        let other = before.replicas.iter().find(|device| device.get() != 1).unwrap().get();
+        let moving = now(&world, &before);
+        assert_eq!(moving.config.epoch, before.config.epoch.next());
+        assert_eq!((&moving.config.in_sync, moving.config.primary), (&before.config.in_sync, before.config.primary));
+        assert_eq!((moving.leaving, moving.newcomer()), (Some(DeviceId(1)), Some(DeviceId(4))));
+        assert_eq!(moving.replicas, [before.replicas.clone(), vec![DeviceId(4)]].concat());
+        assert_eq!(world.state.joiners(&moving).map(|device| device.id).collect::<Vec<_>>(), [DeviceId(4)]);
+        assert_eq!((world.state.pg_state(&moving), moving.is_whole()), (PgState::Active, true));
+        assert_eq!(world.state.open_rebuild(POOL), None, "nothing is missing");
+        let event = world.state.event(world.state.revision()).unwrap();
+        let words = "1 copy begins to move for a rebalance: from device 1 of sds s1 to device 4 of sds s4; ";
+        assert!(event.kind == "pg.move" && event.what.starts_with(words), "{event:?}");
+        let leader = if led { 1 } else { other };
+        if moving.config.primary != Some(DeviceId(leader)) {
+            let index = moving.id.index.get();
+            let to = proto::LeadMove { index, expected_epoch: moving.config.epoch.get(), to_device_id: leader };
+            world.ok(move_leads(vec![to]));
+        }
+        assert!(world.reloaded() == world.state);
+
+        let moving = now(&world, &before);
+        filled(&mut world, before.id);
+        let after = now(&world, &before);
+        assert_eq!(after.config.epoch, moving.config.epoch.next());
+        assert_eq!(after.replicas.iter().map(|d| d.get()).collect::<BTreeSet<_>>(), BTreeSet::from([other, 4]));
+        assert_eq!((after.leaving, after.config.in_sync.len(), after.is_whole()), (None, 2, true));
+        assert!(led == (after.config.primary != Some(DeviceId(other))) || led_by(&world, 4) == 0);
+        let event = world.state.event(world.state.revision()).unwrap();
+        assert!(event.what.contains("took in synced copies on device 4, instead of copies on device 1"), "{event:?}");
+        let job = world.state.rebuilds_of(POOL).next_back().unwrap();
+        assert_eq!((job.kind, job.state, job.groups_done), (JobKind::Rebalance, JobState::Done, 1));
+        assert!(world.reloaded() == world.state);
+    }
+}
+
+#[test]
+fn a_move_ends_when_its_new_home_is_lost_and_goes_on_when_the_old_one_is() {
+    let (mut world, before) = on_its_way();
+    world.ok(lost(4, 4));
+    let after = now(&world, &before);
+    assert_eq!((&after.replicas, after.leaving), (&before.replicas, None));
+    assert_eq!((after.config.primary, &after.config.in_sync), (before.config.primary, &before.config.in_sync));
+    assert!(world.state.rebuilds_of(POOL).all(|job| job.is_finished()));
+
+    // A restart in between is no loss: it joins in its new life.
+    let (mut world, before) = on_its_way();
+    world.ok(register_sds(4, 44, 2));
+    assert_eq!(now(&world, &before).leaving, Some(DeviceId(1)));
+    filled(&mut world, before.id);
+    assert_eq!(now(&world, &before).leaving, None);
+
+    // The old copy is lost: one copy is missing, and it is the new one that is filled.
+    let (mut world, before) = on_its_way();
+    world.ok(lost(1, 1));
+    let moving = now(&world, &before);
+    assert_eq!((moving.leaving, moving.config.in_sync.len(), moving.is_whole()), (Some(DeviceId(1)), 1, false));
+    assert_eq!(moving.missing().collect::<Vec<_>>(), [DeviceId(4)]);
+    world.now += 10_000_000;
+    let elsewhere = Homeless::all(&world.state, LogTime(world.now));
+    let others = elsewhere.iter().filter_map(Homeless::command).flat_map(|body| match body {
+        Body::MoveCopies(moves) => moves.moves,
+        other => panic!("{other:?}"),
+    });
+    assert!(others.into_iter().all(|step| step.index != before.id.index.get()), "it has its new home");
+    filled(&mut world, before.id);
+    let after = now(&world, &before);
+    assert_eq!((after.leaving, after.is_whole(), after.replicas.contains(&DeviceId(1))), (None, true, false));
+
+    // Back before that, it is a copy as before, and leaves when the new one is there.
+    let (mut world, before) = on_its_way();
+    world.ok(lost(1, 1));
+    world.ok(returned(1, 1, 1));
+    filled(&mut world, before.id);
+    let after = now(&world, &before);
+    assert_eq!((after.leaving, after.config.in_sync.len()), (None, 2));
+
+    // Nobody serves: nothing can be filled, and whoever has the data keeps its place.
+    let (mut world, before) = on_its_way();
+    for n in before.replicas.iter().map(|device| device.get() as u8) {
+        world.ok(lost(n, n));
+    }
+    let after = now(&world, &before);
+    assert_eq!((&after.replicas, after.leaving, after.config.primary), (&before.replicas, None, None));
+}
+
+#[test]
+fn moves_that_may_not_be_are_refused_by_themselves() {
+    let balance = proto::MoveKind::Balance;
+    let mut world = and_one(3);
+    let pg = first_on(&world, 1);
+    let other = pg.replicas.iter().find(|device| device.get() != 1).unwrap().get();
+    let third = 5 - other;
+    refused(&mut world, balance, proto::CopyMove { expected_epoch: 99, ..step(&pg, 1, 4) }, "the epoch is");
+    refused(&mut world, balance, proto::CopyMove { index: 99, ..step(&pg, 1, 4) }, "no such placement group");
+    refused(&mut world, balance, step(&pg, third, 4), "has no copy to give up");
+    refused(&mut world, balance, step(&pg, 1, 1), "where that copy is");
+    refused(&mut world, balance, step(&pg, 1, other), "fails together");
+    refused(&mut world, balance, step(&pg, 1, 77), "there is no device 77");
+    refused(&mut world, proto::MoveKind::Drain, step(&pg, 1, 4), "is not being drained");
+    refused(&mut world, proto::MoveKind::Lost, step(&pg, 1, 4), "is in sync");
+    world.ok(enter("s4"));
+    refused(&mut world, balance, step(&pg, 1, 4), "in maintenance");
+    world.ok(exit("s4"));
+    world.ok(drain("s4"));
+    refused(&mut world, balance, step(&pg, 1, 4), "device 4 is being drained");
+    world.ok(cancel("s4"));
+    world.ok(drain("s1"));
+    refused(&mut world, balance, step(&pg, 1, 4), "device 1 is being drained");
+    world.ok(cancel("s1"));
+    // One at a time of a group, and none while it lacks something.
+    let two =
+        vec![step(&pg, 1, 4), proto::CopyMove { expected_epoch: pg.config.epoch.get() + 1, ..step(&pg, other, third) }];
+    let answers = results(&mut world, move_live(balance, two));
+    assert!(answers[0].accepted && answers[1].why.contains("another copy of it is moving"), "{answers:?}");
+    world.ok(lost(third as u8, third as u8));
+    let lacking = world.state.all_pgs().find(|pg| !pg.is_whole()).unwrap().clone();
+    let here = lacking.config.in_sync[0].device.get();
+    refused(&mut world, balance, step(&lacking, here, 4), "which is filled first");
+    refused(&mut world, balance, step(&lacking, third, 4), "not in sync or not in service");
+}
+
+#[test]
+fn a_server_is_drained_removed_and_nothing_ever_lacked_a_copy() {
+    let mut world = and_one(3);
+    world.ok(set(Setting::RebalanceAuto, 0));
+    let mut looks = Looks::default();
+    assert_eq!(settle(&mut world, &mut looks), 0, "nobody asked");
+    let held = on(&world, 1);
+    assert_eq!(world.refused(delete(proto::Object::Sds, "s1")), ErrorCode::InUse);
+    world.ok(drain("s1"));
+    let job = world.state.open_job(POOL, JobKind::Drain).unwrap().clone();
+    assert_eq!((job.groups_left as usize, job.state), (held, JobState::Waiting));
+    assert!(job.why.starts_with("sds s1: is drained"), "{job:?}");
+    let [why] = world.state.why("sds s1").try_into().unwrap();
+    let said = format!("device 1 is being drained: it gets no copies, and {held} of its copies are still to move");
+    assert!(why.state == "being drained" && why.causes.iter().any(|cause| cause.what == said), "{why:?}");
+    world.now += 1_000;
+    world.ok(set(Setting::MovesPerDevice, 1));
+    let most = lead(&mut world, &mut looks);
+    assert!((1..=2).contains(&most), "{most}: each move takes two devices of four");
+    assert_eq!(lead(&mut world, &mut looks), 0, "and the next ones wait");
+    assert_eq!(world.state.open_job(POOL, JobKind::Drain).unwrap().state, JobState::Running);
+    settle(&mut world, &mut looks);
+    assert_eq!((1..=4).map(|n| on(&world, n)).sum::<usize>(), 16);
+    assert_eq!(on(&world, 1), 0);
+    assert!(world.state.all_rebuilds().all(|job| job.kind == JobKind::Drain), "no rebuild was needed");
+    let job = world.state.rebuilds_of(POOL).next_back().unwrap();
+    assert_eq!((job.state, job.groups_done as usize, job.groups_left), (JobState::Done, held, 0));
+    let [why] = world.state.why("sds s1").try_into().unwrap();
+    assert_eq!(why.state, "drained");
+    assert_eq!(settle(&mut world, &mut looks), 0, "it gets none back");
+    world.ok(delete(proto::Object::Sds, "s1"));
+    assert!(world.state.device(DeviceId(1)).is_none() && world.state.sds(SdsId(1)).is_none());
+    assert!(world.reloaded() == world.state);
+}
+
+#[test]
+fn a_drain_is_refused_when_the_others_cannot_take_it() {
+    let mut world = World::with_sds(2);
+    world.ok(create_volume("v", GIB));
+    let why = words(&mut world, drain("s1"));
+    assert!(why.starts_with("placement groups 1.0, 1.1, ") && why.contains("1 would be left; add one first"), "{why}");
+    let mut world = World::with_sds(3);
+    world.ok(create_volume("v", GIB));
+    let used = vec![proto::PoolUse { pool_id: POOL.get(), bytes: 21 * GIB }];
+    let why = words(&mut world, Body::Drain(proto::Drain { sds: "s1".into(), used, ..Default::default() }));
+    assert!(why.contains("21474836480 bytes, and its copies hold 22548578304"), "{why}");
+    world.ok(create_volume("w", 60 * GIB));
+    let why = words(&mut world, drain_device(2));
+    assert!(why.contains("over-commit limit"), "{why}");
+    assert_eq!(world.refused(drain("s9")), ErrorCode::NotFound);
+    assert_eq!(world.refused(drain_device(9)), ErrorCode::NotFound);
+    assert_eq!(world.refused(cancel("s1")), ErrorCode::Precondition);
+    let both = Body::Drain(proto::Drain { sds: "s1".into(), device_id: 1, ..Default::default() });
+    assert_eq!(world.refused(both), ErrorCode::Invalid);
+    world.ok(create_sds("s4"));
+    assert!(words(&mut world, drain("s4")).contains("no devices"));
+}
+
+#[test]
+fn a_drain_that_is_cancelled_leaves_what_has_not_moved() {
+    let mut world = and_one(3);
+    world.ok(set(Setting::RebalanceAuto, 0));
+    let mut looks = Looks::default();
+    world.ok(drain("s1"));
+    let since = world.state.device(DeviceId(1)).unwrap().draining;
+    world.now += 1_000;
+    world.ok(drain("s1"));
+    assert_eq!(world.state.device(DeviceId(1)).unwrap().draining, since, "said again it is no change");
+    assert!(lead(&mut world, &mut looks) > 0);
+    let held = on(&world, 1);
+    let first = fillable(&world)[0];
+    filled(&mut world, first);
+    world.ok(cancel("s1"));
+    assert_eq!(on(&world, 1), held - 1);
+    assert!(world.state.all_pgs().all(|pg| pg.leaving.is_none() && pg.is_whole()));
+    assert!(world.state.all_rebuilds().all(|job| job.is_finished()));
+    assert_eq!(settle(&mut world, &mut looks), 0);
+}
+
+#[test]
+fn a_new_server_gets_its_share_by_itself_and_leads_its_part() {
+    let mut world = and_one(3);
+    let mut looks = Looks::default();
+    world.now += 1_000;
+    assert_eq!(lead(&mut world, &mut looks), 0, "it has to stay first");
+    world.now += 6_000;
+    assert_eq!(lead(&mut world, &mut looks), 4, "and not all at once");
+    assert_eq!(world.state.open_job(POOL, JobKind::Rebalance).unwrap().state, JobState::Running);
+    settle(&mut world, &mut looks);
+    assert_eq!((1..=4).map(|n| on(&world, n)).collect::<Vec<_>>(), [4; 4]);
+    assert!(
+        (1..=4).all(|n| (1..=3).contains(&led_by(&world, n))),
+        "{:?}",
+        (1..=4).map(|n| led_by(&world, n)).collect::<Vec<_>>()
+    );
+    let job = world.state.rebuilds_of(POOL).next_back().unwrap();
+    assert_eq!((job.kind, job.state, job.groups_done), (JobKind::Rebalance, JobState::Done, 4));
+    assert_eq!(settle(&mut world, &mut looks), 0, "and then it is quiet");
+    assert!(world.state.all_rebuilds().all(|job| job.kind == JobKind::Rebalance), "nothing ever lacked a copy");
+}
+
+#[test]
+fn a_rebalance_that_is_asked_for_is_a_job_and_ends() {
+    let mut world = and_one(3);
+    world.ok(set(Setting::RebalanceAuto, 0));
+    let mut looks = Looks::default();
+    assert_eq!(settle(&mut world, &mut looks), 0);
+    world.ok(rebalance("p", 4, false));
+    let job = world.state.open_job(POOL, JobKind::Rebalance).unwrap().clone();
+    assert_eq!((job.groups_left, job.state, job.why.as_str()), (4, JobState::Waiting, "asked for by an operator"));
+    let event = world.state.event(world.state.revision()).unwrap();
+    assert_eq!((event.kind.as_str(), event.object.as_str()), ("pool.rebalance", "pool p"));
+    world.ok(rebalance("p", 4, false));
+    assert_eq!(settle(&mut world, &mut looks), 4);
+    let job = world.state.rebuilds_of(POOL).next_back().unwrap();
+    assert_eq!((job.state, job.groups_done, job.planned), (JobState::Done, 4, 0));
+    world.ok(rebalance("p", 0, false));
+    assert_eq!(world.state.open_job(POOL, JobKind::Rebalance), None, "nothing is to do");
+
+    // One whose plan came to nothing is closed by the leader, and one that is cancelled at once.
+    world.ok(rebalance("p", 7, false));
+    assert_eq!(settle(&mut world, &mut looks), 0);
+    assert_eq!(world.state.open_job(POOL, JobKind::Rebalance), None);
+    world.ok(rebalance("p", 7, false));
+    world.ok(rebalance("p", 0, true));
+    assert_eq!(world.state.open_job(POOL, JobKind::Rebalance), None);
+    assert_eq!(world.refused(rebalance("p", 0, true)), ErrorCode::Precondition);
+    assert_eq!(world.refused(rebalance("q", 0, true)), ErrorCode::NotFound);
+    assert!(world.reloaded() == world.state);
+}
+
+#[test]
+fn a_restore_in_the_middle_of_a_move_knows_who_has_the_data() {
+    let (world, before) = on_its_way();
+    let mut back = restored(&world.state.dump());
+    assert_eq!(now(&back, &before).leaving, Some(DeviceId(1)));
+    let names = (1..=4).map(|n| format!("s{n}")).collect();
+    back.ok(Body::EndRecovery(proto::EndRecovery { without: names }));
+    let after = now(&back, &before);
+    assert_eq!((after.leaving, after.replicas.len()), (None, 2));
+    assert!(before.replicas.iter().all(|device| after.replicas.contains(device)), "{after:?}");
+}
+
+/// A cluster of 3 to 10 servers with one or two devices each.
+fn random_cluster(rng: &mut rand_chacha::ChaCha8Rng) -> (World, u8) {
+    let count = rng.random_range(3..=10_u8);
+    let mut world = World::new();
+    world.ok(Body::CreateDomain(proto::CreateDomain { name: "d".into(), if_not_exists: false }));
+    world.ok(create_pool("p", rng.random_range(1..=2), 32));
+    for n in 1..=count {
+        world.ok(create_sds(&format!("s{n}")));
+        let Body::RegisterComponent(mut start) = register_sds(n, n, 1) else { unreachable!() };
+        if n % 2 == 0 {
+            start.devices.push(opened(100 + n, 1));
+        }
+        world.ok(Body::RegisterComponent(start));
+        if n == 2 {
+            world.ok(create_volume("v", GIB));
+        }
+    }
+    world.ok(set(Setting::MovesPerDevice, rng.random_range(1..=8)));
+    (world, count)
+}
+
+#[test]
+fn random_clusters_are_drained_and_evened_out_whatever_is_lost_meanwhile() {
+    let (mut moved, mut drained) = (0, 0);
+    for seed in Seeds::new(12) {
+        let mut rng = rng(seed);
+        let (mut world, count) = random_cluster(&mut rng);
+        world.ok(Body::ChangeSettings(proto::ChangeSettings {
+            entries: vec![proto::Setting { key: "readmission.most_ms".into(), value: 0, to_default: false }],
+        }));
+        let mut looks = Looks::default();
+        for _ in 0..120 {
+            world.now += rng.random_range(0..20_000_u64);
+            let n = rng.random_range(1..=count);
+            let life: Vec<proto::DeviceLife> = world
+                .state
+                .devices_of(SdsId(n.into()))
+                .map(|device| proto::DeviceLife { device_id: device.id.get(), incarnation: 1 })
+                .collect();
+            match rng.random_range(0..12_u32) {
+                0 => drop(world.say(lost(n, n))),
+                1..=3 => drop(world.say(Body::SdsReturned(proto::SdsReturned {
+                    sds_id: n.into(),
+                    devices: life,
+                    process_id: vec![n; 16],
+                }))),
+                4 => drop(world.say(drain(&format!("s{n}")))),
+                5 => drop(world.say(cancel(&format!("s{n}")))),
+                6 => drop(world.say(rebalance("p", 3, rng.random_bool(0.3)))),
+                _ => {}
+            }
+            moved += lead(&mut world, &mut looks);
+            let groups: Vec<PgId> = fillable(&world);
+            if let Some(group) = groups.choose(&mut rng) {
+                take_in(&mut world, *group);
+            }
+        }
+        // Everybody is there, and whoever is to go goes.
+        for n in 1..=count {
+            let life = world.state.devices_of(SdsId(n.into())).map(|device| device.id.get()).collect::<Vec<_>>();
+            world.ok(Body::SdsReturned(proto::SdsReturned {
+                sds_id: n.into(),
+                devices: life.into_iter().map(|device_id| proto::DeviceLife { device_id, incarnation: 1 }).collect(),
+                process_id: vec![n; 16],
+            }));
+        }
+        world.now += 4_000_000;
+        settle_all(&mut world, &mut looks);
+        assert!(
+            world.state.all_rebuilds().all(|job| job.is_finished()),
+            "seed {seed}: {:?}",
+            world.state.why("pool p")
+        );
+        for device in world.state.draining_in(POOL) {
+            assert_eq!(world.state.copies_on(device.id), 0, "seed {seed}: device {} is not empty", device.id);
+            drained += 1;
+        }
+        let candidates = world.state.candidates(POOL);
+        let groups: Vec<_> = world.state.all_pgs().map(|pg| pg.replicas.clone()).collect();
+        let copies = world.state.pool(POOL).unwrap().copies as usize;
+        let plan = crate::placement::plan(&groups, copies, &candidates).expect("there are enough");
+        assert_eq!(plan.moves, [], "seed {seed}: it is not even");
+        assert!(world.reloaded() == world.state, "seed {seed}");
+    }
+    assert!((moved > 0 && drained > 0) || std::env::var("PFLEX_TEST_SEED").is_ok(), "nothing ever moved");
+}
+
+/// As `settle`, with servers of several devices.
+fn settle_all(world: &mut World, looks: &mut Looks) {
+    let mut quiet = 0;
+    for _ in 0..3_000 {
+        world.now += 1_000;
+        let began = lead(world, looks);
+        let groups = fillable(world);
+        quiet = if began == 0 && groups.is_empty() { quiet + 1 } else { 0 };
+        for id in groups {
+            take_in(world, id);
+        }
+        if quiet > 30 {
+            return;
+        }
+    }
+    panic!("it goes on and on: {:?}", world.state.why("pool p"));
+}
+
+/// The primary of a group takes its joiners in, whatever their numbers.
+fn take_in(world: &mut World, id: PgId) {
+    let pg = world.state.pg(id).unwrap();
+    let primary = *pg.config.member(pg.config.primary.unwrap()).unwrap();
+    let process = world.state.sds(primary.sds).unwrap().registration.as_ref().unwrap().process;
+    let member =
+        |device: u32, sds: u32, incarnation: u64| proto::Member { device_id: device, sds_id: sds, incarnation };
+    let mut in_sync: Vec<proto::Member> =
+        pg.config.in_sync.iter().map(|m| member(m.device.get(), m.sds.get(), m.incarnation.get())).collect();
+    in_sync.extend(world.state.joiners(pg).map(|d| member(d.id.get(), d.sds.get(), d.incarnation.get())));
+    let proposal = proto::Proposal {
+        pool_id: id.pool.get(),
+        index: id.index.get(),
+        expected_epoch: pg.config.epoch.get(),
+        in_sync,
+        primary_device_id: 0,
+    };
+    let result = world.propose(primary.sds.get() as u8, process.as_bytes()[0], proposal);
+    assert!(result.accepted, "{}", result.why);
+}
