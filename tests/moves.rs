@@ -65,6 +65,19 @@ fn number(row: &Value, key: &str) -> u64 {
     row[key].as_u64().unwrap_or_default()
 }
 
+/// Groups that device `from` led and that `to` has a copy of in its stead.
+fn led_and_moved(before: &Value, after: &Value, from: &str, to: &str) -> usize {
+    let has = |row: &Value, device: &str| row["in_sync"].as_array().is_some_and(|on| on.iter().any(|on| on == device));
+    let (before, after) = (before.as_array().expect("a list"), after.as_array().expect("a list"));
+    let moved = before.iter().filter(|row| row["primary_device"] == from && !has(row, to));
+    moved.filter(|row| after.iter().any(|now| now["id"] == row["id"] && has(now, to) && !has(now, from))).count()
+}
+
+fn all_whole(rows: &Value) -> bool {
+    let whole = |row: &Value| row["state"] == "active" && row["in_sync"].as_array().is_some_and(|on| on.len() == 2);
+    rows.as_array().is_some_and(|rows| !rows.is_empty() && rows.iter().all(whole))
+}
+
 /// Starts a server beside those of `up`: its configuration is that of the third, under the next name and ports.
 fn add_server(cluster: &Cluster) -> ByHand {
     cluster.expect(0, "sds add sds4 --domain default");
@@ -102,8 +115,13 @@ fn a_server_comes_and_another_one_goes_and_nothing_is_ever_missing() {
             cluster.expect(0, "sds remove sds1 --yes");
             // One device of a server goes to the other one there, among others.
             let rows = cluster.json("device list --sds sds2 -o json");
-            let device = number(&rows[0], "id");
+            let (device, sibling) = (number(&rows[0], "id"), number(&rows[1], "id"));
+            let before = cluster.json("pg list -o json");
             cluster.expect(0, &format!("device drain {device} --wait --timeout 120s"));
+            let after = cluster.json("pg list -o json");
+            let within = led_and_moved(&before, &after, &format!("sds2/{device}"), &format!("sds2/{sibling}"));
+            // Filled over a connection of the server to its own address.
+            assert!(within > 0, "no copy that its device led moved to the other device of its server");
             cluster.expect(0, &format!("device remove {device} --yes"));
             fourth
         });
@@ -119,6 +137,10 @@ fn a_server_comes_and_another_one_goes_and_nothing_is_ever_missing() {
     assert!(done.load(Ordering::Relaxed) > 0);
     for n in 0..KEPT {
         expect_block(&mut reader, WRITTEN + n * MIB, n + 1);
+    }
+    until(&cluster, "pg list", all_whole);
+    for event in cluster.json("event list --limit 4096 -o json").as_array().expect("a list") {
+        println!("{} {} {}: {}", event["at"], event["kind"], event["object"], event["what"]);
     }
     let jobs = cluster.json("rebuild list -o json");
     let kinds: Vec<&str> = jobs.as_array().expect("a list").iter().filter_map(|job| job["kind"].as_str()).collect();

@@ -66,13 +66,18 @@ impl Looks {
         self.level.insert(pool, shape);
     }
 
-    /// What to move at this look.
-    pub(crate) fn commands(&mut self, state: &State, now: LogTime) -> Vec<Body> {
+    /// Notes who could lead at this look.
+    pub(crate) fn look(&mut self, state: &State, now: LogTime) {
         let able = self.settled(state, now);
         if able != self.able {
             self.even.clear();
             self.able = able;
         }
+    }
+
+    /// What to move at this look.
+    pub(crate) fn commands(&mut self, state: &State, now: LogTime) -> Vec<Body> {
+        self.look(state, now);
         if state.is_recovering() || state.eviction_hold().is_some_and(|hold| hold.is_recent(now)) {
             return Vec::new();
         }

@@ -142,15 +142,21 @@ fn a_move(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
     Some(move_copies(vec![step]))
 }
 
-/// A living copy that moves: a plan, or something like one.
-fn a_live_move(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
+/// What a leader may begin to move that has seen everybody for an hour.
+fn planned_move(world: &World) -> Option<Body> {
     let later = LogTime(world.now + 3_600_000);
     let mut looks = Looks::default();
-    looks.commands(&world.state, LogTime(world.now));
-    looks.commands(&world.state, later);
-    let planned = Moving::all(&world.state, &looks, later).first().and_then(|pool| pool.command().0);
-    if planned.is_some() && rng.random_bool(0.7) {
-        return planned;
+    looks.look(&world.state, LogTime(world.now));
+    looks.look(&world.state, later);
+    Moving::all(&world.state, &looks, later).first().and_then(|pool| pool.command().0)
+}
+
+/// A living copy that moves: mostly a plan, else something like one. Plans are made only to be followed: they cost.
+fn a_live_move(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
+    if rng.random_bool(0.7)
+        && let Some(planned) = planned_move(world)
+    {
+        return Some(planned);
     }
     let pgs: Vec<_> = world.state.all_pgs().collect();
     let pg = *pgs.choose(rng)?;

@@ -3,17 +3,21 @@
 //! Tokens, samples and sessions leave none: tokens have their own chained record, samples are one, and sessions are no
 //! news.
 
-use std::collections::BTreeSet;
+mod copies;
+mod health;
+mod labels;
 
-use pflex_proto::ids::{ClientId, DeviceId, LogTime, PoolId, SdcId, SdsId};
+use pflex_proto::ids::{ClientId, DeviceId, PoolId, SdsId};
 
-use super::{Context, validate, verdict::Verdict};
+use labels::{counted, counted_copies, kind_word};
+
+use super::Context;
 use crate::{
     command::{Body, Command, proto},
     state::{
         PgState, State,
         limits::MAX_EVENTS,
-        model::{Component, Event, EventPart, Severity},
+        model::{Event, EventPart, Severity},
     },
 };
 
@@ -22,9 +26,6 @@ const LISTED: usize = 8;
 
 /// Who acts in commands that no session carries.
 const LEADER: &str = "the leader";
-
-/// Groups that an event lists one by one.
-const LISTED_GROUPS: usize = 16;
 
 /// What a command was about.
 struct Deed {
@@ -358,261 +359,5 @@ impl State {
                 Deed::new("eviction.hold", object, hold.why.clone()).severe(Severity::Warning)
             }
         })
-    }
-
-    fn loss(&self, lost: &proto::SdsLost) -> Deed {
-        let kind = if lost.whole { "sds.lost" } else { "device.lost" };
-        let kept_out = if lost.whole { self.kept_out_words(SdsId(lost.sds_id)) } else { self.devices_kept_out(lost) };
-        // Somebody has announced it, so it is no warning.
-        let (planned, severity) = if self.is_in_maintenance(SdsId(lost.sds_id)) {
-            ("in maintenance: ", Severity::Info)
-        } else {
-            ("", Severity::Warning)
-        };
-        let what = format!("{planned}{}{kept_out}", lost.why);
-        Deed::new(kind, self.sds_label(SdsId(lost.sds_id)), what).severe(severity)
-    }
-
-    fn scrubbed(&self, end: &proto::EndScrub) -> Deed {
-        let pool = self.pool(PoolId(end.pool_id)).map_or_else(|| "?".to_owned(), |pool| pool.name.clone());
-        let found = end.found.unwrap_or_default();
-        let what = format!(
-            "scrub {} is over: {} chunks compared, {} unreadable blocks found, {} sound copies that differed, {} chunks \
-             that no copy can read in full",
-            end.pass, found.chunks, found.bad_blocks, found.mismatches, found.unreadable_chunks
-        );
-        let severity = match (found.mismatches + found.unreadable_chunks, found.bad_blocks) {
-            (0, 0) => Severity::Info,
-            (0, _) => Severity::Warning,
-            _ => Severity::Critical,
-        };
-        Deed::new("pool.scrub", format!("pool {pool}"), what).severe(severity)
-    }
-
-    /// What has come since the last note.
-    fn faults(&self, note: &proto::NoteDevice) -> Deed {
-        let id = DeviceId(note.device_id);
-        let mut changes = self.devices.changes().filter(|(device, ..)| *device == id);
-        let new = changes
-            .find_map(|(_, before, now)| Some(now?.faults?.since(before.and_then(|device| device.faults.as_ref()))));
-        let new = new.unwrap_or_default();
-        let severity = if new.is_critical() { Severity::Critical } else { Severity::Warning };
-        Deed::new("device.faults", self.device_label(id), new.words()).severe(severity)
-    }
-
-    fn return_of(&self, returned: &proto::SdsReturned) -> Deed {
-        Deed::new("sds.return", self.sds_label(SdsId(returned.sds_id)), "is heard again")
-    }
-
-    /// The verdicts of one look that changed something.
-    fn judgement(&self, judge: &proto::JudgeSds) -> Option<Deed> {
-        let mut changed: BTreeSet<SdsId> = self.sds.changes().map(|(id, ..)| id).collect();
-        changed.extend(self.devices.changes().filter_map(|(.., now)| Some(now?.sds)));
-        let effective = judge.verdicts.iter().filter_map(|verdict| verdict.verdict.as_ref());
-        let mut deeds: Vec<Deed> = effective
-            .filter(|verdict| changed.contains(&verdict.sds()))
-            .map(|verdict| match verdict {
-                Verdict::Lost(lost) => self.loss(lost),
-                Verdict::Returned(returned) => self.return_of(returned),
-            })
-            .collect();
-        if deeds.len() < 2 {
-            return deeds.pop();
-        }
-        // The losses first: they are what people look for.
-        deeds.sort_by_key(|deed| std::cmp::Reverse(deed.severity));
-        let kind = deeds[0].kind;
-        Some(Deed::of_several(kind, deeds))
-    }
-
-    /// Components whose status changed in one look, as one deed.
-    fn transitions(&self, set: &proto::SetStatuses) -> Deed {
-        let label = |entry: &proto::SetComponentStatus| {
-            format!("{} {}", kind_word(entry.kind()), self.component_name(entry.kind(), entry.id))
-        };
-        let says = |entry: &proto::SetComponentStatus| {
-            format!("is {}: {}", entry.status().as_str_name().trim_start_matches("STATUS_"), entry.why)
-        };
-        // Only what this command has changed.
-        let changed: Vec<_> = set
-            .entries
-            .iter()
-            .filter(|entry| {
-                let component = validate::kind(entry.kind).map(|kind| Component { kind, id: entry.id });
-                self.health.changes().any(|(key, ..)| component.as_ref().is_ok_and(|component| *component == key))
-            })
-            .collect();
-        let deed = |entry: &&proto::SetComponentStatus| {
-            let severity = if entry.status() == proto::Status::Active { Severity::Info } else { Severity::Warning };
-            Deed::new("component.status", label(entry), says(entry)).severe(severity)
-        };
-        let mut deeds: Vec<Deed> = changed.iter().map(deed).collect();
-        match deeds.len() {
-            1 => deeds.remove(0),
-            // Thousands at once would be a large row; each component's own row has its words.
-            _ => Deed { parts: Vec::new(), ..Deed::of_several("component.status", deeds) },
-        }
-    }
-
-    /// How long an SDS that keeps failing is kept out, as the end of a sentence.
-    fn kept_out_words(&self, id: SdsId) -> String {
-        let now = self.log_time();
-        let losses = self.losses_of(id)[1];
-        self.sds_kept_out(id, now).map_or_else(String::new, |until| kept_out_words(losses, now, until))
-    }
-
-    fn devices_kept_out(&self, lost: &proto::SdsLost) -> String {
-        let now = self.log_time();
-        let device = |life: &proto::DeviceLife| {
-            let id = DeviceId(life.device_id);
-            let until = self.device_kept_out(id, now)?;
-            Some(kept_out_words(self.device(id)?.losses.counts(now)[1], now, until))
-        };
-        lost.devices.iter().find_map(device).unwrap_or_default()
-    }
-
-    /// Which copies left and joined the in-sync sets that primaries proposed.
-    fn copies_moved(&self) -> String {
-        let (mut left, mut joined) = (BTreeSet::new(), BTreeSet::new());
-        let mut moved: BTreeSet<DeviceId> = BTreeSet::new();
-        for (_, before, now) in self.pgs.changes() {
-            let (Some(before), Some(now)) = (before, now) else { continue };
-            let has = |pg: &crate::state::model::Pg, device| pg.config.member(device).is_some();
-            // Whose copy has moved was not dropped.
-            let gone = before.leaving.filter(|device| !now.replicas.contains(device));
-            moved.extend(gone);
-            let dropped = before.config.in_sync.iter().map(|m| m.device).filter(|device| Some(*device) != gone);
-            left.extend(dropped.filter(|device| !has(now, *device)));
-            joined.extend(now.config.in_sync.iter().map(|m| m.device).filter(|device| !has(before, *device)));
-        }
-        let copies = |devices: BTreeSet<DeviceId>| {
-            let list = devices.iter().map(ToString::to_string).collect::<Vec<String>>().join(", ");
-            if devices.len() == 1 { format!("copies on device {list}") } else { format!("copies on devices {list}") }
-        };
-        let from = match moved.is_empty() {
-            true => String::new(),
-            false => format!(", instead of {}", copies(moved)),
-        };
-        match (left.is_empty(), joined.is_empty()) {
-            (true, true) => "as a primary changed the placement groups it serves".to_owned(),
-            (false, true) => format!("as a primary dropped {}", copies(left)),
-            (true, false) => format!("as a primary took in synced {}{from}", copies(joined)),
-            (false, false) => format!("as a primary dropped {} and took in {}{from}", copies(left), copies(joined)),
-        }
-    }
-
-    /// Which devices gave up places of copies to which others. All of a command in one sentence, however many groups.
-    fn places_moved(&self) -> String {
-        let (mut left, mut came) = (BTreeSet::new(), BTreeSet::new());
-        let mut copies = 0;
-        for (_, before, now) in self.pgs.changes() {
-            let (Some(before), Some(now)) = (before, now) else { continue };
-            left.extend(before.replicas.iter().copied().filter(|device| !now.replicas.contains(device)));
-            let new = now.replicas.iter().copied().filter(|device| !before.replicas.contains(device));
-            let new: Vec<DeviceId> = new.collect();
-            copies += new.len();
-            came.extend(new);
-        }
-        let list = |devices: &BTreeSet<DeviceId>| self.device_labels(devices);
-        let copies =
-            if copies == 1 { "1 copy gets a new home".to_owned() } else { format!("{copies} copies get new homes") };
-        format!("{copies}: from {} to {}", list(&left), list(&came))
-    }
-
-    /// Which copies begin to move to which devices.
-    fn moves_begun(&self, why: &str) -> String {
-        let begun = self.pgs.changes().filter_map(|(.., now)| Some((now?.leaving?, now?.newcomer()?)));
-        let begun: Vec<(DeviceId, DeviceId)> = begun.collect();
-        if begun.is_empty() {
-            return format!("nothing more is to move for {why}");
-        }
-        let list = |devices: BTreeSet<DeviceId>| self.device_labels(&devices);
-        let (from, to) = (begun.iter().map(|step| step.0).collect(), begun.iter().map(|step| step.1).collect());
-        let copies = u32::try_from(begun.len()).unwrap_or(u32::MAX);
-        let begin = if copies == 1 { "begins" } else { "begin" };
-        format!("{} {begin} to move for {why}: from {} to {}", counted_copies(copies), list(from), list(to))
-    }
-
-    /// Which devices lead more groups than before.
-    fn leads_moved(&self) -> String {
-        let led = self.pgs.changes().filter_map(|(.., now)| now?.config.primary);
-        let to: BTreeSet<DeviceId> = led.collect();
-        format!("leads even out, to {}", self.device_labels(&to))
-    }
-
-    /// Groups that were reported and are not part of the restored state.
-    fn dropped_reports(&self) -> String {
-        let gone = self.group_reports.changes().filter(|(id, before, now)| {
-            now.is_none() && !self.pgs.contains(*id) && before.is_some_and(|before| before.base.is_none())
-        });
-        let gone: Vec<String> = gone.map(|(id, ..)| id.to_string()).collect();
-        match gone.len() {
-            0 => String::new(),
-            n => {
-                let shown = gone.iter().take(LISTED_GROUPS).cloned().collect::<Vec<_>>().join(", ");
-                format!("; {n} groups are on devices and not in the backup, and stay closed: {shown}")
-            }
-        }
-    }
-
-    /// Copies that a group had in sync before and has no more.
-    fn given_up(&self) -> String {
-        let before = self.pgs.changes().filter_map(|(_, before, _)| before);
-        let members = before.flat_map(|pg| &pg.config.in_sync).map(|member| self.device_label(member.device));
-        members.collect::<Vec<_>>().join(", ")
-    }
-
-    fn group_label(&self, pool: &str, index: u32) -> String {
-        self.pool_by_name(pool).map_or_else(|| format!("pg {pool}.{index}"), |pool| format!("pg {}.{index}", pool.id))
-    }
-
-    fn device_labels(&self, devices: &BTreeSet<DeviceId>) -> String {
-        let mut said: Vec<String> = devices.iter().take(LISTED).map(|id| self.device_label(*id)).collect();
-        if devices.len() > LISTED {
-            said.push(format!("{} more", devices.len() - LISTED));
-        }
-        said.join(", ")
-    }
-
-    fn device_label(&self, id: DeviceId) -> String {
-        let sds = self.device(id).map(|device| format!(" of {}", self.sds_label(device.sds)));
-        format!("device {id}{}", sds.unwrap_or_default())
-    }
-
-    pub(super) fn sds_label(&self, id: SdsId) -> String {
-        self.sds(id).map_or_else(|| format!("sds #{id}"), |sds| format!("sds {}", sds.name))
-    }
-
-    fn component_name(&self, kind: proto::Kind, id: u32) -> String {
-        let name = match kind {
-            proto::Kind::Sds => self.sds(SdsId(id)).map(|sds| sds.name.clone()),
-            proto::Kind::Sdc => self.sdc(SdcId(id)).map(|sdc| sdc.name.clone()),
-            _ => self.all_nodes().find(|node| node.component.id == id).map(|node| node.name.clone()),
-        };
-        name.unwrap_or_else(|| format!("#{id}"))
-    }
-}
-
-fn kept_out_words(losses: u32, now: LogTime, until: LogTime) -> String {
-    let wait = until.get().saturating_sub(now.get()).div_ceil(1_000);
-    format!("; lost {losses} times within an hour, so it is taken back in {wait} s at the earliest")
-}
-
-fn counted_copies(copies: u32) -> String {
-    if copies == 1 { "1 copy".to_owned() } else { format!("{copies} copies") }
-}
-
-/// `1 device`, `2 devices`.
-fn counted(n: usize, noun: &str) -> String {
-    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
-}
-
-const fn kind_word(kind: proto::Kind) -> &'static str {
-    match kind {
-        proto::Kind::Mdm => "mdm",
-        proto::Kind::Sds => "sds",
-        proto::Kind::Sdc => "sdc",
-        proto::Kind::Mgmt => "mgmt",
-        proto::Kind::Unspecified => "component",
     }
 }
