@@ -45,9 +45,12 @@ pub(super) async fn run(tool: &Tool, session: &Session, pool: &str, args: &Args)
         0 => eprintln!("pool {pool}: every device holds its share; nothing is to move"),
         _ => eprintln!("pool {pool}: {moves} copies are to move; `pflex rebuild list` shows how far it is"),
     }
+    if !args.wait {
+        return Ok(());
+    }
     let limit = tool.options.timeout.unwrap_or(LONG);
     let deadline = Instant::now() + limit;
-    while args.wait {
+    loop {
         let fresh = Freshness::Linearizable;
         let request = ListRebuildsRequest { stale: false, pool: pool.to_owned(), unfinished: true };
         let rows = ask!(session, &what, fresh, WorkClient.list_rebuilds(request))?.rebuilds;
@@ -61,7 +64,6 @@ pub(super) async fn run(tool: &Tool, session: &Session, pool: &str, args: &Args)
         }
         tokio::time::sleep(PAUSE).await;
     }
-    Ok(())
 }
 
 async fn dry_run(tool: &Tool, session: &Session, what: &str, pool: &str) -> Result<(), Failure> {
