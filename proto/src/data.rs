@@ -1,8 +1,8 @@
 //! The messages between an SDC and an SDS on the data plane, and the greeting that all data-plane connections share.
 //!
 //! A connection belongs to one (peer, device): its first frame is [`Hello`], answered by [`HelloReply`] or [`Refusal`].
-//! A client then opens a session per volume ([`OpenSession`], S9) and sends requests in it. `Read`, `Write` and `Flush`
-//! bodies end with 16 bytes of MAC over header and body under the session's key (see `token`), and carry a sequence that
+//! A client then opens a session per volume ([`OpenSession`], S9) and sends requests in it. `Read`, `Write`, `Flush` and
+//! `Allocation` bodies end with 16 bytes of MAC over header and body under the session's key (see `token`), and carry a sequence that
 //! rises strictly within the session: a captured request cannot be replayed. Requests are answered in any order.
 
 use crate::{
@@ -223,6 +223,47 @@ pub struct ReadReply {
 }
 wire_fields!(ReadReply { hole, checksums });
 
+/// Asks which blocks of a range of a chunk hold data. Admitted, ordered and answered like a read of that range: by the
+/// primary, under its leases, after every overlapping write that was ordered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AllocationRequest {
+    /// Where.
+    pub io: IoHeader,
+}
+wire_fields!(AllocationRequest { io });
+
+/// 64-bit words of a bit for each block of a chunk.
+pub const BLOCK_WORDS: usize = BLOCKS_PER_CHUNK as usize / 64;
+
+/// Which blocks of the range hold data; the others are holes, which read as zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AllocationReply {
+    /// A bit for each block of the chunk, the first the lowest of the first word; of blocks that the range does not touch it
+    /// means nothing.
+    pub written: [u64; BLOCK_WORDS],
+}
+
+impl AllocationReply {
+    /// Whether this block of the chunk holds data. Blocks beyond the chunk do: nobody may take them for holes.
+    pub fn is_written(&self, block: u32) -> bool {
+        self.written.get(block as usize / 64).is_none_or(|word| word >> (block % 64) & 1 == 1)
+    }
+}
+
+impl Wire for AllocationReply {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.written.iter().for_each(|word| word.encode(out));
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let mut written = [0; BLOCK_WORDS];
+        for word in &mut written {
+            *word = reader.get()?;
+        }
+        Ok(Self { written })
+    }
+}
+
 /// What a write does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteKind {
@@ -405,6 +446,17 @@ mod tests {
         for (offset, length) in [(0, 0), (1, CHUNK_SIZE), (CHUNK_SIZE, 1), (u32::MAX, 1), (1, u32::MAX)] {
             assert!(!io(offset, length).range_is_valid(), "{offset}+{length}");
         }
+    }
+
+    #[test]
+    fn an_allocation_reply_travels_and_tells_each_block() {
+        let mut reply = AllocationReply { written: [0; BLOCK_WORDS] };
+        reply.written[1] = 1 << 3;
+        let back = AllocationReply::from_bytes(&reply.to_bytes()).unwrap();
+        assert_eq!(back, reply);
+        let written: Vec<_> = (0..BLOCKS_PER_CHUNK).filter(|block| back.is_written(*block)).collect();
+        assert_eq!(written, [67]);
+        assert!(back.is_written(BLOCKS_PER_CHUNK), "beyond the chunk is never a hole");
     }
 
     #[test]

@@ -53,6 +53,10 @@ pub enum FrameKind {
     FlushReply = 10,
     /// `data::Refusal`, the other answer to any request.
     Refusal = 11,
+    /// `data::AllocationRequest`.
+    Allocation = 12,
+    /// `data::AllocationReply`.
+    AllocationReply = 13,
     /// A message between two copies of a placement group; the SDS defines it.
     Replication = 32,
     /// A lease request or grant between two SDSs; the SDS defines it.
@@ -73,6 +77,8 @@ impl FrameKind {
             9 => Self::Flush,
             10 => Self::FlushReply,
             11 => Self::Refusal,
+            12 => Self::Allocation,
+            13 => Self::AllocationReply,
             32 => Self::Replication,
             33 => Self::Lease,
             _ => return None,

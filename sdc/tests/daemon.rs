@@ -3,6 +3,8 @@
 
 #[path = "engine/fake_sds.rs"]
 mod fake_sds;
+#[path = "nbd/client.rs"]
+mod nbd;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -253,6 +255,52 @@ async fn from_registration_to_bytes_over_nbd_and_a_clean_end() {
     shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
     assert!(!dir.path().join("nbd.sock").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn growth_is_seen_on_reconnect_and_an_unmapped_volume_ends_its_connections() {
+    let cluster = FakeCluster::start(2, 1).await;
+    let (mdm, endpoint) = start_mdm(&cluster).await;
+    let dir = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(run(config(&endpoint, dir.path()), shutdown.clone()));
+    let mut registered = mdm.registered.subscribe();
+    let request = registered.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let address = request.addresses.unwrap().nbd;
+    let open = async || {
+        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        nbd::Client::open(stream, "demo", nbd::Form::Structured).await
+    };
+    let mut before = open().await;
+    assert_eq!(before.write(0, b"data").await, 0);
+    let status = before.ask(nbd::BLOCK_STATUS, 0, 0, before.size).await.extents();
+    assert_eq!(status, [(4096, 0), (before.size - 4096, nbd::HOLE)], "allocation as the SDSs know it");
+
+    let tokens = mdm.tokens.load(Ordering::Relaxed);
+    let mut map = cluster_map(&cluster);
+    map.revision = 2;
+    map.volumes[0].size_bytes *= 2;
+    mdm.map.send_replace(map);
+    let ended = tokio::time::Instant::now() + Duration::from_secs(20);
+    while mdm.tokens.load(Ordering::Relaxed) == tokens {
+        assert!(tokio::time::Instant::now() < ended, "no newer token: the old one ends where the volume did");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut after = open().await;
+    assert_eq!(after.size, 2 * before.size);
+    assert_eq!(after.write(before.size, b"beyond").await, 0);
+    assert_eq!(before.ask(nbd::READ, 0, before.size, 1).await.error, nbd::EINVAL, "its size is what it was told");
+
+    let mut map = cluster_map(&cluster);
+    map.revision = 3;
+    map.volumes.clear();
+    mdm.map.send_replace(map);
+    for mut client in [before, after] {
+        let ended = tokio::time::timeout(Duration::from_secs(20), client.try_answer()).await;
+        assert!(ended.unwrap().is_none(), "closed, with nothing left to answer");
+    }
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -101,9 +101,14 @@ impl MappedVolumes {
             if known.is_none() {
                 info!(volume = new.spec.name, size = new.info.size.0, read_only = new.info.read_only, "volume mapped");
             }
-            // A raised epoch voids the token (S20): another one is asked for before an IO is refused.
-            if known.is_some_and(|known| known.epoch != new.epoch) {
+            // A raised epoch voids the token (S20), and one from before the volume grew does not cover what is new: another
+            // one is asked for before an IO is refused.
+            if known.is_some_and(|known| known.epoch != new.epoch || known.info.size != new.info.size) {
                 drop(auth.want_newer(auth.version()));
+            }
+            // Counted from now on, opened or not; one that is open follows its new name or place.
+            if new.refused.is_none() && known.is_none_or(|known| known.spec != new.spec) {
+                self.engine.volume(new.spec.clone(), &auth);
             }
         }
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +118,7 @@ impl MappedVolumes {
         drop(volumes);
         for old in gone {
             info!(volume = old.spec.name, "volume unmapped");
-            let opened = self.engine.volumes().into_iter().find(|volume| volume.spec().id == old.spec.id);
+            let opened = self.engine.volumes().into_iter().find(|volume| volume.id() == old.spec.id);
             if let Some(volume) = opened {
                 volume.close();
             }
@@ -197,7 +202,13 @@ impl Exports for MappedVolumes {
             return Err(OpenError::Refused { name: name.to_owned(), reason: reason.to_owned() });
         }
         let auth = self.keeper.auth(mapped.spec.id);
-        let volume = self.engine.volume(mapped.spec, &auth);
+        let (id, volume) = (mapped.spec.id, self.engine.volume(mapped.spec, &auth));
+        if mapped.ended.is_cancelled() {
+            // Unmapped in the same moment: what was just made again must not stay.
+            self.engine.forget(id);
+            self.keeper.forget(id);
+            return Err(OpenError::Unknown { name: name.to_owned() });
+        }
         Ok(Export { info: mapped.info, backend: Arc::new(VolumeBackend(volume)), ended: mapped.ended })
     }
 }

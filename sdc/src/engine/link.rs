@@ -10,7 +10,7 @@ mod task;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pflex_proto::data::{Checksums, Refusal, WriteKind};
+use pflex_proto::data::{AllocationReply, Checksums, Refusal, WriteKind};
 use pflex_proto::ids::{ClusterId, DeviceId, Epoch, OperationId, ProcessId, SdcId};
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,6 +40,8 @@ pub struct Greeting {
 pub enum Operation {
     /// Read the part.
     Read,
+    /// Tell which blocks of the part hold data.
+    Allocation,
     /// Write the part.
     Write(Write),
     /// Open a newer session, so that nothing sent before runs any more unless it was ordered already (S9).
@@ -81,6 +83,8 @@ pub struct Request {
 pub enum Answer {
     /// What a read found; no data for a hole.
     Read(Option<(Checksums, Bytes)>),
+    /// Which blocks hold data.
+    Allocation(AllocationReply),
     /// The write is in place, or the fence up.
     Done,
 }

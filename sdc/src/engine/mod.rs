@@ -20,6 +20,7 @@ pub mod verdict;
 pub mod volume;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -113,13 +114,19 @@ impl Engine {
         &self.routes
     }
 
-    /// The volume of `spec`, made when it is not there yet. All users of a volume share one: the order of overlapping
-    /// writes must be one order.
+    /// The volume of `spec`, made when it is not there yet; else it follows this spec from now on. All users of a volume
+    /// share one: the order of overlapping writes must be one order.
     pub fn volume(self: &Arc<Self>, spec: VolumeSpec, auth: &Arc<VolumeAuth>) -> Arc<Volume> {
         let mut volumes = self.volumes.lock().expect("no holder panics");
-        let id = spec.id;
-        let make = || Arc::new(Volume::new(Arc::clone(self), spec, Arc::clone(auth)));
-        Arc::clone(volumes.entry(id).or_insert_with(make))
+        match volumes.entry(spec.id) {
+            Entry::Occupied(known) => {
+                known.get().update(spec);
+                Arc::clone(known.get())
+            }
+            Entry::Vacant(place) => {
+                Arc::clone(place.insert(Arc::new(Volume::new(Arc::clone(self), spec, Arc::clone(auth)))))
+            }
+        }
     }
 
     /// All volumes that were made and not forgotten.

@@ -36,7 +36,6 @@ impl Layout {
     pub fn parts(self, range: ByteRange) -> impl ExactSizeIterator<Item = Part> {
         let first = range.offset.0 / u64::from(CHUNK_SIZE);
         let beyond = range.end().0.div_ceil(u64::from(CHUNK_SIZE)).max(first);
-        // One request is 4 GiB at most, which is 4,097 parts.
         (0..(beyond - first) as usize).map(move |nth| {
             let chunk_start = (first + nth as u64) * u64::from(CHUNK_SIZE);
             let start = range.offset.0.max(chunk_start);
@@ -47,6 +46,17 @@ impl Layout {
             Part { pg, chunk, offset, length: (end - start) as u32 }
         })
     }
+}
+
+/// A range in up to three pieces: its whole blocks, and the bytes before and after them, in order. Zeros in whole blocks
+/// become holes; in a piece with them, the edges would make all of it a write of bytes.
+pub fn at_block_borders(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let (start, end) = (range.offset.0, range.end().0);
+    let middle = whole_blocks(range).unwrap_or(ByteRange::new(end, 0));
+    [(start, middle.offset.0), (middle.offset.0, middle.end().0), (middle.end().0, end)]
+        .into_iter()
+        .filter(|(from, to)| from < to)
+        .map(|(from, to)| ByteRange::new(from, to - from))
 }
 
 /// The whole blocks of a range, which are all that a TRIM drops; `None` when there is not one.
@@ -77,6 +87,18 @@ mod tests {
         assert_eq!(whole_blocks(ByteRange::new(1, 8191)), Some(ByteRange::new(4096, 4096)));
         assert_eq!(whole_blocks(ByteRange::new(4096, 4095)), None);
         assert_eq!(whole_blocks(ByteRange::new(0, 9000)), Some(ByteRange::new(0, 8192)));
+    }
+
+    #[test]
+    fn zeros_are_cut_where_their_whole_blocks_begin_and_end() {
+        let cut = |offset, length| -> Vec<_> {
+            at_block_borders(ByteRange::new(offset, length)).map(|piece| (piece.offset.0, piece.length.0)).collect()
+        };
+        assert_eq!(cut(0, 8192), [(0, 8192)]);
+        assert_eq!(cut(100, 8192), [(100, 3996), (4096, 4096), (8192, 100)]);
+        assert_eq!(cut(4096, 5000), [(4096, 4096), (8192, 904)]);
+        assert_eq!(cut(100, 200), [(100, 200)]);
+        assert_eq!(cut(4000, 200), [(4000, 200)], "no whole block");
     }
 
     proptest! {

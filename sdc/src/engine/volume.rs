@@ -1,13 +1,18 @@
 //! A volume of the cluster as a block device.
 //!
 //! Reads and writes go part by part through the same loop ([`Volume::attempt`]): find the primary, send, judge, wait, again.
-//! A write also has a place in the ledger; see [`write`].
+//! A write also has a place in the ledger; see [`write`]. Where there is data is asked chunk by chunk; see [`allocation`].
+//!
+//! Atomic is what lies inside one 4 KiB block: the primary changes a block at once, also for other clients. A write over a
+//! block border, and so over a chunk border, is several changes; writes of this process that overlap wait for one another
+//! as wholes, while another client may see one part of it before the other, as on any disk.
 
+mod allocation;
 mod pace;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,10 +25,10 @@ use self::pace::Pace;
 use super::Engine;
 use super::ledger::Ledger;
 use super::link::{Answer, AttemptError, Operation, Request};
-use super::plan::{Layout, Part, whole_blocks};
+use super::plan::{Layout, Part, at_block_borders, whole_blocks};
 use super::tokens::VolumeAuth;
 use super::verdict::{Verdict, judge};
-use crate::block::{BlockBackend, ByteRange, Durability, IoError, Payload, Piece, ZeroOptions};
+use crate::block::{BlockBackend, ByteRange, Durability, Extent, IoError, Payload, Piece, ZeroOptions};
 
 /// Parts of one request that are under way at the same time: all parts of the largest read or write (33), while a TRIM
 /// of 4 GiB does not flood the cluster with 4,096 requests.
@@ -80,11 +85,22 @@ impl Attempts for Reading {
     }
 }
 
+/// Nor does a question where there is data.
+struct Asking;
+
+impl Attempts for Asking {
+    fn next(&mut self, _device: DeviceId, _epoch: Epoch) -> Operation {
+        Operation::Allocation
+    }
+}
+
 /// A mapped volume.
 #[derive(Debug)]
 pub struct Volume {
     engine: Arc<Engine>,
-    spec: VolumeSpec,
+    id: VolumeId,
+    /// As the map has it now; a request keeps what it began with.
+    spec: RwLock<Arc<VolumeSpec>>,
     auth: Arc<VolumeAuth>,
     ledger: Ledger,
     closed: AtomicBool,
@@ -94,12 +110,26 @@ pub struct Volume {
 impl Volume {
     pub(super) fn new(engine: Arc<Engine>, spec: VolumeSpec, auth: Arc<VolumeAuth>) -> Self {
         let (ledger, closed, statistics) = (Ledger::default(), AtomicBool::new(false), Statistics::default());
-        Self { engine, spec, auth, ledger, closed, statistics }
+        let (id, spec) = (spec.id, RwLock::new(Arc::new(spec)));
+        Self { engine, id, spec, auth, ledger, closed, statistics }
     }
 
-    /// What the map said when it was opened.
-    pub const fn spec(&self) -> &VolumeSpec {
-        &self.spec
+    /// Its id.
+    pub const fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// What the map says of it.
+    pub fn spec(&self) -> Arc<VolumeSpec> {
+        Arc::clone(&self.spec.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes what a newer map says: from now on requests follow it.
+    pub(super) fn update(&self, spec: VolumeSpec) {
+        let mut held = self.spec.write().unwrap_or_else(PoisonError::into_inner);
+        if **held != spec {
+            *held = Arc::new(spec);
+        }
     }
 
     /// Its counters.
@@ -117,12 +147,12 @@ impl Volume {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Sends a part until it is done, cannot be done, or the deadline is over.
-    async fn attempt(&self, part: Part, attempts: &mut impl Attempts) -> Result<Answer, IoError> {
-        let mut pace = Pace::new(self.engine.patience.io_deadline);
+    /// Sends a part until it is done, cannot be done, or has taken longer than allowed.
+    async fn attempt(&self, part: Part, allowed: Duration, attempts: &mut impl Attempts) -> Result<Answer, IoError> {
+        let mut pace = Pace::new(allowed);
         loop {
             if self.closed.load(Ordering::Acquire) {
-                return Err(IoError::Unmapped(format!("volume {}", self.spec.name)));
+                return Err(IoError::Unmapped(format!("volume {}", self.spec().name)));
             }
             // Before the route is read, so that no change between reading and waiting is missed.
             let mut changes = pace.is_retrying().then(|| self.engine.routes.subscribe());
@@ -153,7 +183,7 @@ impl Volume {
                 }
                 _other => false,
             };
-            debug!(volume = %self.spec.id, pg = %part.pg, %epoch, %device, %error, "an attempt failed");
+            debug!(volume = %self.id, pg = %part.pg, %epoch, %device, %error, "an attempt failed");
             let mut changes = changes.unwrap_or_else(|| self.engine.routes.subscribe());
             match judge(&error, learned) {
                 Verdict::Again => pace.again(&error).await?,
@@ -175,19 +205,22 @@ impl Volume {
 
     /// Reads one part and checks it.
     async fn read_part(&self, part: Part) -> Result<Piece, IoError> {
-        let deadline = Instant::now() + self.engine.patience.io_deadline;
+        let allowed = self.engine.patience.io_deadline;
+        let deadline = Instant::now() + allowed;
         loop {
-            let answer = self.attempt(part, &mut Reading).await?;
+            let answer = self.attempt(part, allowed, &mut Reading).await?;
             let (checksums, data) = match answer {
                 Answer::Read(Some(found)) => found,
                 Answer::Read(None) => return Ok(Piece::Hole(part.length as usize)),
-                Answer::Done => return Err(IoError::Failed("a read was answered as a write".to_owned())),
+                Answer::Done | Answer::Allocation(_) => {
+                    return Err(IoError::Failed("a read was answered as something else".to_owned()));
+                }
             };
             if data.len() == part.length as usize && checksums.verify(part.offset, &data) {
                 return Ok(Piece::Data(data));
             }
             // The SDS has checked its disk; this happened on the way here, so another answer can be right.
-            warn!(volume = self.spec.name, chunk = %part.chunk, offset = part.offset, "a read failed its checksum");
+            warn!(volume = self.spec().name, chunk = %part.chunk, offset = part.offset, "a read failed its checksum");
             self.statistics.retries.fetch_add(1, Ordering::Relaxed);
             if Instant::now() > deadline {
                 return Err(IoError::Failed("reads keep failing their checksums".to_owned()));
@@ -218,36 +251,47 @@ impl Volume {
 pub struct VolumeBackend(pub Arc<Volume>);
 
 impl VolumeBackend {
-    /// Changes a range: `data` is empty for zeros.
+    /// Changes a range: `data` is empty for zeros. The parts of it, `count` together, are changed at the same time.
     async fn change(
         &self,
         range: ByteRange,
         kind: WriteKind,
         data: Bytes,
         durability: Durability,
+        (count, parts): (usize, impl Iterator<Item = Part>),
     ) -> Result<(), IoError> {
         let volume = &self.0;
-        let parts = volume.spec.layout.parts(range);
-        let ticket = write::Ticket::enter(Arc::clone(volume), range, parts.len()).await;
-        let mut taken = 0;
-        let mut writes = parts.enumerate().map(|(nth, part)| {
-            let data = if data.is_empty() { Bytes::new() } else { data.slice(taken..taken + part.length as usize) };
-            taken += part.length as usize;
-            write::PartOfWrite::new(&ticket, nth, part, kind, durability == Durability::Stable, data).run()
-        });
-        let outcome = if writes.len() == 1 {
-            writes.next().expect("there is one").await
-        } else {
-            stream::iter(writes).buffer_unordered(PARTS_AT_ONCE).try_for_each(|()| future::ready(Ok(()))).await
+        let outcome = async {
+            let (ticket, allowed) = write::Ticket::enter(Arc::clone(volume), range, count).await?;
+            let mut taken = 0;
+            let mut writes = parts.enumerate().map(|(nth, part)| {
+                let data = if data.is_empty() { Bytes::new() } else { data.slice(taken..taken + part.length as usize) };
+                taken += part.length as usize;
+                let fua = durability == Durability::Stable;
+                write::PartOfWrite::new(&ticket, nth, part, kind, fua, data).run(allowed)
+            });
+            match (count, writes.next()) {
+                (1, Some(write)) => write.await,
+                (_, first) => {
+                    let writes = stream::iter(first.into_iter().chain(writes)).buffer_unordered(PARTS_AT_ONCE);
+                    writes.try_for_each(|()| future::ready(Ok(()))).await
+                }
+            }
         };
-        volume.count(outcome, &volume.statistics.writes, &volume.statistics.written_bytes, range.length)
+        volume.count(outcome.await, &volume.statistics.writes, &volume.statistics.written_bytes, range.length)
+    }
+
+    /// The parts of a range and their number.
+    fn parts(&self, range: ByteRange) -> (usize, impl Iterator<Item = Part> + use<>) {
+        let parts = self.0.spec().layout.parts(range);
+        (parts.len(), parts)
     }
 }
 
 impl BlockBackend for VolumeBackend {
     async fn read(&self, range: ByteRange) -> Result<Payload, IoError> {
         let volume = &self.0;
-        let mut parts = volume.spec.layout.parts(range);
+        let mut parts = volume.spec().layout.parts(range);
         let outcome = if parts.len() == 1 {
             volume.read_part(parts.next().expect("there is one")).await.map(|piece| Payload::of([piece]))
         } else {
@@ -259,7 +303,7 @@ impl BlockBackend for VolumeBackend {
 
     async fn write(&self, offset: ByteOffset, data: Bytes, durability: Durability) -> Result<(), IoError> {
         let range = ByteRange { offset, length: ByteCount(data.len() as u64) };
-        self.change(range, WriteKind::Data, data, durability).await
+        self.change(range, WriteKind::Data, data, durability, self.parts(range)).await
     }
 
     /// Every write of a `sync` pool was answered when it was durable on every in-sync copy, so there is nothing to do;
@@ -270,14 +314,28 @@ impl BlockBackend for VolumeBackend {
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), IoError> {
         match whole_blocks(range) {
-            Some(blocks) => self.change(blocks, WriteKind::Trim, Bytes::new(), durability).await,
+            Some(blocks) => self.change(blocks, WriteKind::Trim, Bytes::new(), durability, self.parts(blocks)).await,
             None => Ok(()),
         }
     }
 
-    /// Always faster than writing: no payload travels, so FAST_ZERO never refuses.
+    /// Whole blocks become holes, which is faster than writing. Zeros that keep their space, and those of parts of blocks,
+    /// are written like any bytes.
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), IoError> {
-        let kind = if options.keep_provisioned { WriteKind::ZeroNoHole } else { WriteKind::Zero };
-        self.change(range, kind, Bytes::new(), options.durability).await
+        let ZeroOptions { durability, keep_provisioned, only_if_fast } = options;
+        if only_if_fast && (keep_provisioned || whole_blocks(range).is_none()) {
+            return Err(IoError::NotSupported("these zeros would be written like any bytes"));
+        }
+        if keep_provisioned {
+            return self.change(range, WriteKind::ZeroNoHole, Bytes::new(), durability, self.parts(range)).await;
+        }
+        let layout = self.0.spec().layout;
+        let count = at_block_borders(range).map(|piece| layout.parts(piece).len()).sum();
+        let parts = at_block_borders(range).flat_map(move |piece| layout.parts(piece));
+        self.change(range, WriteKind::Zero, Bytes::new(), durability, (count, parts)).await
+    }
+
+    async fn extents(&self, range: ByteRange, most: usize) -> Result<Vec<Extent>, IoError> {
+        allocation::extents(&self.0, range, most).await
     }
 }

@@ -157,7 +157,8 @@ impl Handshake {
                     // Also one that fails replaces what was chosen before.
                     self.allocation_of = None;
                 }
-                if self.mode == Mode::Simple {
+                // A list is harmless; other servers give it too.
+                if self.mode == Mode::Simple && kind == option::SET_META_CONTEXT {
                     refuse(output, kind, rep::ERR_INVALID, "structured replies or extended headers come first");
                     return None;
                 }

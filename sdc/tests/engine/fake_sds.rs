@@ -13,8 +13,8 @@ use bytes::Bytes;
 use pflex_common::frames::{Frame, FrameQueue, FrameReader};
 use pflex_common::net::Endpoint;
 use pflex_proto::data::{
-    Checksums, Hello, HelloReply, IoHeader, OpenSession, ReadReply, ReadRequest, Refusal, RefusalCode, SessionOpened,
-    WriteKind, WriteReply, WriteRequest,
+    AllocationReply, Checksums, Hello, HelloReply, IoHeader, OpenSession, ReadReply, ReadRequest, Refusal, RefusalCode,
+    SessionOpened, WriteKind, WriteReply, WriteRequest,
 };
 use pflex_proto::frame::FrameKind;
 use pflex_proto::geometry::CHUNK_SIZE;
@@ -77,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) oldest_token: TokenId,
     pub(crate) faults: Faults,
     pub(crate) requests: u64,
+    /// Every write that was executed: what it did, how many bytes, whether it was FUA.
+    pub(crate) writes: Vec<(WriteKind, u32, bool)>,
     pub(crate) sessions: u64,
     sequence: u64,
     random: ChaCha8Rng,
@@ -116,6 +118,7 @@ impl FakeCluster {
             oldest_token: TokenId(0),
             faults: Faults::default(),
             requests: 0,
+            writes: Vec::new(),
             sessions: 0,
             sequence: 0,
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -209,6 +212,7 @@ impl Shared {
         if !self.executed.insert(request.operation) {
             self.twice.push(request.operation);
         }
+        self.writes.push((request.kind, request.io.length, request.fua));
         let chunk = self.chunks.entry(request.io.chunk).or_insert_with(|| vec![0; CHUNK_SIZE as usize]);
         let place = &mut chunk[request.io.offset as usize..(request.io.offset + request.io.length) as usize];
         match request.kind {
@@ -305,7 +309,7 @@ fn request(
             let _ = answers.send(answer);
             true
         }
-        FrameKind::Read | FrameKind::Write => io(frame, device, shared, sessions, answers),
+        FrameKind::Read | FrameKind::Write | FrameKind::Allocation => io(frame, device, shared, sessions, answers),
         other => panic!("a client sent {other:?}"),
     }
 }
@@ -357,6 +361,8 @@ fn io(
     assert!(io.volume == session.volume && io.range_is_valid());
     session.sequence = io.session_sequence;
     let generation = session.generation;
+    // The body of a question is that of a read.
+    let asks = frame.header.kind == FrameKind::Allocation;
     if let Some(write) = &write {
         let expected = if write.kind == WriteKind::Data { io.length as usize } else { 0 };
         assert_eq!(frame.payload.len(), expected);
@@ -382,7 +388,7 @@ fn io(
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             let mut locked = shared.lock().unwrap();
-            let answer = execute(&mut locked, device, id, &io, write.as_ref(), &payload, &generation);
+            let answer = execute(&mut locked, device, (id, asks), &io, write.as_ref(), &payload, &generation);
             if !mute {
                 let _ = answers.send(answer);
             }
@@ -391,7 +397,7 @@ fn io(
     }
     if locked.luck(faults.unknown) {
         if locked.random.random() {
-            execute(&mut locked, device, id, &io, write.as_ref(), &frame.payload, &generation);
+            execute(&mut locked, device, (id, asks), &io, write.as_ref(), &frame.payload, &generation);
         }
         let _ = answers.send(Answer::new(
             FrameKind::Refusal,
@@ -401,7 +407,7 @@ fn io(
         ));
         return true;
     }
-    let answer = execute(&mut locked, device, id, &io, write.as_ref(), &frame.payload, &generation);
+    let answer = execute(&mut locked, device, (id, asks), &io, write.as_ref(), &frame.payload, &generation);
     if locked.luck(faults.break_after) {
         return false;
     }
@@ -412,7 +418,7 @@ fn io(
 fn execute(
     shared: &mut Shared,
     device: DeviceId,
-    id: u64,
+    (id, asks): (u64, bool),
     io: &IoHeader,
     write: Option<&WriteRequest>,
     payload: &[u8],
@@ -425,6 +431,14 @@ fn execute(
     }
     if let Some(write) = write {
         return Answer::new(FrameKind::WriteReply, id, &shared.write(write, payload), Bytes::new());
+    }
+    if asks {
+        let mut reply = AllocationReply { written: [0; 4] };
+        let chunk = shared.chunks.get(&io.chunk).map_or(&[][..], |chunk| chunk);
+        for (block, data) in chunk.chunks(4096).enumerate() {
+            reply.written[block / 64] |= u64::from(data.iter().any(|byte| *byte != 0)) << (block % 64);
+        }
+        return Answer::new(FrameKind::AllocationReply, id, &reply, Bytes::new());
     }
     let range = io.offset as usize..(io.offset + io.length) as usize;
     let Some(chunk) = shared.chunks.get(&io.chunk) else {

@@ -15,7 +15,7 @@ use pflex_proto::ids::{
     ByteOffset, ClusterId, DeviceId, KeyId, LayerId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId, VtreeId,
 };
 use pflex_proto::token::{Rights, Token, TokenMode};
-use pflex_sdc::block::{BlockBackend, ByteRange, Durability, IoError, ZeroOptions};
+use pflex_sdc::block::{BlockBackend, ByteRange, Durability, Extent, ExtentState, IoError, ZeroOptions};
 use pflex_sdc::engine::plan::Layout;
 use pflex_sdc::engine::tokens::Issued;
 use pflex_sdc::engine::volume::VolumeBackend;
@@ -63,6 +63,8 @@ impl TokenSource for Issuer {
 
 struct Client {
     volume: VolumeBackend,
+    engine: Arc<Engine>,
+    keeper: Arc<TokenKeeper>,
     _tokens: DropGuard,
 }
 
@@ -74,10 +76,11 @@ fn client(cluster: &FakeCluster, patience: Patience) -> Client {
     let auth = keeper.auth(VOLUME);
     let issuer = Issuer { shared: Arc::clone(&cluster.shared), next: AtomicU64::new(1) };
     let stop = shutdown.clone();
-    tokio::spawn(async move { keeper.run(issuer, stop).await });
+    let running = Arc::clone(&keeper);
+    tokio::spawn(async move { running.run(issuer, stop).await });
     let layout = Layout { pool: POOL, pg_count: PG_COUNT, vtree: VtreeId(9), layer: LayerId(0) };
     let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout }, &auth);
-    Client { volume: VolumeBackend(volume), _tokens: shutdown.drop_guard() }
+    Client { volume: VolumeBackend(volume), engine, keeper, _tokens: shutdown.drop_guard() }
 }
 
 /// Short enough for tests, long enough for a busy machine.
@@ -214,6 +217,125 @@ async fn damage_on_the_way_is_noticed_and_read_again() {
         assert_eq!(client.read(4096, 4096).await.unwrap(), pattern(9000, 1)[4093..4093 + 4096]);
     }
     assert!(client.volume.0.statistics().retries.load(Ordering::Relaxed) > 0);
+}
+
+#[tokio::test]
+async fn allocation_is_told_as_the_primaries_know_it() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.write((1 << 20) - BLOCK, vec![1; 2 * BLOCK as usize]).await.unwrap();
+    let range = ByteRange::new(100, (40 << 20) + 5);
+    let told = |extents: Vec<Extent>| extents.into_iter().map(|e| (e.state, e.length.0)).collect::<Vec<_>>();
+    let extents = told(client.volume.extents(range, 100).await.unwrap());
+    let before = (1 << 20) - BLOCK - 100;
+    let after = range.length.0 - before - 2 * BLOCK;
+    let (data, hole) = (ExtentState::Data, ExtentState::Hole);
+    assert_eq!(extents, [(hole, before), (data, 2 * BLOCK), (hole, after)], "neighbours in two chunks are one extent");
+    assert_eq!(told(client.volume.extents(range, 1).await.unwrap()), [(hole, before)]);
+    let long = told(client.volume.extents(ByteRange::new(0, 1 << 50), 100).await.unwrap());
+    assert!(long.iter().map(|(_, length)| length).sum::<u64>() >= 1 << 30, "a part of a long range, and in time");
+}
+
+#[tokio::test]
+async fn allocation_survives_a_move_and_what_cannot_be_known_is_data() {
+    let cluster = FakeCluster::start(2, 1).await;
+    let client = client(&cluster, Patience { io_deadline: Duration::from_millis(300), ..patience() });
+    client.write(0, vec![1; BLOCK as usize]).await.unwrap();
+    cluster.promote(Some(DeviceId(2)));
+    let range = ByteRange::new(0, 2 * BLOCK);
+    let states = |extents: Vec<Extent>| extents.into_iter().map(|extent| extent.state).collect::<Vec<_>>();
+    let moved = states(client.volume.extents(range, 9).await.unwrap());
+    assert_eq!(moved, [ExtentState::Data, ExtentState::Hole], "asked again at the new primary");
+    cluster.promote(None);
+    cluster.publish();
+    assert_eq!(states(client.volume.extents(range, 9).await.unwrap()), [ExtentState::Data], "never a hole by guess");
+    client.volume.0.close();
+    assert!(matches!(client.volume.extents(range, 9).await, Err(IoError::Unmapped(_))));
+}
+
+#[tokio::test]
+async fn zeros_become_holes_in_whole_blocks_unless_they_keep_their_space() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    let zero = async |offset, length, keep_provisioned, only_if_fast| {
+        let options = ZeroOptions { durability: Durability::Stable, keep_provisioned, only_if_fast };
+        let outcome = client.volume.write_zeroes(ByteRange::new(offset, length), options).await;
+        let mut writes = std::mem::take(&mut cluster.shared().writes);
+        writes.sort_unstable_by_key(|(_, length, _)| *length);
+        (outcome, writes)
+    };
+    use pflex_proto::data::WriteKind::{Zero, ZeroNoHole};
+    let (done, writes) = zero(100, 3 * BLOCK, false, true).await;
+    done.unwrap();
+    let expected = [(Zero, 100, true), (Zero, 3996, true), (Zero, 8192, true)];
+    assert_eq!(writes, expected, "the whole blocks by themselves, FUA on each part");
+    let (done, writes) = zero(100, 3 * BLOCK, true, false).await;
+    done.unwrap();
+    assert_eq!(writes, [(ZeroNoHole, 3 * 4096, true)]);
+    for (offset, length, keep) in [(0, BLOCK, true), (100, 200, false)] {
+        let (refused, writes) = zero(offset, length, keep, true).await;
+        assert!(matches!(refused, Err(IoError::NotSupported(_))) && writes.is_empty(), "it would not be fast");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_one_nobody_can_fence_ends_at_its_deadline() {
+    let mut cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, Patience { io_deadline: Duration::from_millis(500), ..patience() });
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    cluster.shared().faults.mute = 1000;
+    let abandoned = tokio::time::timeout(Duration::from_millis(100), client.write(0, pattern(4096, 2))).await;
+    assert!(abandoned.is_err(), "sent, and never answered");
+    cluster.kill_device(DeviceId(1)).await;
+    let started = Instant::now();
+    let second = tokio::time::timeout(Duration::from_secs(20), client.write(0, pattern(4096, 3))).await;
+    let error = second.expect("the deadline holds for the turn too").unwrap_err();
+    assert!(matches!(&error, IoError::Failed(why) if why.contains("not done within")), "{error}");
+    assert!(started.elapsed() >= Duration::from_millis(450));
+    // What comes later waits for the abandoned one alone, not for the one that gave up.
+    cluster.shared().faults.mute = 0;
+    cluster.start_device(DeviceId(1)).await;
+    let ended = Instant::now() + Duration::from_secs(20);
+    while client.write(0, pattern(4096, 4)).await.is_err() {
+        assert!(Instant::now() < ended, "the ledger is never free again");
+    }
+    assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, 4));
+}
+
+#[tokio::test]
+async fn overlapping_writes_of_this_client_over_a_chunk_border_are_not_mixed() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = Arc::new(client(&cluster, patience()));
+    cluster.shared().faults.hold = 300;
+    let at = (1 << 20) - 100;
+    for round in 0..20_u8 {
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let client = Arc::clone(&client);
+                tokio::spawn(async move { client.write(at, vec![round * 4 + writer + 1; 200]).await.unwrap() })
+            })
+            .collect();
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let data = client.read(at, 200).await.unwrap();
+        assert!(data.iter().all(|byte| *byte == data[0]), "one whole write, although it is two parts");
+    }
+}
+
+#[tokio::test]
+async fn an_open_volume_follows_its_name_and_place_and_its_requests_keep_theirs() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    let volume = &client.volume.0;
+    let other = Layout { vtree: VtreeId(10), ..volume.spec().layout };
+    let renamed = VolumeSpec { name: "renamed".into(), layout: other, ..(*volume.spec()).clone() };
+    let engine = client.engine.clone();
+    let same = engine.volume(renamed, &client.keeper.auth(VOLUME));
+    assert!(Arc::ptr_eq(&same, volume), "one volume for all, so that there is one order of writes");
+    assert_eq!(volume.spec().name, "renamed");
+    assert_eq!(client.read(0, 4096).await.unwrap(), vec![0; 4096], "the chunks of its new tree");
 }
 
 /// What random workers found wrong.

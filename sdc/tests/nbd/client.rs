@@ -108,6 +108,8 @@ pub(crate) struct Client<S> {
     pending: HashMap<u64, Asked>,
     partial: HashMap<u64, Answer>,
     contexts: Vec<u32>,
+    /// The longest chunk a reply may have: the maximum payload, where one was advertised, and a header.
+    pub(crate) longest_chunk: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
@@ -127,6 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             pending: HashMap::new(),
             partial: HashMap::new(),
             contexts: Vec::new(),
+            longest_chunk: (32 << 20) + 8,
         }
     }
 
@@ -157,10 +160,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// All replies to an option, up to the final one.
     pub(crate) async fn option(&mut self, kind: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
-        self.send_option(kind, data).await;
+        self.try_option(kind, data).await.expect("the connection ended")
+    }
+
+    /// The same, or nothing at the end of the connection.
+    pub(crate) async fn try_option(&mut self, kind: u32, data: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
+        let bytes = [b"IHAVEOPT", &kind.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat();
+        self.stream.write_all(&bytes).await.ok()?;
         let mut replies = Vec::new();
         loop {
-            assert_eq!(self.stream.read_u64().await.unwrap(), 0x0003_e889_0455_65a9);
+            assert_eq!(self.stream.read_u64().await.ok()?, 0x0003_e889_0455_65a9);
             assert_eq!(self.stream.read_u32().await.unwrap(), kind, "a reply repeats its option");
             let reply = self.stream.read_u32().await.unwrap();
             let mut data = vec![0; self.stream.read_u32().await.unwrap() as usize];
@@ -171,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             }
             replies.push((reply, data));
             if is_final {
-                return replies;
+                return Some(replies);
             }
         }
     }
@@ -300,7 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         } else {
             self.stream.read_u32().await.unwrap() as usize
         };
-        assert!(length <= (32 << 20) + 8, "no chunk is longer than the maximum payload and its header");
+        assert!(length <= self.longest_chunk, "no chunk is longer than the maximum payload and its header");
         assert_eq!(flags & !1, 0, "no flag but DONE");
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await.unwrap();

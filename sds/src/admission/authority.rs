@@ -19,6 +19,17 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) heard: Option<Heard>,
 }
 
+/// What a request wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Intent {
+    /// See data, or whether there is any.
+    Read,
+    /// Change data.
+    Write,
+    /// Make durable what was written; it names a placement group and no range.
+    Flush,
+}
+
 /// A session's right to do IO: its token, signature already verified.
 #[derive(Clone, Debug)]
 pub(crate) struct Authority {
@@ -95,14 +106,23 @@ impl Authority {
     ///
     /// # Errors
     /// Why not.
-    pub(crate) fn allows(&self, io: &IoHeader, writes: bool, now: Surroundings<'_>) -> Result<(), Refused> {
+    pub(crate) fn allows(&self, io: &IoHeader, intent: Intent, now: Surroundings<'_>) -> Result<(), Refused> {
         let volume = self.is_in_force(now)?;
         if io.volume != self.token.volume {
             return Err((RefusalCode::NotAllowed, "the session is for another volume".into()));
         }
         let mapped_rw = volume.mapping(self.token.sdc).is_some_and(|mapping| mapping.access == Access::ReadWrite);
-        if writes && (self.token.rights != Rights::ReadWrite || !mapped_rw) {
+        if intent == Intent::Write && (self.token.rights != Rights::ReadWrite || !mapped_rw) {
             return Err((RefusalCode::NotAllowed, "the mapping is read-only".into()));
+        }
+        if intent == Intent::Flush {
+            return if (io.offset, io.length) != (0, 0) {
+                Err((RefusalCode::BadRange, "a flush has no range".into()))
+            } else if io.pg.pool != volume.pool {
+                Err((RefusalCode::BadRequest, format!("placement group {} is of another pool", io.pg)))
+            } else {
+                Ok(())
+            };
         }
         if !io.range_is_valid() {
             return Err((RefusalCode::BadRange, format!("{}+{} is not inside a chunk", io.offset, io.length)));
@@ -113,8 +133,12 @@ impl Authority {
         let (Some(from), Some(to)) = (from, to) else {
             return Err((RefusalCode::BadRange, "beyond any volume".into()));
         };
-        if to > volume.size.0 || ByteOffset(from) < self.token.from || ByteOffset(to) > self.token.to {
-            return Err((RefusalCode::BadRange, format!("bytes {from}..{to} are beyond volume or token")));
+        if to > volume.size.0 {
+            return Err((RefusalCode::BadRange, format!("bytes {from}..{to} are beyond the volume")));
+        }
+        if ByteOffset(from) < self.token.from || ByteOffset(to) > self.token.to {
+            // The volume has grown since: a newer token covers it.
+            return Err((RefusalCode::TokenExpired, format!("token {} does not cover {from}..{to}", self.token.id)));
         }
         if io.chunk.vtree != volume.vtree || io.chunk.layer != volume.layer {
             return Err((RefusalCode::BadRequest, "the chunk is not of this volume".into()));
@@ -196,7 +220,29 @@ pub(super) mod tests {
         let heard = at.map(|at| Heard { stamp: LogTime(at), age: std::time::Duration::ZERO });
         let now = Surroundings { map, heard };
         let authority = Authority::new(token, map.cluster, SdcId(3), ProcessId::from_bytes([1; 16]), VolumeId(1), now);
-        authority.and_then(|authority| authority.allows(io, writes, now)).err().map(|(code, _)| code)
+        let intent = if writes { Intent::Write } else { Intent::Read };
+        authority.and_then(|authority| authority.allows(io, intent, now)).err().map(|(code, _)| code)
+    }
+
+    #[test]
+    fn a_flush_names_a_placement_group_and_no_range() {
+        let (map, heard) = (map(1), Some(Heard { stamp: LogTime(10), age: std::time::Duration::ZERO }));
+        let now = Surroundings { map: &map, heard };
+        let flush = IoHeader { chunk: ChunkId::default(), ..io(0, 0, 0) };
+        let allowed = |io| authority().allows(&io, Intent::Flush, now).map_err(|(code, _)| code);
+        assert_eq!(allowed(flush), Ok(()));
+        assert_eq!(allowed(IoHeader { length: 1, ..flush }), Err(RefusalCode::BadRange));
+        assert_eq!(allowed(IoHeader { pg: Default::default(), ..flush }), Err(RefusalCode::BadRequest));
+        assert_eq!(allowed(IoHeader { volume: VolumeId(2), ..flush }), Err(RefusalCode::NotAllowed));
+        let read = authority().allows(&flush, Intent::Read, now).map_err(|(code, _)| code);
+        assert_eq!(read, Err(RefusalCode::BadRange), "nothing else is without a range");
+    }
+
+    #[test]
+    fn a_token_from_before_the_volume_grew_is_outdated_not_out_of_range() {
+        let small = Token { to: ByteOffset(4 << 20), ..token() };
+        assert_eq!(check(small.clone(), &map(1), Some(10), &io(3, 0, 4096), true), None);
+        assert_eq!(check(small, &map(1), Some(10), &io(4, 0, 4096), true), Some(RefusalCode::TokenExpired));
     }
 
     #[test]

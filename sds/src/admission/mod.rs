@@ -12,7 +12,7 @@ mod freshness;
 mod generations;
 mod sessions;
 
-pub(crate) use authority::{Authority, Surroundings};
+pub(crate) use authority::{Authority, Intent, Surroundings};
 pub(crate) use freshness::{HEARD_WITHIN, Heard, STAMP_DELAY};
 pub(crate) use sessions::{ConnectionId, Sessions};
 

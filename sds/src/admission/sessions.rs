@@ -9,7 +9,7 @@ use pflex_proto::{
 };
 
 use super::{
-    authority::{Authority, Surroundings},
+    authority::{Authority, Intent, Surroundings},
     generations::{Generations, Superseded},
 };
 
@@ -136,7 +136,7 @@ impl Sessions {
         &mut self,
         connection: ConnectionId,
         io: &IoHeader,
-        writes: bool,
+        intent: Intent,
         opens: impl FnOnce(&SessionKey) -> bool,
         now: Surroundings<'_>,
     ) -> Result<(SdcId, Authority), Refused> {
@@ -152,7 +152,7 @@ impl Sessions {
         if !self.generations.is_newest(session.sdc, session.volume, session.generation) {
             return Err((RefusalCode::StaleGeneration, "a newer generation is open".into()));
         }
-        session.authority.allows(io, writes, now)?;
+        session.authority.allows(io, intent, now)?;
         let admitted = (session.sdc, session.authority.clone());
         if let Some(old) = session.replaces.take() {
             self.open.remove(&(connection, old));
@@ -227,7 +227,7 @@ mod tests {
         let opened = sessions.open(CONNECTION, (SdcId(3), process()), &open, &[0; 16], now).unwrap();
         let io = io(opened.session, 1);
         let mut admit = |connection, authentic| {
-            let admitted = sessions.admit(connection, &io, true, |_| authentic, now);
+            let admitted = sessions.admit(connection, &io, Intent::Write, |_| authentic, now);
             admitted.map(|(sdc, _)| sdc).map_err(|(code, _)| code)
         };
         assert_eq!(admit(ConnectionId(2), true), Err(RefusalCode::NoSession), "another connection");
@@ -245,7 +245,7 @@ mod tests {
         let old = sessions.open(CONNECTION, (SdcId(3), process()), &request(1).0, &[0; 16], now).unwrap();
         let new = sessions.open(ConnectionId(2), (SdcId(3), process()), &request(2).0, &[1; 16], now).unwrap();
         assert_eq!(new.retires, Some((SdcId(3), VolumeId(1))));
-        let late = sessions.admit(CONNECTION, &io(old.session, 1), true, |_| true, now).unwrap_err();
+        let late = sessions.admit(CONNECTION, &io(old.session, 1), Intent::Write, |_| true, now).unwrap_err();
         assert_eq!(late.0, RefusalCode::NoSession);
         let reopened = sessions.open(CONNECTION, (SdcId(3), process()), &request(1).0, &[2; 16], now).unwrap_err();
         assert_eq!(reopened.0, RefusalCode::StaleGeneration);
@@ -263,7 +263,7 @@ mod tests {
         let second = sessions.open(CONNECTION, (SdcId(3), process()), &open, &[1; 16], now).unwrap();
         assert_eq!(second.retires, None);
         let mut admit = |session, sequence| {
-            let admitted = sessions.admit(CONNECTION, &io(session, sequence), true, |_| true, now);
+            let admitted = sessions.admit(CONNECTION, &io(session, sequence), Intent::Write, |_| true, now);
             admitted.map(|(sdc, _)| sdc).map_err(|(code, _)| code)
         };
         assert_eq!(admit(first, 1), Ok(SdcId(3)), "sent before the new session was known");

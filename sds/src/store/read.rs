@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use pflex_proto::{geometry::BLOCK_SIZE, ids::ChunkId};
+use pflex_proto::{data::BLOCK_WORDS, geometry::BLOCK_SIZE, ids::ChunkId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -160,6 +160,21 @@ impl Store {
         };
         self.device.submit(Op::Read { offset, length }, Box::new(done));
         Read { chunk, state: State::Waiting(receiver) }
+    }
+
+    /// Which blocks of a range hold data, a bit each by its number in the chunk, as after every change asked for so far:
+    /// the others read as zeros. Of a poisoned store nothing is known, and all may.
+    pub fn written(&self, chunk: ChunkId, range: BlockRange) -> [u64; BLOCK_WORDS] {
+        if self.poison.is_some() {
+            return BlockSet::of(range).0;
+        }
+        let mut written = BlockSet::default();
+        if let Some(entry) = self.chunks.get(&chunk) {
+            let sources = entry.sources(range);
+            let data = range.blocks().zip(&sources).filter(|(_, source)| !matches!(source, Source::Hole));
+            data.for_each(|(block, _)| written.insert(block));
+        }
+        written.0
     }
 
     /// All checksums of a chunk, as after every change asked for so far; none if there is no such chunk.

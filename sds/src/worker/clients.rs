@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use pflex_common::{clock::MonotonicTime, frames::Frame};
 use pflex_proto::{
+    codec::Wire as _,
     data::{
-        Checksums, FlushReply, FlushRequest, HelloReply, IoHeader, OpenSession, PROTOCOL_VERSION, Peer, ReadReply,
-        ReadRequest, Refusal, RefusalCode, SessionOpened, WriteKind, WriteReply, WriteRequest,
+        AllocationReply, AllocationRequest, Checksums, FlushReply, FlushRequest, HelloReply, IoHeader, OpenSession,
+        PROTOCOL_VERSION, Peer, ReadReply, ReadRequest, Refusal, RefusalCode, SessionOpened, WriteKind, WriteReply,
+        WriteRequest,
     },
     frame::FrameKind,
     geometry::BLOCK_SIZE,
@@ -18,13 +20,14 @@ use tokio::net::TcpStream;
 use super::{
     command::{Accepted, Report},
     effects::copied_if_small,
-    pending::Pending,
+    pending::{Asks, Pending},
     worker::{Party, Worker},
 };
 use crate::{
-    admission::{Authority, ConnectionId, Heard, Surroundings},
+    admission::{Authority, ConnectionId, Heard, Intent, Surroundings},
     payload::Payload,
     replication::{self, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
+    store,
 };
 
 type Refused = (RefusalCode, String);
@@ -68,12 +71,14 @@ impl Worker {
         let outcome = match frame.header.kind {
             FrameKind::OpenSession => self.on_open(id, sdc, process, &frame),
             FrameKind::Read => self.on_read(id, &frame),
+            FrameKind::Allocation => self.on_allocation(id, &frame),
             FrameKind::Write => self.on_write(id, frame),
             FrameKind::Flush => self.on_flush(id, &frame),
             FrameKind::Hello
             | FrameKind::HelloReply
             | FrameKind::SessionOpened
             | FrameKind::ReadReply
+            | FrameKind::AllocationReply
             | FrameKind::WriteReply
             | FrameKind::FlushReply
             | FrameKind::Refusal
@@ -118,9 +123,18 @@ impl Worker {
 
     fn on_read(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
         let ReadRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
-        let admitted = self.admit(id, &io, false, frame)?;
-        let request = self.pend(id, admitted, &io, (false, None), frame.header.request_id);
-        let read = ClientRead { request, epoch: io.epoch, chunk: io.chunk, extent: extent(&io) };
+        self.begin_read(id, frame, &io, Asks::Read)
+    }
+
+    fn on_allocation(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
+        let AllocationRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
+        self.begin_read(id, frame, &io, Asks::Allocation)
+    }
+
+    fn begin_read(&mut self, id: ConnectionId, frame: &Frame, io: &IoHeader, asks: Asks) -> Result<(), Refused> {
+        let admitted = self.admit(id, io, Intent::Read, frame)?;
+        let request = self.pend(id, admitted, io, (asks, None), frame.header.request_id);
+        let read = ClientRead { request, epoch: io.epoch, chunk: io.chunk, extent: extent(io) };
         self.ask(io.pg, request, Event::Read(read));
         Ok(())
     }
@@ -128,7 +142,7 @@ impl Worker {
     fn on_write(&mut self, id: ConnectionId, frame: Frame) -> Result<(), Refused> {
         let write: WriteRequest = token::unsealed(&frame.body).map_err(malformed)?;
         let io = write.io;
-        let (sdc, authority) = self.admit(id, &io, true, &frame)?;
+        let (sdc, authority) = self.admit(id, &io, Intent::Write, &frame)?;
         let whole_blocks = io.offset.is_multiple_of(BLOCK_SIZE) && io.length.is_multiple_of(BLOCK_SIZE);
         let kind = match write.kind {
             WriteKind::Data => {
@@ -149,7 +163,13 @@ impl Worker {
             WriteKind::Trim if !whole_blocks => {
                 return Err((RefusalCode::BadRange, "a trim is of whole 4 KiB blocks".into()));
             }
-            WriteKind::Trim | WriteKind::Zero | WriteKind::ZeroNoHole if whole_blocks => replication::WriteKind::Zeroes,
+            WriteKind::Trim | WriteKind::Zero if whole_blocks => replication::WriteKind::Zeroes,
+            // Written like any bytes, so that their space is there for what comes later.
+            WriteKind::ZeroNoHole if whole_blocks => {
+                let zeros = Bytes::from(vec![0; io.length as usize]);
+                let sums = store::zero_checksums((io.length / BLOCK_SIZE) as usize);
+                replication::WriteKind::Data(Payload::verified(zeros, sums))
+            }
             // Edges that share a block with other data are merged like any bytes (S15).
             WriteKind::Trim | WriteKind::Zero | WriteKind::ZeroNoHole => {
                 replication::WriteKind::Data(Payload::verified(Bytes::from(vec![0; io.length as usize]), []))
@@ -167,7 +187,7 @@ impl Worker {
             return Err((RefusalCode::NoSpace, why));
         }
         let creates = creates_chunk.then_some(io.chunk);
-        let request = self.pend(id, (sdc, authority), &io, (true, creates), frame.header.request_id);
+        let request = self.pend(id, (sdc, authority), &io, (Asks::Write, creates), frame.header.request_id);
         let write = ClientWrite {
             request,
             epoch: io.epoch,
@@ -188,7 +208,7 @@ impl Worker {
     /// cores know volatility (S14).
     fn on_flush(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
         let request: FlushRequest = token::unsealed(&frame.body).map_err(malformed)?;
-        self.admit(id, &request.io, false, frame)?;
+        self.admit(id, &request.io, Intent::Flush, frame)?;
         let reply = FlushReply { volatility: request.volatility };
         self.push(id, FrameKind::FlushReply, frame.header.request_id, &reply, Bytes::new());
         Ok(())
@@ -198,11 +218,11 @@ impl Worker {
         &mut self,
         id: ConnectionId,
         io: &IoHeader,
-        writes: bool,
+        intent: Intent,
         frame: &Frame,
     ) -> Result<(SdcId, Authority), Refused> {
         let now = Surroundings { map: &self.map, heard: Heard::of(&self.log_time, MonotonicTime::now()) };
-        self.sessions.admit(id, io, writes, |key| frame.opens(key), now)
+        self.sessions.admit(id, io, intent, |key| frame.opens(key), now)
     }
 
     fn pend(
@@ -210,7 +230,7 @@ impl Worker {
         connection: ConnectionId,
         (sdc, authority): (SdcId, Authority),
         io: &IoHeader,
-        (writes, creates): (bool, Option<ChunkId>),
+        (asks, creates): (Asks, Option<ChunkId>),
         frame_request: u64,
     ) -> RequestId {
         self.pending.add(Pending {
@@ -220,7 +240,7 @@ impl Worker {
             volume: io.volume,
             pg: io.pg,
             extent: extent(io),
-            writes,
+            asks,
             since: MonotonicTime::now(),
             creates,
             authority,
@@ -256,6 +276,13 @@ impl Worker {
                     return self.refuse(id, request_id, code, why, None);
                 }
                 self.count(&pending);
+                if pending.asks == Asks::Allocation {
+                    return self.answer_allocation(&pending, &data);
+                }
+                if is_zeros(&data) {
+                    let hole = ReadReply { hole: true, checksums: Checksums::Bytes(0) };
+                    return self.push(id, FrameKind::ReadReply, request_id, &hole, Bytes::new());
+                }
                 let checksums = if data.checksums.is_empty() {
                     Checksums::Bytes(crc32c::crc32c(&data.data))
                 } else {
@@ -271,6 +298,15 @@ impl Worker {
         }
     }
 
+    fn answer_allocation(&mut self, pending: &Pending, data: &Payload) {
+        let (id, request_id) = (pending.connection, pending.frame_request);
+        match AllocationReply::from_bytes(&data.data) {
+            Ok(reply) => self.push(id, FrameKind::AllocationReply, request_id, &reply, Bytes::new()),
+            // Such a payload came from here; nobody may take anything for a hole for want of it.
+            Err(error) => self.refuse(id, request_id, RefusalCode::Unreadable, error.to_string(), None),
+        }
+    }
+
     fn refuse(&mut self, id: ConnectionId, request_id: u64, code: RefusalCode, why: String, config_of: Option<PgId>) {
         let config = config_of.and_then(|pg| self.map.pgs.get(&pg)).map(|config| config.as_ref().clone());
         self.push(id, FrameKind::Refusal, request_id, &Refusal { code, config, why }, Bytes::new());
@@ -278,9 +314,10 @@ impl Worker {
 
     fn count(&mut self, pending: &Pending) {
         use std::sync::atomic::Ordering::Relaxed;
-        let bytes = u64::from(pending.extent.length);
+        let moves = pending.asks != Asks::Allocation;
+        let bytes = if moves { u64::from(pending.extent.length) } else { 0 };
         let counters = &self.counters;
-        let (operations, moved, latency) = if pending.writes {
+        let (operations, moved, latency) = if pending.asks == Asks::Write {
             (&counters.writes, &counters.written_bytes, &counters.write_latency)
         } else {
             (&counters.reads, &counters.read_bytes, &counters.read_latency)
@@ -291,7 +328,7 @@ impl Worker {
         self.counters.completed.fetch_add(1, Relaxed);
         let token = pending.authority.token().id;
         let used = self.uses.entry(token).or_insert_with(|| TokenUse { token_id: token.0, ..Default::default() });
-        if pending.writes {
+        if pending.asks == Asks::Write {
             used.writes += 1;
             used.written_bytes += bytes;
         } else {
@@ -299,6 +336,14 @@ impl Worker {
             used.read_bytes += bytes;
         }
     }
+}
+
+/// Whether whole blocks are all zeros: nothing need travel. Their checksums say at once when they are not.
+fn is_zeros(data: &Payload) -> bool {
+    let zero = store::zero_checksums(1)[0];
+    !data.checksums.is_empty()
+        && data.checksums.iter().all(|checksum| *checksum == zero)
+        && data.data.iter().all(|byte| *byte == 0)
 }
 
 const fn extent(io: &IoHeader) -> Extent {
@@ -349,7 +394,7 @@ mod tests {
                 volume: VolumeId(1),
                 pg,
                 extent: Extent::CHUNK,
-                writes: true,
+                asks: Asks::Write,
                 creates: Some(chunk),
                 since: MonotonicTime::now(),
                 authority: crate::admission::test_authority(),

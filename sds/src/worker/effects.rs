@@ -8,6 +8,8 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt as _;
 use pflex_proto::{
+    codec::Wire as _,
+    data::AllocationReply,
     geometry::BLOCK_SIZE,
     ids::{ChunkId, PgId, Version, VolatilityId},
     pg::PgConfig,
@@ -175,6 +177,11 @@ impl Worker {
             Effect::Read { request, chunk, extent } => {
                 self.resync.application();
                 match BlockRange::around(extent.offset, extent.length) {
+                    Some(range) if self.pending.asks_allocation(request) => {
+                        let reply = AllocationReply { written: self.store.written(chunk, range) };
+                        let data = Some(Payload::verified(Bytes::from(reply.to_bytes()), []));
+                        self.events.push_back((pg, Event::ReadDone { request, data }));
+                    }
                     Some(range) => self.fetch(pg, chunk, range, Purpose::Read { request, range, extent }),
                     None => self.events.push_back((pg, Event::ReadDone { request, data: None })),
                 }

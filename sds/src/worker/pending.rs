@@ -11,6 +11,17 @@ use crate::{
     replication::{Extent, RequestId},
 };
 
+/// What a request is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Asks {
+    /// Data.
+    Read,
+    /// Where there is data. For the core it is a read of the same range, so it is answered by the same rules (S5, S6).
+    Allocation,
+    /// A change.
+    Write,
+}
+
 /// One request.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
@@ -21,7 +32,7 @@ pub(super) struct Pending {
     pub(super) volume: VolumeId,
     pub(super) pg: PgId,
     pub(super) extent: Extent,
-    pub(super) writes: bool,
+    pub(super) asks: Asks,
     pub(super) since: MonotonicTime,
     /// The chunk it may create, for which space was set aside here (S4).
     pub(super) creates: Option<ChunkId>,
@@ -72,6 +83,11 @@ impl PendingRequests {
         self.creating.contains_key(&(pg, chunk))
     }
 
+    /// Whether it asks where there is data.
+    pub(super) fn asks_allocation(&self, id: RequestId) -> bool {
+        self.open.get(&id).is_some_and(|request| request.asks == Asks::Allocation)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
@@ -110,7 +126,7 @@ mod tests {
             volume: VolumeId(volume),
             pg: PgId::default(),
             extent: Extent { offset: 0, length: 1 },
-            writes: true,
+            asks: Asks::Write,
             since: MonotonicTime::default(),
             creates: None,
             authority: crate::admission::test_authority(),

@@ -31,7 +31,7 @@ use super::{
     links::{LinkUp, Links},
     memory::Memory,
     orphans::{Orphans, PURGE_BATCH, SWEEP_EVERY},
-    pending::{Pending, PendingRequests},
+    pending::{Asks, Pending, PendingRequests},
     resync::Resync,
     scrub::Scrub,
     thread::WorkerConfig,
@@ -356,7 +356,7 @@ impl Worker {
     /// S20: a write that still waits to be ordered when its token has expired is not ordered any more.
     fn discard_expired(&mut self) {
         let Some(log_time) = self.log_time.now(MonotonicTime::now()) else { return };
-        let expired = |pending: &Pending| pending.writes && pending.authority.token().expires <= log_time;
+        let expired = |pending: &Pending| pending.asks == Asks::Write && pending.authority.token().expires <= log_time;
         let expired = self.pending.matching(expired);
         self.cancel(expired);
     }

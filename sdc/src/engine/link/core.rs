@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use pflex_proto::data::{
-    FlushReply, IoHeader, OpenSession, ReadReply, ReadRequest, Refusal, RefusalCode, SessionOpened, WriteReply,
-    WriteRequest,
+    AllocationReply, AllocationRequest, FlushReply, IoHeader, OpenSession, ReadReply, ReadRequest, Refusal,
+    RefusalCode, SessionOpened, WriteReply, WriteRequest,
 };
 use pflex_proto::frame::{FrameError, FrameHeader, FrameKind, HEADER_SIZE, encode_frame, encode_frame_with};
 use pflex_proto::ids::{DeviceId, Generation, SessionId, VolumeId};
@@ -193,6 +193,11 @@ impl Core {
                 encode_frame_with(FrameKind::Read, request_id, 0, &mut self.scratch, seal);
                 self.output.put(&self.scratch);
             }
+            Operation::Allocation => {
+                let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &AllocationRequest { io }, out);
+                encode_frame_with(FrameKind::Allocation, request_id, 0, &mut self.scratch, seal);
+                self.output.put(&self.scratch);
+            }
             Operation::Write(write) => {
                 let message = WriteRequest {
                     io,
@@ -254,6 +259,7 @@ impl Core {
                 let ReadReply { hole, checksums } = header.decode(body)?;
                 Ok(Answer::Read((!hole).then_some((checksums, payload))))
             }
+            FrameKind::AllocationReply => Ok(Answer::Allocation(header.decode::<AllocationReply>(body)?)),
             FrameKind::WriteReply => header.decode::<WriteReply>(body).map(|_reply| Ok(Answer::Done))?,
             FrameKind::FlushReply => header.decode::<FlushReply>(body).map(|_reply| Ok(Answer::Done))?,
             FrameKind::Hello
@@ -262,6 +268,7 @@ impl Core {
             | FrameKind::Read
             | FrameKind::Write
             | FrameKind::Flush
+            | FrameKind::Allocation
             | FrameKind::Replication
             | FrameKind::Lease => return Err(ConnectionFault::Unexpected(header.kind)),
         };
@@ -271,8 +278,11 @@ impl Core {
                 self.after_refusal(submission.request.auth.volume(), session, refusal.code);
             }
             let fits = match (&submission.request.operation, &outcome) {
-                (Operation::Read, Ok(Answer::Done)) | (Operation::Write(_), Ok(Answer::Read(_))) => false,
-                (_, Ok(_) | Err(_)) => true,
+                (_, Err(_))
+                | (Operation::Read, Ok(Answer::Read(_)))
+                | (Operation::Allocation, Ok(Answer::Allocation(_)))
+                | (Operation::Write(_) | Operation::Fence, Ok(Answer::Done)) => true,
+                (_, Ok(_)) => false,
             };
             submission.answer(if fits { outcome } else { Err(AttemptError::BadReply("of another kind")) });
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pflex_proto::data::{Checksums, WriteKind};
 use pflex_proto::ids::{DeviceId, Epoch, OperationId};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::super::link::{Answer, AttemptError, Operation, Request, Write};
@@ -30,15 +31,28 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// Enters the ledger and waits for the turn.
-    pub(super) async fn enter(volume: Arc<Volume>, range: ByteRange, parts: usize) -> Arc<Self> {
+    /// Enters the ledger and waits for the turn; returns also what is left of the time an IO has.
+    ///
+    /// # Errors
+    /// When the turn does not come in that time: an earlier write that nobody could fence may still be executed. This one
+    /// was not sent, so it leaves at once.
+    pub(super) async fn enter(
+        volume: Arc<Volume>,
+        range: ByteRange,
+        parts: usize,
+    ) -> Result<(Arc<Self>, Duration), IoError> {
+        let allowed = volume.engine.patience.io_deadline;
         let admission = volume.ledger.enter(range, parts, &volume.engine.operations);
         let ticket = Arc::new(Self { volume, first: admission.first });
-        if let Some(turn) = admission.turn {
-            // The sender is dropped only with this ticket's own entry.
-            let _ = turn.await;
+        let Some(turn) = admission.turn else { return Ok((ticket, allowed)) };
+        let started = Instant::now();
+        // The sender is dropped only with this ticket's own entry.
+        match tokio::time::timeout(allowed, turn).await {
+            Ok(_turn) => Ok((ticket, allowed.saturating_sub(started.elapsed()))),
+            Err(_elapsed) => Err(IoError::Failed(format!(
+                "not done within {allowed:?}: an earlier write of the same bytes may still be executed"
+            ))),
         }
-        ticket
     }
 }
 
@@ -69,10 +83,10 @@ impl PartOfWrite {
         Self { ticket: Arc::clone(ticket), part, write, current: None, unresolved: None }
     }
 
-    /// Sends it until it is done or cannot be done.
-    pub(super) async fn run(mut self) -> Result<(), IoError> {
+    /// Sends it until it is done, cannot be done, or has taken longer than allowed.
+    pub(super) async fn run(mut self, allowed: Duration) -> Result<(), IoError> {
         let volume = Arc::clone(&self.ticket.volume);
-        volume.attempt(self.part, &mut self).await.map(|_done| ())
+        volume.attempt(self.part, allowed, &mut self).await.map(|_done| ())
     }
 }
 
@@ -105,7 +119,7 @@ impl Drop for PartOfWrite {
 /// Waits until nothing that was sent to `device` in `epoch` can be executed any more; the ticket is held until then.
 async fn fence(ticket: Arc<Ticket>, part: Part, device: DeviceId, epoch: Epoch) {
     let volume = &ticket.volume;
-    info!(volume = volume.spec.name, pg = %part.pg, %device, %epoch, "a write was abandoned; fencing it");
+    info!(volume = volume.spec().name, pg = %part.pg, %device, %epoch, "a write was abandoned; fencing it");
     loop {
         // Of a volume that is not mapped any more every request is refused (S20).
         let is_over = volume.engine.routes.route(part.pg).is_none_or(|route| route.epoch > epoch);

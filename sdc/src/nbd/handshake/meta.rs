@@ -21,8 +21,8 @@ pub struct MetaRequest {
 
 /// Parses it: a length and that name, a count and that many queries, nothing behind them. None: malformed.
 ///
-/// Queries in namespaces that are not known, and leaf names that are not, find nothing. A query without a colon is not in
-/// any namespace: malformed.
+/// Queries in namespaces that are not known, and leaf names that are not, find nothing; so does one in no namespace at all,
+/// which the document allows to refuse, and other servers do not.
 pub(super) fn parse(kind: u32, data: &mut BytesMut) -> Option<MetaRequest> {
     let sets = kind == option::SET_META_CONTEXT;
     let name = counted(data)?;
@@ -31,9 +31,6 @@ pub(super) fn parse(kind: u32, data: &mut BytesMut) -> Option<MetaRequest> {
     let mut finds_allocation = count == 0 && !sets;
     for _ in 0..count {
         let query = counted(data)?;
-        if !query.contains(':') {
-            return None;
-        }
         // The wildcard is one for lists alone.
         finds_allocation |= query == BASE_ALLOCATION || (query == BASE && !sets);
     }

@@ -47,6 +47,27 @@ fn what_is_kept_is_for_those_who_may_take_it() {
 }
 
 #[test]
+fn what_holds_data_is_told_by_block_with_every_change_asked_for() {
+    let (_, mut store) = opened(3);
+    let told = |store: &Store, asked: BlockRange| -> Vec<u16> {
+        let written = store.written(chunk(0), asked);
+        (0..WHOLE).filter(|block| written[usize::from(*block) / 64] >> (block % 64) & 1 == 1).collect()
+    };
+    assert!(told(&store, BlockRange::WHOLE).is_empty(), "there is no such chunk");
+    store.apply(write(pg(0), chunk(0), 1, run(60, 10, 1))).unwrap();
+    let all: Vec<_> = (60..70).collect();
+    assert_eq!(told(&store, BlockRange::WHOLE), all, "not durable yet, and data already");
+    settle(&mut store);
+    assert_eq!(told(&store, BlockRange::WHOLE), all);
+    assert_eq!(told(&store, range(65, 100)), (65..70).collect::<Vec<_>>());
+    store.apply(write(pg(0), chunk(0), 2, run(60, 4, 0))).unwrap();
+    assert_eq!(told(&store, BlockRange::WHOLE), (64..70).collect::<Vec<_>>(), "zeros are holes again");
+    store.apply(write(pg(0), chunk(0), 3, run(0, 256, 0))).unwrap();
+    settle(&mut store);
+    assert!(told(&store, BlockRange::WHOLE).is_empty());
+}
+
+#[test]
 fn reserved_space_is_kept_for_its_chunk() {
     let (_, mut store) = opened(2);
     assert!(
