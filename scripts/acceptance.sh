@@ -4,6 +4,7 @@
 #   leader     the MDM leader dies: no IO error, data verifies, longest stall under 1 s
 #   sds        a storage server dies: the same under 5 s, and it comes back into sync by itself
 #   freeze     a storage server is stopped (SIGSTOP) and later goes on: the same under 5 s
+#   device     one of two disks of a storage server fails, every read and write of it: the same under 1 s
 #   quorum     the leader dies: a volume is created within 2 s; two of three MDMs die: IO goes on, creates fail with
 #              exit status 6 in time, and both work again once one MDM is back
 #   crash      everything dies at once under writes: every acknowledged synced write is there
@@ -17,11 +18,11 @@ while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift 2 ;;
     --kill-at) kill_at=$2; shift 2 ;;
-    leader | sds | freeze | quorum | crash | self-test) checks+=("$1"); shift ;;
+    leader | sds | freeze | device | quorum | crash | self-test) checks+=("$1"); shift ;;
     *) die "unknown argument $1 (see the head of scripts/acceptance.sh)" ;;
   esac
 done
-[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze quorum crash)
+[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze device quorum crash)
 [ "$kill_at" -lt "$seconds" ] || die "--kill-at $kill_at is not before --seconds $seconds"
 
 pass() { printf 'PASS %-9s %s\n' "$check" "$*"; }
@@ -81,6 +82,38 @@ check_freeze() {
   kill -CONT "$frozen"
   load_judged 5000
   healthy_again "sds1, stopped at $kill_at s, went on"
+}
+
+# A second disk for sds1, before anything is placed: one that fails on demand, every read and write of it with EIO.
+check_device() {
+  local file=$cluster_dir/failing broken=$cluster_dir/broken disk
+  touch "$file"
+  nbdfuse "$file" --command nbdkit -s --filter=error memory 4G error=EIO error-rate=100% error-file="$broken" &
+  # shellcheck disable=SC2064  # the file of now
+  trap "umount --lazy '$file'; cluster_end 1" EXIT
+  wait_for 10 "the disk" sh -c "[ \$(stat -c %s '$file') -gt 0 ]"
+  disk=$(losetup --find --show "$file") || fail "no loop device"
+  # shellcheck disable=SC2064
+  trap "losetup --detach '$disk'; umount --lazy '$file'; cluster_end 1" EXIT
+  printf '[[device]]\npath = "%s"\nformat_if_blank = true\n' "$disk" >>"$cluster_dir/sds0/config.toml"
+  kill -TERM "$(process_pid sds0)"
+  wait_for 30 "sds1 to end" sh -c "! '$pflex' device stats --sds sds1 2>/dev/null | grep -q sds1"
+  process_start sds0
+  wait_for 60 "the new device" sh -c "[ \$('$pflex' device list --sds sds1 -o json | jq '[.[] | select(.in_service)] | length') = 2 ]"
+  wait_for 60 "status --check" "$pflex" status --check || fail "not healthy with two devices"
+  # The pool has its volume already: copies come to a new device by moving.
+  "$pflex" pool rebalance default --wait --timeout 120s >/dev/null || fail "no copies on the new device"
+  volume_ready load 1GiB
+  load load "$seconds" & load=$!
+  sleep "$kill_at"
+  touch "$broken"
+  load_judged 1000
+  grep -q "out of service" "$cluster_dir/sds0/log" || fail "nothing failed: the disk had nothing to do"
+  "$pflex" down --dir "$cluster_dir" >/dev/null 2>&1 || true
+  losetup --detach "$disk"
+  umount --lazy "$file"
+  trap 'cluster_end $?' EXIT
+  pass "a disk of sds1 failed at $kill_at s: $verdict"
 }
 
 create_in_time() { # NAME LIMIT-MS: prints how long the creation took
