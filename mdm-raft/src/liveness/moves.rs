@@ -18,7 +18,7 @@ use crate::{
     state::{
         State,
         limits::MAX_MOVES,
-        model::{JobKind, Pg, Pool, Setting},
+        model::{Device, JobKind, Pg, Pool, Setting},
     },
 };
 
@@ -53,16 +53,24 @@ impl Moving {
     /// All pools in which there may be something to do.
     pub(crate) fn all(state: &State, looks: &Looks, now: LogTime) -> Vec<Self> {
         let used = state.all_pools().filter(|pool| pool.used && state.pgs_of(pool.id).next().is_some());
-        used.filter_map(|pool| Self::of(state, looks, pool, now)).collect()
+        // Once for all pools: this runs each second.
+        let mut devices: BTreeMap<PoolId, Vec<&Device>> = BTreeMap::new();
+        for device in state.all_devices() {
+            if let Some(pool) = device.pool {
+                devices.entry(pool).or_default().push(device);
+            }
+        }
+        let of = |pool: &Pool| Self::of(state, looks, pool, devices.get(&pool.id).map_or(&[], Vec::as_slice), now);
+        used.filter_map(of).collect()
     }
 
-    fn of(state: &State, looks: &Looks, pool: &Pool, now: LogTime) -> Option<Self> {
+    fn of(state: &State, looks: &Looks, pool: &Pool, devices: &[&Device], now: LogTime) -> Option<Self> {
         let id = pool.id;
         if pool.rebuild.paused {
             return None;
         }
         let drains = state.draining_in(id).next().is_some();
-        let balance = Self::balance(state, looks, pool);
+        let balance = Self::balance(state, looks, pool, devices);
         if !drains && balance.is_none() {
             return None;
         }
@@ -79,14 +87,13 @@ impl Moving {
             }
         }
         orphans.sort();
-        let devices = state.all_devices().filter(|device| device.pool == Some(id));
         Some(Self {
             pool: id,
             copies: pool.copies as usize,
             pgs: state.pgs_of(id).map(|pg| (pg.id.index, pg.config.epoch, pg.config.primary)).collect(),
             groups: state.pgs_of(id).map(|pg| pg.places().collect()).collect(),
             free: state.pgs_of(id).map(|pg| pg.leaving.is_none() && pg.is_whole()).collect(),
-            domains: devices.filter_map(|d| Some((d.id, state.sds(d.sds)?.fault_domain()))).collect(),
+            domains: devices.iter().filter_map(|d| Some((d.id, state.sds(d.sds)?.fault_domain()))).collect(),
             candidates: places.candidates,
             orphans,
             balance,
@@ -97,21 +104,26 @@ impl Moving {
     }
 
     /// Whether a pool is to be evened out now, if it is not known to be even.
-    fn balance(state: &State, looks: &Looks, pool: &Pool) -> Option<Shape> {
+    fn balance(state: &State, looks: &Looks, pool: &Pool, devices: &[&Device]) -> Option<Shape> {
         let wanted = state.open_job(pool.id, JobKind::Rebalance).is_some();
         if !wanted && state.settings().get(Setting::RebalanceAuto) == 0 {
             return None;
         }
-        let candidates = state.candidates(pool.id);
+        // All that are there, as `State::candidates` is when nobody is in maintenance.
+        let stay = || devices.iter().filter(|device| device.draining.is_none());
+        if stay().any(|device| state.is_in_maintenance(device.sds)) || state.missing_in(pool.id).is_some() {
+            return None;
+        }
         let shape = (
             state.pgs_of(pool.id).map(|pg| pg.since).max().unwrap_or_default(),
-            candidates.iter().map(|candidate| (candidate.device, candidate.capacity.get())).collect(),
+            stay().filter(|device| device.alive).map(|device| (device.id, device.capacity.get())).collect(),
         );
-        let calm = state.missing_in(pool.id).is_none()
-            && state.pgs_of(pool.id).all(|pg| pg.config.primary.is_some())
-            && candidates.len() == state.candidates_in_the_end(pool.id).len()
-            && candidates.iter().all(|candidate| looks.has_settled(candidate.device));
-        (calm && (wanted || !looks.is_even(pool.id, &shape))).then_some(shape)
+        if !wanted && looks.is_even(pool.id, &shape) {
+            return None;
+        }
+        let calm = state.pgs_of(pool.id).all(|pg| pg.config.primary.is_some())
+            && shape.1.iter().all(|(device, _)| looks.has_settled(*device));
+        calm.then_some(shape)
     }
 
     /// The next command; none when nothing can move now. Says besides whether the pool is found even.
