@@ -16,7 +16,7 @@ export PFLEX ?= $(abspath $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PR
 ARGS ?=
 PEER ?=
 
-.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-mdm clean
+.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-mdm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,12 @@ acceptance: setup build ## kill things under load and measure the stalls; takes 
 
 bench: setup build ## six block jobs with fio; PEER="fio arguments" runs them beside another target
 	@scripts/bench.sh $(if $(PEER),--peer "$(PEER)") $(ARGS)
+
+bench-rebuild: setup build ## redundancy after a server is lost for good, under load, with each rebuild policy
+	@scripts/bench-rebuild.sh $(ARGS)
+
+bench-store: setup build ## restart of a server with 100 GiB of chunks, and the memory they take
+	@scripts/bench-store.sh $(ARGS)
 
 bench-mdm: build ## the MDMs beside three etcd members: writes, reads, leader kills, 100,000 volumes, 2,560 components
 	@scripts/setup.sh peers

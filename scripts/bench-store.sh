@@ -48,7 +48,7 @@ sleep 5
 printf '%-34s %8s KiB\n' "memory, one block in each MiB of $sparse" "$(memory_kib)"
 pid=$(process_pid sds0)
 kill -TERM "$pid"
-wait_for 60 "sds1 to end" sh -c "! kill -0 $pid"
+wait_for 60 "sds1 to end" sh -c "! kill -0 $pid 2>/dev/null"
 start_again "restart after a clean end"
 process_kill sds0
 start_again "restart after a kill"
