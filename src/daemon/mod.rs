@@ -7,7 +7,7 @@ mod exit;
 mod pid_file;
 mod settings;
 
-use std::{error::Error, path::PathBuf};
+use std::{error::Error, path::PathBuf, time::Duration};
 
 use pflex_common::{
     shutdown::{self, Shutdown},
@@ -127,6 +127,9 @@ fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
+/// What is still running when a daemon has ended gets this long.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Runs a daemon to its end. Signals are caught before it starts, so that none is lost on the way.
 fn serve<E: Error + Send + Sync + 'static>(
     kind: &'static str,
@@ -137,8 +140,11 @@ fn serve<E: Error + Send + Sync + 'static>(
         .enable_all()
         .build()
         .map_err(|error| Failure::io("start the runtime", error))?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let shutdown = shutdown::on_signal().map_err(|error| Failure::io("catch signals", error))?;
         daemon(shutdown).await.map_err(|error| ended(kind, &error))
-    })
+    });
+    // A thread that hangs in a disk must not keep the process.
+    runtime.shutdown_timeout(LAST_WORDS);
+    outcome
 }

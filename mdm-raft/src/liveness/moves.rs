@@ -111,7 +111,14 @@ impl Moving {
         }
         // All that are there, as `State::candidates` is when nobody is in maintenance.
         let stay = || devices.iter().filter(|device| device.draining.is_none());
-        if stay().any(|device| state.is_in_maintenance(device.sds)) || state.missing_in(pool.id).is_some() {
+        // What is to leave comes first, and waits for what it waits for (maintenance, say).
+        let leaves = |device: &&&Device| {
+            device.draining.is_some() && state.pgs_of(pool.id).any(|pg| pg.places().any(|place| place == device.id))
+        };
+        if stay().any(|device| state.is_in_maintenance(device.sds))
+            || state.missing_in(pool.id).is_some()
+            || devices.iter().any(|device| leaves(&device))
+        {
             return None;
         }
         let shape = (

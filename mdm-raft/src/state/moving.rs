@@ -62,7 +62,9 @@ impl Pg {
     pub(super) fn arrived(&self, in_sync: &[Member]) -> Option<Homes> {
         let (leaving, newcomer) = (self.leaving?, self.newcomer()?);
         let has = |device| in_sync.iter().any(|member| member.device == device);
-        let over = has(newcomer) && (!has(leaving) || in_sync.len() > self.copies());
+        // Whether the old one is itself in sync says nothing: while another copy is missing it keeps its place.
+        let others = in_sync.iter().filter(|member| member.device != leaving).count();
+        let over = has(newcomer) && others >= self.copies();
         over.then(|| self.places().collect::<Vec<_>>().into())
     }
 }

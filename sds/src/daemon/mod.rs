@@ -52,8 +52,8 @@ use crate::{
 /// Reports that may wait for the MDM: proposals of all groups of all devices fit.
 const MAX_REPORTS: usize = 4096;
 
-/// What the devices of a superseded process get to close cleanly.
-const SUPERSEDED_STOP: Duration = Duration::from_secs(5);
+/// What devices get to close cleanly, when others wait for it or nobody does any more.
+const BOUNDED_STOP: Duration = Duration::from_secs(5);
 
 /// Why the SDS does not run.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,14 @@ pub enum SdsError {
         name: String,
         /// What the MDM says.
         why: String,
+    },
+    /// Its devices are to be opened anew, and one of them cannot be closed.
+    #[error(
+        "SDS {name} cannot close a device that hangs, so it cannot open it anew; this process ends: start it again"
+    )]
+    Hangs {
+        /// Its name.
+        name: String,
     },
     /// No thread for a device.
     #[error("cannot start the data thread of a device")]
@@ -267,26 +275,30 @@ async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause)
     };
     watching.cancel();
     // Listeners close by process exit only (S8), so the data threads finish first.
+    let reopens = (stuck.is_some() || server.restored.is_cancelled()) && !shutdown.is_cancelled();
     let stopping = async {
         for device in &server.devices {
             device.stop().await;
         }
+        for device in server.devices.iter().filter(|_| reopens) {
+            device.join().await;
+        }
     };
-    match superseded {
-        None => stopping.await,
-        // Nothing that this process holds counts any more; a device that hangs must not keep it alive.
-        Some(_) => drop(tokio::time::timeout(SUPERSEDED_STOP, stopping).await),
-    }
+    let ended = match superseded.is_some() || reopens {
+        false => {
+            stopping.await;
+            true
+        }
+        // A device that hangs must not keep alive a process of which nothing counts any more, nor the other devices closed.
+        true => tokio::time::timeout(BOUNDED_STOP, stopping).await.is_ok(),
+    };
     tasks.shutdown().await;
     if let Some(why) = superseded {
         return Err(SdsError::Superseded { name: server.name.clone(), why });
     }
     let again = stuck.map(Ended::Stuck).or_else(|| server.restored.is_cancelled().then_some(Ended::Restored));
     if let Some(again) = again.filter(|_| !shutdown.is_cancelled()) {
-        for device in &server.devices {
-            device.join().await;
-        }
-        return Ok(again);
+        return if ended { Ok(again) } else { Err(SdsError::Hangs { name: server.name.clone() }) };
     }
     info!(sds = %server.name, "SDS stopped");
     Ok(Ended::Stopped)

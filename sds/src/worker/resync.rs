@@ -46,7 +46,7 @@ impl Resync {
         if self.policy != policy {
             tracing::info!(mode = %policy.mode, paused = policy.paused, rate = policy.bytes_per_second, chunks = policy.concurrency, "copies are filled by a new policy");
             self.policy = policy;
-            self.credit = self.credit.min(0.0);
+            self.credit = 0.0;
         }
     }
 
@@ -124,7 +124,8 @@ impl Resync {
         self.refilled = now;
         let rate = self.policy.bytes_per_second as f64;
         let most = rate * BURST.as_secs_f64();
-        self.credit = if limited { (self.credit + rate * passed).min(most) } else { self.credit.max(0.0).min(most) };
+        let owes = limited && rate > 0.0;
+        self.credit = if owes { (self.credit + rate * passed).min(most) } else { self.credit.clamp(0.0, most) };
     }
 }
 
@@ -219,6 +220,16 @@ mod tests {
         paused.set_policy(RebuildPolicy::default());
         assert_eq!(paused.grant(ms(0)), Some(pg(1)));
         assert_eq!(paused.grant(ms(0)), None, "nobody waits");
+    }
+
+    #[test]
+    fn without_a_limit_of_bytes_no_debt_grows_that_a_later_limit_would_have_to_wait_out() {
+        let mut resync = with(RebuildMode::Limit, 0, 1);
+        assert_eq!(run(&mut resync, 2, 0, 1_000, true).iter().sum::<u32>(), 4_000);
+        let limit = RebuildPolicy { mode: RebuildMode::Limit, bytes_per_second: 10 << 20, ..RebuildPolicy::default() };
+        resync.set_policy(limit);
+        let copied: u32 = run(&mut resync, 2, 1_000, 2_000, true).iter().sum();
+        assert!((9..=13).contains(&copied), "{copied}");
     }
 
     #[test]

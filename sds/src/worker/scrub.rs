@@ -158,10 +158,8 @@ impl Worker {
         let rate = self.scrub.order.map_or(USUAL_RATE, |order| order.bytes_per_second);
         if self.scrub.asked.is_none()
             && now >= self.scrub.next_at
-            && !(self.scrub.busy && now.since(self.scrub.last_at) < BUSY_WAIT)
+            && !((self.scrub.busy || self.is_filling()) && now.since(self.scrub.last_at) < BUSY_WAIT)
             && self.store.poison().is_none()
-            && self.counters.pgs_joining.load(Ordering::Relaxed) == 0
-            && self.counters.resync_left_bytes.load(Ordering::Relaxed) == 0
         {
             if self.scrub.order.is_some() {
                 self.choose_group();
@@ -176,6 +174,13 @@ impl Worker {
             }
         }
         self.publish_scrub();
+    }
+
+    /// Copies are filled, from here or here. That may take for ever (a policy is paused, a chunk cannot be read), so it
+    /// slows a scrub down and does not stop it.
+    fn is_filling(&self) -> bool {
+        self.counters.pgs_joining.load(Ordering::Relaxed) > 0
+            || self.counters.resync_left_bytes.load(Ordering::Relaxed) > 0
     }
 
     /// Whether clients kept the device busy since the last tick.

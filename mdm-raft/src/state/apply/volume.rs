@@ -104,8 +104,14 @@ impl State {
         if before.is_none() && self.mappings_of(volume).count() >= MAX_MAPPINGS_PER_VOLUME {
             return Err(validate::limit(format!("volume {}", map.volume), MAX_MAPPINGS_PER_VOLUME, "mappings"));
         }
-        let reduced = before.is_some_and(|m| m.access == Access::ReadWrite && access == Access::ReadOnly);
-        let revoked = reduced.then(|| self.revoke_tokens(context, volume));
+        let reduced = before.as_ref().is_some_and(|m| m.access == Access::ReadWrite && access == Access::ReadOnly);
+        // Said again, it waits again: who asks the second time may not know how the first ended.
+        let again = before.is_some_and(|m| m.access == Access::ReadOnly) && access == Access::ReadOnly;
+        let revoked = if reduced {
+            Some(self.revoke_tokens(context, volume))
+        } else {
+            again.then(|| self.revoked_by_now(context, volume))
+        };
         self.mappings.put(Mapping {
             volume,
             sdc,
@@ -129,11 +135,13 @@ impl State {
     }
 
     fn revoke_tokens(&mut self, context: Context, volume: VolumeId) -> proto::Unmapped {
-        let mut epoch = VolumeEpoch::default();
-        self.volumes.update(volume, |volume| {
-            volume.epoch = volume.epoch.next();
-            epoch = volume.epoch;
-        });
+        self.volumes.update(volume, |volume| volume.epoch = volume.epoch.next());
+        self.revoked_by_now(context, volume)
+    }
+
+    /// What waits for the servers to know the volume's present epoch.
+    fn revoked_by_now(&self, context: Context, volume: VolumeId) -> proto::Unmapped {
+        let epoch = self.volumes.get(volume).map(|volume| volume.epoch).unwrap_or_default();
         proto::Unmapped {
             volume_id: volume.get(),
             volume_epoch: epoch.get(),

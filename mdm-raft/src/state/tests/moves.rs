@@ -11,7 +11,10 @@ use super::{
     maintenance::{enter, exit},
     rebuilds::{fill_all, fillable, filled},
     recovery::restored,
-    world::{GIB, POOL, World, create_pool, create_sds, create_volume, delete, lost, opened, register_sds, returned},
+    world::{
+        GIB, POOL, World, create_pool, create_sds, create_volume, delete, lost, member_message, opened, register_sds,
+        returned,
+    },
 };
 use crate::{
     command::{Answer, Body, ErrorCode, proto},
@@ -236,6 +239,49 @@ fn a_move_ends_when_its_new_home_is_lost_and_goes_on_when_the_old_one_is() {
     }
     let after = now(&world, &before);
     assert_eq!((&after.replicas, after.leaving, after.config.primary), (&before.replicas, None, None));
+}
+
+/// The newcomer is in sync, another copy is missing, and now the old one drops out: it has its place until all are there.
+#[test]
+fn a_move_is_not_over_while_a_copy_besides_the_old_one_is_missing() {
+    let (mut world, before) = on_its_way();
+    let other = before.replicas.iter().find(|device| device.get() != 1).unwrap().get() as u8;
+    world.ok(lost(other, other));
+    filled(&mut world, before.id);
+    let moving = now(&world, &before);
+    let in_sync: BTreeSet<_> = moving.config.in_sync.iter().map(|member| member.device.get()).collect();
+    assert_eq!((in_sync, moving.leaving), (BTreeSet::from([1, 4]), Some(DeviceId(1))));
+    let proposal = proto::Proposal {
+        pool_id: before.id.pool.get(),
+        index: before.id.index.get(),
+        expected_epoch: moving.config.epoch.get(),
+        in_sync: vec![member_message(4, 1)],
+        primary_device_id: 4,
+    };
+    let result = world.propose(1, 1, proposal);
+    assert!(result.accepted, "{}", result.why);
+    let moving = now(&world, &before);
+    assert_eq!((moving.leaving, moving.config.in_sync.len()), (Some(DeviceId(1)), 1), "its disk may be read yet");
+    assert!(moving.replicas.contains(&DeviceId(1)));
+    world.ok(returned(other, other, 1));
+    filled(&mut world, before.id);
+    let after = now(&world, &before);
+    let places: BTreeSet<_> = after.replicas.iter().map(|device| device.get()).collect();
+    assert_eq!((places, after.leaving, after.is_whole()), (BTreeSet::from([other.into(), 4]), None, true));
+}
+
+#[test]
+fn a_server_that_is_drained_and_in_maintenance_is_left_alone_until_it_is_back() {
+    let mut world = and_one(3);
+    let mut looks = Looks::default();
+    settle(&mut world, &mut looks);
+    world.ok(drain("s4"));
+    world.ok(enter("s4"));
+    let copies = on(&world, 4);
+    assert!(copies > 0 && settle(&mut world, &mut looks) == 0, "nothing begins, and nothing is refused each second");
+    world.ok(exit("s4"));
+    settle(&mut world, &mut looks);
+    assert_eq!(on(&world, 4), 0);
 }
 
 #[test]
