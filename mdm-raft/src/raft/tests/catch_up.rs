@@ -156,8 +156,8 @@ async fn the_space_of_a_cut_log_comes_back() {
         Some(status.last_log? - status.purged?.index).filter(|kept| *kept <= 200)
     };
     let kept = until("a cut log", kept).await;
-    let left = disk_bytes(&log);
+    // RocksDB deletes in the background: on a busy disk that is later.
+    let left = until("its space", || Some(disk_bytes(&log)).filter(|left| *left < written / 2)).await;
     println!("{written} bytes written; raft.db had {most} at most and has {left} with {kept} entries");
-    assert!(left < written / 2, "{left} of {written} bytes are still there");
     cluster.stop().await;
 }
