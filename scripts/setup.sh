@@ -29,6 +29,9 @@ if [ "${1:-all}" != build ]; then
   tool jq jq
   tool fio fio
   tool mke2fs e2fsprogs
+  tool mkfs.xfs xfsprogs
+  tool mount mount
+  tool openssl openssl
   tool nbdcopy libnbd-bin
   tool nbdkit nbdkit
   tool qemu-img qemu-utils
