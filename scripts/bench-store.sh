@@ -31,7 +31,8 @@ start_again() {
   wait_for 120 "sds1 to answer" sh -c "'$pflex' device stats --sds sds1 -o json | jq -e 'length == 1'" >/dev/null
   answers=$(($(now_ms) - start))
   wait_for 120 "sds1 to be in sync" serves
-  printf '%-34s %8s ms until it answers, %8s ms until all is in sync\n' "$1" "$answers" "$(($(now_ms) - start))"
+  printf '%-34s %8s ms until it answers, %8s ms until all is in sync; then %s KiB\n' "$1" "$answers" \
+    "$(($(now_ms) - start))" "$(memory_kib)"
 }
 
 cluster_start store 24000 --sds 2 --device-size 160GiB
@@ -43,7 +44,8 @@ after=$(memory_kib)
 printf '%-34s %8s KiB before, %s after: %s MiB for a TiB\n' "memory, $full written in full" "$before" "$after" \
   "$(((after - before) * (1 << 30) / ($(bytes "$full") / 1024) / 1024))"
 volume_ready sparse "$sparse" || die "the volume cannot be opened"
-fill sparse "$sparse" --rw=write:1020k --bs=4k --iodepth=32
+# As many writes as there are chunks: fio counts bytes written, not passed over, and would go round 256 times.
+fill sparse "$sparse" --rw=write:1020k --bs=4k --iodepth=32 --number_ios=$(($(bytes "$sparse") >> 20))
 sleep 5
 printf '%-34s %8s KiB\n' "memory, one block in each MiB of $sparse" "$(memory_kib)"
 pid=$(process_pid sds0)

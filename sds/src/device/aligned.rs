@@ -7,19 +7,19 @@ use super::ALIGNMENT;
 
 /// A growable-to-capacity, zero-padded, aligned buffer.
 pub struct AlignedBuffer {
-    /// Never reallocated after `with_capacity`, so that `start` stays aligned.
+    /// Never reallocated after `with_capacity`, so that `start` stays aligned. Memory is not cleared before it is filled.
     storage: Vec<u8>,
     start: usize,
-    length: usize,
 }
 
 impl AlignedBuffer {
     /// Room for `capacity` bytes, rounded up to whole blocks.
     pub fn with_capacity(capacity: usize) -> Self {
-        let storage = vec![0; capacity.next_multiple_of(ALIGNMENT) + ALIGNMENT];
+        let mut storage: Vec<u8> = Vec::with_capacity(capacity.next_multiple_of(ALIGNMENT) + ALIGNMENT);
         let start = storage.as_ptr().align_offset(ALIGNMENT);
         assert!(start < ALIGNMENT, "bytes can always be aligned");
-        Self { storage, start, length: 0 }
+        storage.resize(start, 0);
+        Self { storage, start }
     }
 
     /// A copy of `bytes`, padded with zeros to whole blocks.
@@ -35,40 +35,41 @@ impl AlignedBuffer {
     /// # Panics
     /// If the capacity is exceeded: the caller summed the sizes before.
     pub fn extend(&mut self, bytes: &[u8]) {
-        let at = self.start + self.length;
-        self.storage[at..at + bytes.len()].copy_from_slice(bytes);
-        self.length += bytes.len();
+        assert!(
+            bytes.len() <= self.storage.capacity() - self.storage.len(),
+            "the buffer has room for what was announced"
+        );
+        self.storage.extend_from_slice(bytes);
     }
 
     /// Appends zeros up to the next whole block.
     pub fn pad(&mut self) {
-        // The storage was zeroed and only ever appended to.
-        self.length = self.length.next_multiple_of(ALIGNMENT);
+        self.storage.resize(self.start + self.len().next_multiple_of(ALIGNMENT), 0);
     }
 
     /// Bytes in it.
     pub const fn len(&self) -> usize {
-        self.length
+        self.storage.len() - self.start
     }
 
     /// Whether nothing is in it.
     pub const fn is_empty(&self) -> bool {
-        self.length == 0
+        self.len() == 0
     }
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        &self.storage[self.start..self.start + self.length]
+        &self.storage[self.start..]
     }
 
     /// The bytes, to fill in what is known last (checksums).
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start..self.start + self.length]
+        &mut self.storage[self.start..]
     }
 }
 
 impl fmt::Debug for AlignedBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AlignedBuffer({} bytes)", self.length)
+        write!(f, "AlignedBuffer({} bytes)", self.len())
     }
 }

@@ -13,6 +13,7 @@ use super::{ALIGNMENT, AlignedBuffer, Device, DeviceError, Op, read_now, run};
 pub fn check(device: &Arc<dyn Device>) {
     reads_return_what_was_written(device.as_ref());
     pieces_are_written_one_after_the_other(device.as_ref());
+    many_writes_go_each_to_its_place(device.as_ref());
     durable_writes_keep_their_order(device.as_ref());
     what_does_not_fit_is_refused(device.as_ref());
     many_operations_complete_once_each(device);
@@ -37,6 +38,23 @@ fn pieces_are_written_one_after_the_other(device: &dyn Device) {
     run(device, Op::Write { offset, data: pieces.clone() }).expect("a write of many pieces succeeds");
     let whole: Vec<u8> = pieces.concat();
     assert_eq!(read_now(device, offset, whole.len()).expect("a read succeeds"), whole);
+}
+
+fn many_writes_go_each_to_its_place(device: &dyn Device) {
+    let base = device.capacity() - (1 << 20);
+    run(device, Op::Write { offset: base, data: vec![Bytes::from(vec![1; 32 << 10])] }).expect("a write succeeds");
+    let at = [20_u64 << 10, 0, 8 << 10];
+    let writes = at.map(|at| (base + at, vec![Bytes::from(vec![2; 100]), Bytes::from(vec![3; 4096 - 100])])).to_vec();
+    run(device, Op::WriteMany { writes }).expect("many writes succeed");
+    for block in 0..8 {
+        let bytes = read_now(device, base + block * 4096, 4096).expect("a read succeeds");
+        let expected =
+            if at.contains(&(block * 4096)) { [[2; 100].as_slice(), &[3; 3996]].concat() } else { vec![1; 4096] };
+        assert_eq!(bytes, expected, "block {block}");
+    }
+    let outside = vec![(base, vec![Bytes::from_static(b"x")]), (device.capacity(), vec![Bytes::from_static(b"x")])];
+    assert!(matches!(run(device, Op::WriteMany { writes: outside }), Err(DeviceError::OutOfRange { .. })));
+    assert_eq!(read_now(device, base, 1).expect("a read succeeds")[0], 2, "nothing of it was done");
 }
 
 fn durable_writes_keep_their_order(device: &dyn Device) {

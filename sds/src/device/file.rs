@@ -26,6 +26,7 @@ use rustix::{
 use super::{
     AlignedBuffer, Completion, Device, DeviceError, Done, Op, Outcome,
     lane::{Job, Lane},
+    total,
 };
 
 /// Threads that read: enough to keep a solid-state disk's queue busy.
@@ -130,7 +131,7 @@ impl Device for FileDevice {
         }
         let lane = match op {
             Op::Read { .. } => &self.reads,
-            Op::Write { .. } | Op::Discard { .. } => &self.writes,
+            Op::Write { .. } | Op::WriteMany { .. } | Op::Discard { .. } => &self.writes,
             Op::WriteDurable { .. } => &self.journal,
             Op::Sync => &self.syncs,
         };
@@ -204,10 +205,8 @@ impl Files {
                 file.read_exact_at(&mut buffer, at)?;
                 return Ok(Done::Read(buffer));
             }
-            Op::Write { offset, data } => {
-                let (file, at) = self.place(offset, data.iter().map(|piece| piece.len() as u64).sum())?;
-                write_pieces(file, at, &data)?;
-            }
+            Op::Write { offset, data } => self.write(offset, &data)?,
+            Op::WriteMany { writes } => writes.iter().try_for_each(|(offset, data)| self.write(*offset, data))?,
             Op::WriteDurable { offset, data } => self.write_durable(offset, &data)?,
             Op::Sync => {
                 // Only data needs it; the front is written durably or not at all.
@@ -224,6 +223,11 @@ impl Files {
             }
         }
         Ok(Done::Ok)
+    }
+
+    fn write(&self, offset: u64, data: &[Bytes]) -> io::Result<()> {
+        let (file, at) = self.place(offset, total(data))?;
+        write_pieces(file, at, data)
     }
 
     fn write_durable(&self, offset: u64, data: &AlignedBuffer) -> io::Result<()> {

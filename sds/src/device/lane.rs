@@ -24,6 +24,9 @@ struct Queue {
 struct State {
     jobs: VecDeque<Job>,
     closed: bool,
+    /// Threads that wait for a job, and owners that wait for a place: to wake nobody is a system call all the same.
+    idle: usize,
+    refused: usize,
 }
 
 /// Threads and their queue; dropping it finishes what is queued and joins the threads.
@@ -39,7 +42,7 @@ impl Lane {
         execute: impl Fn(Job) + Send + Sync + Clone + 'static,
     ) -> io::Result<Self> {
         let queue = Arc::new(Queue {
-            state: Mutex::new(State { jobs: VecDeque::new(), closed: false }),
+            state: Mutex::new(State { jobs: VecDeque::new(), closed: false, idle: 0, refused: 0 }),
             not_empty: Condvar::new(),
             not_full: Condvar::new(),
         });
@@ -59,15 +62,20 @@ impl Lane {
     pub(super) fn push(&self, job: Job) {
         let mut state = self.queue.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.jobs.len() >= QUEUE_JOBS && !state.closed {
+            state.refused += 1;
             state = self.queue.not_full.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.refused -= 1;
         }
         if state.closed {
             drop(state);
             return (job.1)(Err(DeviceError::Closed));
         }
         state.jobs.push_back(job);
+        let wakes = state.idle > 0;
         drop(state);
-        self.queue.not_empty.notify_one();
+        if wakes {
+            self.queue.not_empty.notify_one();
+        }
     }
 }
 
@@ -77,14 +85,19 @@ impl Queue {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(job) = state.jobs.pop_front() {
+                let wakes = state.refused > 0;
                 drop(state);
-                self.not_full.notify_one();
+                if wakes {
+                    self.not_full.notify_one();
+                }
                 return Some(job);
             }
             if state.closed {
                 return None;
             }
+            state.idle += 1;
             state = self.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use rand::{Rng, RngExt};
 
 use super::{ALIGNMENT, Completion, Device, Done, Op, OpKind};
@@ -227,20 +227,15 @@ impl State {
                 }
             }
             Op::Sync => self.make_durable(covers),
-            other @ (Op::Write { .. } | Op::Discard { .. }) => self.execute_as_unsynced(&other),
+            other @ (Op::Write { .. } | Op::WriteMany { .. } | Op::Discard { .. }) => self.execute_as_unsynced(&other),
         }
         Done::Ok
     }
 
     fn execute_as_unsynced(&mut self, op: &Op) {
         match op {
-            Op::Write { offset, data } => {
-                let mut at = *offset;
-                for piece in data {
-                    self.write(at, piece);
-                    at += piece.len() as u64;
-                }
-            }
+            Op::Write { offset, data } => self.write_pieces(*offset, data),
+            Op::WriteMany { writes } => writes.iter().for_each(|(offset, data)| self.write_pieces(*offset, data)),
             Op::WriteDurable { offset, data } => {
                 self.write(*offset, data.as_slice());
             }
@@ -248,6 +243,13 @@ impl State {
                 self.write(*offset, &vec![0; *length as usize]);
             }
             Op::Read { .. } | Op::Sync => {}
+        }
+    }
+
+    fn write_pieces(&mut self, mut offset: u64, data: &[Bytes]) {
+        for piece in data {
+            self.write(offset, piece);
+            offset += piece.len() as u64;
         }
     }
 

@@ -47,6 +47,11 @@ pub enum Op {
         /// The pieces.
         data: Vec<Bytes>,
     },
+    /// Many small [`Op::Write`]s as one operation: where each goes, and its pieces. In any order.
+    WriteMany {
+        /// At least one.
+        writes: Vec<(u64, Vec<Bytes>)>,
+    },
     /// Write, durable when completed. These run one at a time in the order of submission: the journal's lane.
     WriteDurable {
         /// A multiple of [`ALIGNMENT`].
@@ -70,7 +75,7 @@ pub enum Op {
 pub enum OpKind {
     /// [`Op::Read`].
     Read,
-    /// [`Op::Write`].
+    /// [`Op::Write`] and [`Op::WriteMany`].
     Write,
     /// [`Op::WriteDurable`].
     WriteDurable,
@@ -85,18 +90,23 @@ impl Op {
     pub const fn kind(&self) -> OpKind {
         match self {
             Self::Read { .. } => OpKind::Read,
-            Self::Write { .. } => OpKind::Write,
+            Self::Write { .. } | Self::WriteMany { .. } => OpKind::Write,
             Self::WriteDurable { .. } => OpKind::WriteDurable,
             Self::Sync => OpKind::Sync,
             Self::Discard { .. } => OpKind::Discard,
         }
     }
 
-    /// Where it begins and how long it is; a sync has no place.
+    /// Where it begins and how long it is, with what lies between its parts; a sync has no place.
     pub fn extent(&self) -> (u64, u64) {
         match self {
             Self::Read { offset, length } => (*offset, *length as u64),
-            Self::Write { offset, data } => (*offset, data.iter().map(|piece| piece.len() as u64).sum()),
+            Self::Write { offset, data } => (*offset, total(data)),
+            Self::WriteMany { writes } => {
+                let first = writes.iter().map(|(offset, _)| *offset).min().unwrap_or(0);
+                let end = writes.iter().map(|(offset, data)| offset.saturating_add(total(data))).max().unwrap_or(0);
+                (first, end - first)
+            }
             Self::WriteDurable { offset, data } => (*offset, data.len() as u64),
             Self::Sync => (0, 0),
             Self::Discard { offset, length } => (*offset, *length),
@@ -116,6 +126,11 @@ impl Op {
         }
         Ok(())
     }
+}
+
+/// The bytes of all pieces.
+fn total(data: &[Bytes]) -> u64 {
+    data.iter().map(|piece| piece.len() as u64).sum()
 }
 
 /// What a completed operation brings back.

@@ -30,8 +30,10 @@ use crate::device::{Op, Outcome};
 const ROUND_BYTES: usize = 16 << 20;
 /// Rows of one round: bounds the batch (1.1 KiB each) and the time the capture takes on the data thread.
 const ROUND_KEYS: usize = 2048;
+/// Blocks of one write operation: they lie anywhere, and handing each over by itself costs more than writing it.
+const WRITE_BLOCKS: usize = 64;
 /// Writes in flight: leaves the write threads room for large writes.
-const MAX_WRITES: usize = 8;
+const MAX_WRITES: usize = 2;
 
 /// See the module.
 #[derive(Default)]
@@ -127,24 +129,31 @@ impl Store {
         if active.stage != Stage::Writing {
             return;
         }
-        for _ in 0..active.writes.len() {
-            if active.in_flight >= MAX_WRITES {
+        while active.in_flight < MAX_WRITES {
+            let (mut writes, mut total) = (Vec::new(), 0);
+            for _ in 0..active.writes.len() {
+                if total >= WRITE_BLOCKS {
+                    break;
+                }
+                let Some(write) = active.writes.pop_front() else { break };
+                let mut blocks = BlockSet::default();
+                (write.first..).take(write.data.len()).for_each(|block| blocks.insert(block));
+                if self.readers.are_reading(write.unit, Some(&blocks), &self.awaits_readers) {
+                    // A reader that began before these blocks were in memory; its end is an event.
+                    active.writes.push_back(write);
+                    continue;
+                }
+                total += write.data.len();
+                let unit = self.superblock.geometry.unit_offset(write.unit.0);
+                writes.push((unit + u64::from(write.first) * u64::from(BLOCK_SIZE), write.data));
+            }
+            if writes.is_empty() {
                 break;
             }
-            let Some(write) = active.writes.pop_front() else { break };
-            let mut blocks = BlockSet::default();
-            (write.first..).take(write.data.len()).for_each(|block| blocks.insert(block));
-            if self.readers.are_reading(write.unit, Some(&blocks), &self.awaits_readers) {
-                // A reader that began before these blocks were in memory; its end is an event.
-                active.writes.push_back(write);
-                continue;
-            }
             active.in_flight += 1;
-            let offset =
-                self.superblock.geometry.unit_offset(write.unit.0) + u64::from(write.first) * u64::from(BLOCK_SIZE);
             let sender = self.sender.clone();
             let done = move |outcome: Outcome| drop(sender.send(Event::CheckpointWritten(outcome.map(drop))));
-            self.device.submit(Op::Write { offset, data: write.data }, Box::new(done));
+            self.device.submit(Op::WriteMany { writes }, Box::new(done));
         }
         if active.writes.is_empty() && active.in_flight == 0 {
             if active.writing.is_empty() {
@@ -220,6 +229,7 @@ impl Store {
                     chunk.stable.overlay.remove(&block);
                 }
             }
+            chunk.rest();
         }
         self.ring.tail = active.tail;
         self.checkpoint.completed = self.checkpoint.started;

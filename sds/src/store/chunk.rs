@@ -277,6 +277,14 @@ impl Chunk {
         (0..).zip(sources).all(|(block, source)| matches!(source, Source::Hole) || zeroed(block))
     }
 
+    /// Gives back what queues keep for more: most of a million chunks are not written to.
+    pub(super) fn rest(&mut self) {
+        if self.pending.is_empty() && self.held.is_empty() {
+            self.pending.shrink_to_fit();
+            self.held.shrink_to_fit();
+        }
+    }
+
     /// Whether nothing is left of it.
     pub(super) fn is_gone(&self) -> bool {
         !self.stable.exists && self.pending.is_empty()

@@ -1,7 +1,8 @@
 //! From visible to durable: lanes, placement of large data, group commit, folding.
 //!
 //! One journal write is in flight at most; what is queued meanwhile goes into the next one, so the running write is the
-//! batching window and no timer is needed. Ring space is promised when a change leaves its lane: from there on nothing
+//! batching window and no timer is needed. It starts when the owner looks for what became durable, that is, with
+//! everything that the owner had to ask for before it would wait. Ring space is promised when a change leaves its lane: from there on nothing
 //! it waits for depends on other changes, so a full ring always drains by the checkpoint alone (S24).
 
 use std::{
@@ -141,6 +142,9 @@ impl Store {
             while let Ok(event) = self.events.try_recv() {
                 self.take(event);
             }
+            if self.poison.is_none() {
+                self.write_group();
+            }
             if !self.pipeline.completed.is_empty() {
                 let completed = std::mem::take(&mut self.pipeline.completed);
                 return Poll::Ready(Ok(completed.into_iter().map(|(pg, through)| Durable { pg, through }).collect()));
@@ -236,7 +240,6 @@ impl Store {
         self.release_quarantine();
         self.admit(Lane::Replication);
         self.admit(Lane::Client);
-        self.write_group();
         self.advance_checkpoint();
         self.sync_data();
     }
