@@ -36,6 +36,12 @@ start_again() {
 }
 
 cluster_start store 24000 --sds 2 --device-size 160GiB
+# By default each chunk takes its whole megabyte of the disk.
+for name in sds0 sds1; do
+  process_kill "$name"
+  sed -i '/^\[\[device\]\]/a sparse = true' "$cluster_dir/$name/config.toml"
+done
+cluster_up
 volume_ready full "$full" || die "the volume cannot be opened"
 before=$(memory_kib)
 fill full "$full" --rw=write --bs=1m --iodepth=4

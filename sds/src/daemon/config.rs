@@ -47,6 +47,10 @@ pub struct DeviceFile {
     /// Take all of a file's space when it is made, so that it cannot run out later.
     #[serde(default)]
     pub preallocate: bool,
+    /// Take a file's space only as blocks are written. By default a chunk's whole megabyte is taken before its first
+    /// write is acknowledged; without that a full file system takes the device out of service.
+    #[serde(default)]
+    pub sparse: bool,
     /// Format a raw block device that is blank, so that a new disk comes into use at the next start. One that holds
     /// anything is never formatted.
     #[serde(default)]
@@ -161,6 +165,7 @@ mod tests {
             journal_bytes: 64 << 20,
             pool: String::new(),
             preallocate: false,
+            sparse: false,
             format_if_blank: false,
         }
     }

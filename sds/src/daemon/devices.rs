@@ -100,7 +100,7 @@ fn open_one(
     meta: &Arc<dyn MetaStore>,
 ) -> Result<(Store, OpenReport), SdsError> {
     let refused = |source| SdsError::Device { path: device.path.clone(), source };
-    let files = FileConfig::beside(&device.path);
+    let files = FileConfig { sparse: device.sparse, ..FileConfig::beside(&device.path) };
     let is_block = device.path.exists() && files.journal_path.is_none();
     // A file that does not exist is made. A raw block device is formatted only if the configuration says so for this
     // device, and if it is blank: a wrong path must not cost anybody's data.
@@ -158,7 +158,7 @@ fn make(device: &DeviceFile, cluster: ClusterId, sds: SdsId, meta: &dyn MetaStor
     if let Some(journal) = wanted.journal_path.as_ref().filter(|journal| journal.exists()) {
         // Renamed just before a crash, then no MDM has heard of it. Else its device is missing, and a new one in its
         // place would hide that.
-        match store::inspect(&FileConfig { path: journal.clone(), journal_path: None }) {
+        match store::inspect(&FileConfig { path: journal.clone(), journal_path: None, sparse: false }) {
             Ok(superblock) if superblock.device != DeviceId(0) => {
                 let reason =
                     format!("its journal {} is here and the device is not; is its disk mounted?", journal.display());
@@ -199,6 +199,7 @@ mod tests {
             journal_bytes: 0,
             pool: String::new(),
             preallocate: false,
+            sparse: false,
             format_if_blank: false,
         }
     }

@@ -116,6 +116,9 @@ fn limited(device: &DeviceHandle) -> Option<String> {
     if counters.confirmed().0 == 0 {
         return Some("it has no cluster map yet, so it serves nothing".to_owned());
     }
+    if counters.starved.load(Relaxed) {
+        return Some("what it is on has no space left: writes to new chunks are refused".to_owned());
+    }
     if counters.full.load(Relaxed) {
         return Some("it is full: writes to new chunks are refused".to_owned());
     }

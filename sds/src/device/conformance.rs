@@ -18,6 +18,7 @@ pub fn check(device: &Arc<dyn Device>) {
     what_does_not_fit_is_refused(device.as_ref());
     many_operations_complete_once_each(device);
     discard_leaves_neighbours_alone(device.as_ref());
+    allocation_changes_no_byte(device.as_ref());
 }
 
 fn reads_return_what_was_written(device: &dyn Device) {
@@ -55,6 +56,13 @@ fn many_writes_go_each_to_its_place(device: &dyn Device) {
     let outside = vec![(base, vec![Bytes::from_static(b"x")]), (device.capacity(), vec![Bytes::from_static(b"x")])];
     assert!(matches!(run(device, Op::WriteMany { writes: outside }), Err(DeviceError::OutOfRange { .. })));
     assert_eq!(read_now(device, base, 1).expect("a read succeeds")[0], 2, "nothing of it was done");
+}
+
+fn allocation_changes_no_byte(device: &dyn Device) {
+    let base = device.capacity() - (1 << 20);
+    run(device, Op::Write { offset: base + 4096, data: vec![Bytes::from(vec![9; 4096])] }).expect("a write succeeds");
+    run(device, Op::Allocate { offset: base, length: 1 << 20 }).expect("an allocation succeeds");
+    assert!(read_now(device, base + 4096, 4096).expect("a read succeeds").iter().all(|byte| *byte == 9));
 }
 
 fn durable_writes_keep_their_order(device: &dyn Device) {
@@ -121,7 +129,7 @@ mod tests {
         check(&device);
         let error = FileDevice::open(&config).map(drop).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "a second owner is kept out");
-        let one = FileConfig { path: directory.path().join("single"), journal_path: None };
+        let one = FileConfig { path: directory.path().join("single"), journal_path: None, sparse: false };
         let device: Arc<dyn Device> = Arc::new(FileDevice::create(&one, 1 << 20, 8 << 20, true).unwrap());
         check(&device);
     }

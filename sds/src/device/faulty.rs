@@ -76,6 +76,11 @@ impl Device for FaultyDevice {
         self.inner.capacity()
     }
 
+    /// So that allocations can be made to fail.
+    fn is_thin(&self) -> bool {
+        true
+    }
+
     fn submit(&self, op: Op, done: Completion) {
         let (kind, (offset, length)) = (op.kind(), op.extent());
         let error =

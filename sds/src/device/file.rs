@@ -45,6 +45,8 @@ pub struct FileConfig {
     pub path: PathBuf,
     /// A file for the first part of the address space (superblock copy, journal). None keeps all in `path`.
     pub journal_path: Option<PathBuf>,
+    /// Take space of the file system block by block as they are written, not ahead.
+    pub sparse: bool,
 }
 
 impl FileConfig {
@@ -53,7 +55,7 @@ impl FileConfig {
         let is_block = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
         let mut journal = path.as_os_str().to_owned();
         journal.push(".journal");
-        Self { path: path.to_owned(), journal_path: (!is_block).then(|| journal.into()) }
+        Self { path: path.to_owned(), journal_path: (!is_block).then(|| journal.into()), sparse: false }
     }
 }
 
@@ -125,13 +127,17 @@ impl Device for FileDevice {
         self.files.front.as_ref().map(|_| self.files.front_bytes)
     }
 
+    fn is_thin(&self) -> bool {
+        !self.files.is_block && !self.files.sparse
+    }
+
     fn submit(&self, op: Op, done: Completion) {
         if let Err(error) = op.check(self.files.capacity) {
             return done(Err(error));
         }
         let lane = match op {
             Op::Read { .. } => &self.reads,
-            Op::Write { .. } | Op::WriteMany { .. } | Op::Discard { .. } => &self.writes,
+            Op::Write { .. } | Op::WriteMany { .. } | Op::Allocate { .. } | Op::Discard { .. } => &self.writes,
             Op::WriteDurable { .. } => &self.journal,
             Op::Sync => &self.syncs,
         };
@@ -156,6 +162,7 @@ struct Files {
     capacity: u64,
     direct: bool,
     is_block: bool,
+    sparse: bool,
 }
 
 impl Files {
@@ -178,7 +185,8 @@ impl Files {
         data.sync_data()?;
         front.as_ref().map_or(Ok(()), File::sync_data)?;
         let capacity = front_bytes + data_bytes;
-        Ok(Self { data, front, durable_front, durable_data, front_bytes, capacity, direct, is_block })
+        let sparse = config.sparse;
+        Ok(Self { data, front, durable_front, durable_data, front_bytes, capacity, direct, is_block, sparse })
     }
 
     /// The file and the offset in it of an extent, which must not straddle the two files.
@@ -211,6 +219,14 @@ impl Files {
             Op::Sync => {
                 // Only data needs it; the front is written durably or not at all.
                 self.data.sync_data()?;
+            }
+            Op::Allocate { offset, length } => {
+                let (file, at) = self.place(offset, length)?;
+                match fallocate(file, FallocateFlags::KEEP_SIZE, at, length) {
+                    // Who cannot promise space finds out when it writes.
+                    Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
             Op::Discard { offset, length } => {
                 let (file, at) = self.place(offset, length)?;

@@ -227,6 +227,8 @@ impl State {
                 }
             }
             Op::Sync => self.make_durable(covers),
+            // There is room for all of it from the start.
+            Op::Allocate { .. } => {}
             other @ (Op::Write { .. } | Op::WriteMany { .. } | Op::Discard { .. }) => self.execute_as_unsynced(&other),
         }
         Done::Ok
@@ -242,7 +244,7 @@ impl State {
             Op::Discard { offset, length } => {
                 self.write(*offset, &vec![0; *length as usize]);
             }
-            Op::Read { .. } | Op::Sync => {}
+            Op::Read { .. } | Op::Sync | Op::Allocate { .. } => {}
         }
     }
 

@@ -61,6 +61,14 @@ pub enum Op {
     },
     /// Make every [`Op::Write`] durable whose completion was called before this was submitted.
     Sync,
+    /// Take the space of these bytes from what holds the device, a file system, so that writing there cannot fail for
+    /// want of it. Bytes that are there stay.
+    Allocate {
+        /// Where.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
     /// The bytes are not needed any more; what a read returns afterwards is unspecified.
     Discard {
         /// Where.
@@ -81,8 +89,17 @@ pub enum OpKind {
     WriteDurable,
     /// [`Op::Sync`].
     Sync,
+    /// [`Op::Allocate`].
+    Allocate,
     /// [`Op::Discard`].
     Discard,
+}
+
+impl OpKind {
+    /// Whether something waits for it. Background work comes in thousands at once: it says nothing of a disk's speed.
+    pub const fn is_waited_for(self) -> bool {
+        !matches!(self, Self::Allocate | Self::Discard)
+    }
 }
 
 impl Op {
@@ -93,6 +110,7 @@ impl Op {
             Self::Write { .. } | Self::WriteMany { .. } => OpKind::Write,
             Self::WriteDurable { .. } => OpKind::WriteDurable,
             Self::Sync => OpKind::Sync,
+            Self::Allocate { .. } => OpKind::Allocate,
             Self::Discard { .. } => OpKind::Discard,
         }
     }
@@ -109,7 +127,7 @@ impl Op {
             }
             Self::WriteDurable { offset, data } => (*offset, data.len() as u64),
             Self::Sync => (0, 0),
-            Self::Discard { offset, length } => (*offset, *length),
+            Self::Allocate { offset, length } | Self::Discard { offset, length } => (*offset, *length),
         }
     }
 
@@ -205,6 +223,12 @@ pub trait Device: Send + Sync + 'static {
     /// Where its second part starts, if the first has a file of its own: no operation may straddle it.
     fn split(&self) -> Option<u64> {
         None
+    }
+
+    /// Whether its space is taken from something that may have none left when it is written to, so that
+    /// [`Op::Allocate`] is worth asking for.
+    fn is_thin(&self) -> bool {
+        false
     }
 
     /// Starts an operation; `done` is called when it has ended. Blocks only while a bounded queue is full, which

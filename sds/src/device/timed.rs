@@ -35,10 +35,10 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Nobody waits for a discard, and after a deletion thousands of them queue: they are no sign of a disk that hangs.
+    /// What nobody waits for is no sign of a disk that hangs.
     fn begin(&self, kind: OpKind, now: MonotonicTime) -> u64 {
         let number = self.next.fetch_add(1, Relaxed);
-        if kind != OpKind::Discard {
+        if kind.is_waited_for() {
             self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(number, now);
         }
         number
@@ -52,16 +52,16 @@ impl Meter {
             OpKind::Write => self.writes.record(took),
             OpKind::WriteDurable => self.durable_writes.record(took),
             OpKind::Sync => self.syncs.record(took),
-            OpKind::Discard => {}
+            OpKind::Allocate | OpKind::Discard => {}
         }
-        if kind == OpKind::Discard {
+        if !kind.is_waited_for() {
             return;
         }
         self.completed.fetch_add(1, Relaxed);
         self.spent_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// Operations other than discards that have ended, however, and the microseconds that all of them took together.
+    /// Operations that somebody waits for that have ended, however, and the microseconds that all of them took together.
     pub fn completed(&self) -> (u64, u64) {
         (self.completed.load(Relaxed), self.spent_us.load(Relaxed))
     }
@@ -94,6 +94,10 @@ impl Device for TimedDevice {
 
     fn split(&self) -> Option<u64> {
         self.inner.split()
+    }
+
+    fn is_thin(&self) -> bool {
+        self.inner.is_thin()
     }
 
     fn submit(&self, op: Op, done: Completion) {

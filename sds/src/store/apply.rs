@@ -298,6 +298,7 @@ impl Store {
         let mut stats = self.pipeline.stats();
         stats.units_total = self.space.total();
         stats.units_available = self.space.available() as u32;
+        stats.units_refused = self.space.refused() as u32;
         stats.units_reserved = self.space.reserved() as u32;
         stats.units_quarantined = (self.space.quarantine.len() + self.space.discarding) as u32;
         stats.journal_bytes = self.ring.bytes();

@@ -150,6 +150,8 @@ pub struct Stats {
     pub units_total: u32,
     /// Neither used nor reserved nor in quarantine.
     pub units_available: u32,
+    /// Not in use either, but what holds the device has no space for them.
+    pub units_refused: u32,
     /// Set aside by `reserve`.
     pub units_reserved: u32,
     /// Let go and not free yet.

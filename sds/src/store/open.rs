@@ -203,7 +203,7 @@ impl Store {
     ) -> Result<(Self, OpenReport), OpenError> {
         let Recovered { chunks, pgs, dirty, tail, head, next_record, groups } = recovered;
         let used = chunks.values().filter_map(|(_, stable)| stable.unit);
-        let space = Space::new(superblock.geometry.units, used)
+        let space = Space::new(superblock.geometry.units, device.is_thin(), used)
             .map_err(|unit| inconsistent(format!("{unit:?} is used twice or outside the device")))?;
         let (sender, events) = Self::events();
         let (device, meter) = TimedDevice::new(device);

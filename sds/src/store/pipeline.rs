@@ -44,6 +44,7 @@ pub(super) enum Event {
     CheckpointWritten(Result<(), DeviceError>),
     MetaCommitted(Result<(), MetaError>),
     Discarded(UnitId),
+    Backed(Result<(), DeviceError>),
     ReaderGone,
 }
 
@@ -214,7 +215,14 @@ impl Store {
             Event::MetaCommitted(Ok(())) => self.checkpoint_committed(),
             Event::Discarded(unit) => {
                 self.space.discarding -= 1;
-                self.space.give_back(unit);
+                self.space.give_back(unit, true);
+            }
+            Event::Backed(outcome) => {
+                if self.space.backed(outcome.is_ok())
+                    && let Err(error) = outcome
+                {
+                    tracing::warn!(device = %self.superblock.uuid, %error, "there is no space for more: the device is full");
+                }
             }
             Event::ReaderGone => {}
             Event::GroupWritten(Err(error)) => self.fail("a journal write", error),
@@ -238,6 +246,7 @@ impl Store {
         }
         self.awaits_readers.store(false, Ordering::SeqCst);
         self.release_quarantine();
+        self.back_units();
         self.admit(Lane::Replication);
         self.admit(Lane::Client);
         self.advance_checkpoint();
@@ -467,7 +476,7 @@ impl Store {
             let Freed { unit, discard } = quarantined.freed;
             #[cfg(test)]
             if super::tests::is_planted(super::tests::Bug::SkipQuarantine) {
-                self.space.give_back(unit);
+                self.space.give_back(unit, false);
                 continue;
             }
             if quarantined.checkpoint > completed || self.readers.are_reading(unit, None, &self.awaits_readers) {
@@ -481,10 +490,27 @@ impl Store {
                 let length = u64::from(pflex_proto::geometry::CHUNK_SIZE);
                 self.device.submit(Op::Discard { offset, length }, Box::new(done));
             } else {
-                self.space.give_back(unit);
+                self.space.give_back(unit, false);
             }
         }
         self.space.quarantine = waiting;
+    }
+
+    /// Has the file system set space aside for chunks to come.
+    fn back_units(&mut self) {
+        let Some((first, count)) = self.space.back_next() else { return };
+        let geometry = &self.superblock.geometry;
+        let offset = geometry.unit_offset(first.0);
+        let length = u64::from(count) * u64::from(pflex_proto::geometry::CHUNK_SIZE);
+        let sender = self.sender.clone();
+        let done = move |outcome: Outcome| drop(sender.send(Event::Backed(outcome.map(drop))));
+        self.device.submit(Op::Allocate { offset, length }, Box::new(done));
+    }
+
+    /// Asks for space again where there was none: others may have given some back.
+    pub fn look_for_space(&mut self) {
+        self.space.ask_again();
+        self.settle();
     }
 
     /// The channel that completions report on.

@@ -2,6 +2,9 @@
 //!
 //! A unit that a chunk let go is not free at once: a running checkpoint may still write into it and readers may still
 //! read from it. It waits in quarantine until both are over.
+//!
+//! On a thin device, a file that takes its space from a file system, free units are *backed* some way ahead of their use:
+//! a file system that is full is found out before a write is ordered that would need it, and the device is full then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +12,29 @@ use pflex_proto::ids::{ChunkId, PgId};
 
 use super::{chunk::Freed, record::UnitId};
 
+/// Backed units beyond what is reserved: more than the chunks that come into being while one allocation runs. The owner
+/// takes 64 requests before it hears of an allocation's end.
+const AHEAD: usize = 128;
+/// Of one allocation. One that fails is tried again in halves: the last megabytes of a file system count too.
+const BATCH: u32 = 16;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Space {
     total: u32,
-    /// The last one is taken first; formatted so that low units go first.
+    /// The last one is taken first; low units go first.
     free: Vec<UnitId>,
+    /// Free too, but whether there is space for them is not known. The same order.
+    unbacked: Vec<UnitId>,
+    thin: bool,
+    /// Being backed: the first, and how many.
+    backing: Option<(UnitId, u32)>,
+    /// The file system had no space, the last time it was asked.
+    refused: bool,
+    /// It is time to ask it again.
+    again: bool,
+    /// Units of the next allocation, at most.
+    batch: u32,
     reserved: BTreeMap<PgId, BTreeSet<ChunkId>>,
     reserved_count: usize,
     pub(super) quarantine: Vec<Quarantined>,
@@ -32,7 +52,7 @@ pub(super) struct Quarantined {
 
 impl Space {
     /// With these units in use; the duplicate if one is used twice.
-    pub(super) fn new(total: u32, used: impl Iterator<Item = UnitId>) -> Result<Self, UnitId> {
+    pub(super) fn new(total: u32, thin: bool, used: impl Iterator<Item = UnitId>) -> Result<Self, UnitId> {
         let mut taken = vec![false; total as usize];
         for unit in used {
             match taken.get_mut(unit.0 as usize) {
@@ -40,17 +60,25 @@ impl Space {
                 Some(true) | None => return Err(unit),
             }
         }
-        let free = (0..total).rev().filter(|unit| !taken[*unit as usize]).map(UnitId).collect();
-        Ok(Self { total, free, ..Self::default() })
+        let units: Vec<_> = (0..total).rev().filter(|unit| !taken[*unit as usize]).map(UnitId).collect();
+        let (free, unbacked) = if thin { (Vec::new(), units) } else { (units, Vec::new()) };
+        Ok(Self { total, free, unbacked, thin, batch: BATCH, ..Self::default() })
     }
 
     pub(super) const fn total(&self) -> u32 {
         self.total
     }
 
-    /// Units that are neither used nor reserved.
+    /// Units that are neither used nor reserved, and for which there is space as far as is known.
     pub(super) fn available(&self) -> usize {
-        self.free.len().saturating_sub(self.reserved_count)
+        let hoped =
+            if self.refused { 0 } else { self.unbacked.len() + self.backing.map_or(0, |(_, count)| count as usize) };
+        (self.free.len() + hoped).saturating_sub(self.reserved_count)
+    }
+
+    /// Free units for which the file system has no space.
+    pub(super) fn refused(&self) -> usize {
+        if self.refused { self.unbacked.len() } else { 0 }
     }
 
     pub(super) const fn reserved(&self) -> usize {
@@ -97,7 +125,8 @@ impl Space {
         } else if self.available() == 0 {
             return None;
         }
-        self.free.pop()
+        // More chunks than were backed ahead: on trust, which the next allocation puts right or withdraws.
+        self.free.pop().or_else(|| self.unbacked.pop())
     }
 
     /// A unit to write a whole chunk to instead of over its old one. Optional work, so it leaves some for new chunks.
@@ -106,7 +135,124 @@ impl Space {
         if self.available() <= keep { None } else { self.free.pop() }
     }
 
-    pub(super) fn give_back(&mut self, unit: UnitId) {
-        self.free.push(unit);
+    /// A unit is free. `discarded`: its space went back to the file system.
+    pub(super) fn give_back(&mut self, unit: UnitId, discarded: bool) {
+        if discarded && self.thin {
+            self.unbacked.push(unit);
+            self.again = true;
+        } else {
+            self.free.push(unit);
+        }
+    }
+
+    /// Units to back now, if it is time: the first, and how many follow each other.
+    pub(super) fn back_next(&mut self) -> Option<(UnitId, u32)> {
+        let vain = self.refused && !self.again;
+        if self.backing.is_some() || vain || self.free.len() >= self.reserved_count + AHEAD {
+            return None;
+        }
+        let first = self.unbacked.pop()?;
+        self.again = false;
+        let mut count = 1;
+        while count < self.batch && self.unbacked.last() == Some(&UnitId(first.0 + count)) {
+            self.unbacked.pop();
+            count += 1;
+        }
+        self.backing = Some((first, count));
+        self.backing
+    }
+
+    /// What became of it. Returns whether the device has just found out that there is no space.
+    pub(super) fn backed(&mut self, done: bool) -> bool {
+        let Some((first, count)) = self.backing.take() else { return false };
+        let units = (first.0..first.0 + count).rev().map(UnitId);
+        if done {
+            self.free.splice(0..0, units);
+            self.refused = false;
+            self.batch = (self.batch * 2).min(BATCH);
+            return false;
+        }
+        self.unbacked.extend(units);
+        self.batch = (count / 2).max(1);
+        if count > 1 {
+            self.again = true;
+            return false;
+        }
+        !std::mem::replace(&mut self.refused, true)
+    }
+
+    /// Somebody else may have given space back.
+    pub(super) const fn ask_again(&mut self) {
+        self.again = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(index: u64) -> ChunkId {
+        ChunkId { index: pflex_proto::ids::ChunkIndex(index), ..ChunkId::default() }
+    }
+
+    /// Backs what is due where there is room for so many units; whether it was news that there is none.
+    fn back(space: &mut Space, mut room: u32) -> bool {
+        let mut news = false;
+        while let Some((_, count)) = space.back_next() {
+            news |= space.backed(count <= room);
+            room -= if count <= room { count } else { 0 };
+        }
+        news
+    }
+
+    #[test]
+    fn units_are_backed_ahead_of_their_use_in_runs_and_low_ones_first() {
+        let mut space = Space::new(300, true, [UnitId(10)].into_iter()).unwrap();
+        assert_eq!(space.available(), 299);
+        assert_eq!(space.back_next(), Some((UnitId(0), 10)), "up to the one in use");
+        assert_eq!(space.back_next(), None, "one at a time");
+        assert!(!space.backed(true));
+        assert_eq!(space.back_next(), Some((UnitId(11), BATCH)));
+        space.backed(true);
+        assert!(!back(&mut space, 1000));
+        assert!((AHEAD..AHEAD + BATCH as usize).contains(&space.free.len()), "enough is ahead");
+        assert_eq!(space.take(PgId::default(), id(0)), Some(UnitId(0)));
+        assert_eq!(space.available(), 298);
+    }
+
+    #[test]
+    fn without_space_only_what_was_backed_is_available_and_a_discard_or_time_brings_hope() {
+        let mut space = Space::new(200, true, std::iter::empty()).unwrap();
+        assert!(back(&mut space, 91), "news");
+        assert_eq!((space.available(), space.refused()), (91, 109), "the last ones one by one");
+        assert!(!space.reserve(PgId::default(), id(199), 91), "kept");
+        (0..91).for_each(|index| assert!(space.reserve(PgId::default(), id(index), 0)));
+        assert!(!space.reserve(PgId::default(), id(91), 0), "full");
+        (0..91)
+            .for_each(|index| assert!(space.take(PgId::default(), id(index)).is_some(), "what is reserved is there"));
+        assert_eq!(space.take(PgId::default(), id(150)), None);
+        assert_eq!(space.back_next(), None, "not asked in vain");
+        space.ask_again();
+        assert_eq!((space.back_next(), space.available()), (Some((UnitId(91), 1)), 0), "hope is no space");
+        assert!(!space.backed(false), "no news");
+        space.give_back(UnitId(4), false);
+        assert_eq!(space.available(), 1, "this one never lost its space");
+        space.give_back(UnitId(3), true);
+        assert_eq!(
+            (space.back_next(), space.available()),
+            (Some((UnitId(3), 1)), 1),
+            "the file system got a unit back"
+        );
+        assert!(!space.backed(true));
+        assert_eq!((space.available(), space.refused()), (111, 0));
+    }
+
+    #[test]
+    fn a_device_of_its_own_has_its_space_from_the_start() {
+        let mut space = Space::new(3, false, std::iter::empty()).unwrap();
+        assert_eq!((space.available(), space.back_next()), (3, None));
+        space.give_back(UnitId(7), true);
+        assert_eq!(space.available(), 4);
+        assert_eq!(Space::new(3, false, [UnitId(1), UnitId(1)].into_iter()).unwrap_err(), UnitId(1));
     }
 }

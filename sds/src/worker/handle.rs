@@ -46,6 +46,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) stuck_groups: AtomicU32,
     /// No room for another chunk.
     pub(crate) full: AtomicBool,
+    /// What the device is on has no space left.
+    pub(crate) starved: AtomicBool,
     /// Why a copy that this device should fill stays incomplete. Written when it changes, at most once in a tick.
     join_trouble: Mutex<Option<String>>,
     /// Turns of the loop: it stands still only if the thread hangs.

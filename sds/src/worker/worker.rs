@@ -319,6 +319,7 @@ impl Worker {
         }
         if now.since(self.last_look) >= LOOK_EVERY {
             self.last_look = now;
+            self.store.look_for_space();
             self.look_for_departed(now);
         }
         self.purge();
@@ -412,11 +413,13 @@ impl Worker {
         counters.pgs_joining.store(roles[2], Ordering::Relaxed);
         counters.resync_left_bytes.store(self.resync.estimate(resync_chunks), Ordering::Relaxed);
         counters.capacity_bytes.store(u64::from(stats.units_total) * unit, Ordering::Relaxed);
-        let used = u64::from(stats.units_total - stats.units_available.min(stats.units_total));
+        let free = (stats.units_available + stats.units_refused).min(stats.units_total);
+        let used = u64::from(stats.units_total - free);
         counters.used_bytes.store(used * unit, Ordering::Relaxed);
         counters.journal_bytes.store(stats.journal_bytes, Ordering::Relaxed);
         counters.journal_used_bytes.store(stats.journal_used_bytes, Ordering::Relaxed);
         counters.waiting.store(!self.pending.is_empty(), Ordering::Relaxed);
+        counters.starved.store(stats.units_refused > 0, Ordering::Relaxed);
         counters.full.store(stats.units_available as usize <= self.spare_units(), Ordering::Relaxed);
         if let Some(poison) = self.store.poison() {
             counters.poison.get_or_init(|| format!("{poison}: {}", poison.cause));

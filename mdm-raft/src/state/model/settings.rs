@@ -43,7 +43,7 @@ settings! {
     // copy that takes over has seen itself (S8).
     LivenessSilence = "liveness.silence_ms", 3_000, 1_000..=60_000,
         "an SDS not heard for this long is lost, and so long a new leader waits before it judges";
-    LivenessRefused = "liveness.refused_ms", 300, 50..=10_000,
+    LivenessRefused = "liveness.refused_ms", 100, 50..=10_000,
         "a broken stream and a refused connection are believed after this long";
     ProofOfDeath = "liveness.proof_of_death", 1, 0..=1,
         "1: closed connections and refused new ones prove an SDS dead; 0: only silence counts (firewalls that refuse)";
