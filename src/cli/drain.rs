@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// With `--wait`: moving all copies of a server takes long.
-const LONG: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const LONG: Duration = Duration::from_secs(24 * 3_600);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -99,7 +99,7 @@ pub(super) async fn run(tool: &Tool, session: &Session, object: &Object, args: &
     Ok(())
 }
 
-fn progress(reply: &DrainReply) -> String {
+pub(super) fn progress(reply: &DrainReply) -> String {
     let copies = if reply.copies_left == 1 { "1 copy".to_owned() } else { format!("{} copies", reply.copies_left) };
     match reply.waits_for.as_slice() {
         [] => format!("{copies} left"),

@@ -74,7 +74,7 @@ pub(super) enum Verb {
     /// Take a storage server down for a while and bring it back.
     #[command(
         arg_required_else_help = true,
-        after_help = "Example:\n  pflex sds maintenance enter sds1 --wait\n  pflex sds maintenance exit sds1 --wait"
+        after_help = "Example:\n  pflex sds maintenance enter sds1 --wait\n  pflex sds maintenance enter sds1 --protected --wait\n  pflex sds maintenance exit sds1 --wait"
     )]
     Maintenance {
         #[command(subcommand)]
@@ -173,6 +173,7 @@ fn record(row: &SdsRow, domains: &Names, sets: &Names) -> Record {
         .hidden("fault_set_id", sds.fault_set_id)
         .hidden("alive", sds.alive)
         .column("maintenance", "MAINTENANCE", sds.maintenance_since_ms.is_some())
+        .hidden("protected_since", sds.protected_since_ms.map_or(Value::Null, Value::Time))
         .hidden("maintenance_since", sds.maintenance_since_ms.map_or(Value::Null, Value::Time))
         .column("draining", "DRAINING", drains(row))
         .column("data_address", "DATA", addresses.data)

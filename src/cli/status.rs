@@ -160,8 +160,11 @@ fn screen(status: &ClusterStatus, servers: &[Sds], io: &[ClientIo], colours: boo
         if names.is_empty() { String::new() } else { format!("; {what}: {}", names.join(", ")) }
     };
     let maintained = named(servers.iter().filter(|server| server.maintenance_since_ms.is_some()));
+    let prepares = |server: &&Sds| server.maintenance_since_ms.is_none() && server.protected_since_ms.is_some();
+    let prepared = list("prepared for maintenance", &named(servers.iter().filter(prepares)));
     let (all, lost, doubted) = (servers.len(), list("lost", &lost), list("in doubt", &doubted));
-    line("servers", format!("{alive} of {all} alive{lost}{doubted}{}", list("in maintenance", &maintained)));
+    let maintained = list("in maintenance", &maintained);
+    line("servers", format!("{alive} of {all} alive{lost}{doubted}{prepared}{maintained}"));
     let clients: Vec<_> = status.components.iter().filter(|row| row.kind() == ComponentKind::Sdc).collect();
     let active = clients.iter().filter(|client| client.status == "ACTIVE").count();
     line("clients", format!("{active} of {} active", clients.len()));

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod io;
+
 use std::{
     path::PathBuf,
     process::{Child, Command, Output, Stdio},

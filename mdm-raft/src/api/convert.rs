@@ -69,6 +69,7 @@ pub(crate) fn sds(sds: &Sds) -> pb::Sds {
         alive: sds.alive,
         proven_dead: sds.proven_dead,
         maintenance_since_ms: sds.maintenance.map(|since| since.wall_ms),
+        protected_since_ms: sds.protected.map(|since| since.wall_ms),
     }
 }
 

@@ -174,18 +174,21 @@ impl Topology for Api {
         &self,
         request: Request<pb::MaintenanceRequest>,
     ) -> Result<Response<pb::MaintenanceReply>, Status> {
-        let pb::MaintenanceRequest { request, sds } = request.into_inner();
-        self.propose_once(request, Body::EnterMaintenance(proto::EnterMaintenance { name: sds })).await?;
-        Ok(Response::new(pb::MaintenanceReply {}))
+        let pb::MaintenanceRequest { request, sds, protected } = request.into_inner();
+        let heard = self.reports().used_bytes();
+        let used = if protected { self.look(|state| used_of_pools(state, &heard)) } else { Vec::new() };
+        let enter = proto::EnterMaintenance { name: sds.clone(), protected, used, prepared: false };
+        self.propose_once(request, Body::EnterMaintenance(enter)).await?;
+        Ok(Response::new(self.look(|state| maintenance_reply(state, &sds))))
     }
 
     async fn exit_maintenance(
         &self,
         request: Request<pb::MaintenanceRequest>,
     ) -> Result<Response<pb::MaintenanceReply>, Status> {
-        let pb::MaintenanceRequest { request, sds } = request.into_inner();
+        let pb::MaintenanceRequest { request, sds, protected: _ } = request.into_inner();
         self.propose_once(request, Body::ExitMaintenance(proto::ExitMaintenance { name: sds })).await?;
-        Ok(Response::new(pb::MaintenanceReply {}))
+        Ok(Response::new(pb::MaintenanceReply::default()))
     }
 
     async fn start_scrub(
@@ -243,6 +246,14 @@ fn used_of_pools(state: &State, used: &BTreeMap<SdsId, u64>) -> Vec<proto::PoolU
         bytes: convert::used_of(state, pool, used).saturating_mul(pool.copies.into()),
     };
     state.all_pools().filter(known).map(row).collect()
+}
+
+fn maintenance_reply(state: &State, name: &str) -> pb::MaintenanceReply {
+    let sds = state.sds_by_name(name);
+    pb::MaintenanceReply {
+        entered: sds.is_some_and(|sds| sds.maintenance.is_some()),
+        copies_left: sds.map_or(0, |sds| state.copies_of(sds.id) as u64),
+    }
 }
 
 fn drain_reply(state: &State, devices: &[DeviceId], now: LogTime) -> pb::DrainReply {

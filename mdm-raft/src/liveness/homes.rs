@@ -71,19 +71,30 @@ impl Homeless {
         let mut moves = placement::rehome(*pool, groups, *copies, candidates, domains, orphans);
         moves.sort_by_key(|step| (self.pgs[step.group].2, *step));
         moves.truncate(MAX_MOVES);
-        let step = |step: &placement::Move| {
-            let (index, epoch, _) = self.pgs[step.group];
-            proto::CopyMove {
-                index: index.get(),
-                expected_epoch: epoch.get(),
-                from_device_id: step.from.get(),
-                to_device_id: step.to.get(),
-            }
-        };
-        let moves: Vec<proto::CopyMove> = moves.iter().map(step).collect();
-        let kind = proto::MoveKind::Lost.into();
-        (!moves.is_empty()).then_some(Body::MoveCopies(proto::MoveCopies { pool_id: pool.get(), kind, moves, left: 0 }))
+        let of = |group: usize| (self.pgs[group].0, self.pgs[group].1);
+        (!moves.is_empty()).then(|| message(*pool, proto::MoveKind::Lost, &moves, of, 0))
     }
+}
+
+/// These moves as a command, with the number of each group and the epoch that the planner saw.
+pub(super) fn message(
+    pool: PoolId,
+    kind: proto::MoveKind,
+    moves: &[placement::Move],
+    of: impl Fn(usize) -> (PgIndex, Epoch),
+    left: u32,
+) -> Body {
+    let step = |step: &placement::Move| {
+        let (index, epoch) = of(step.group);
+        proto::CopyMove {
+            index: index.get(),
+            expected_epoch: epoch.get(),
+            from_device_id: step.from.get(),
+            to_device_id: step.to.get(),
+        }
+    };
+    let moves = moves.iter().map(step).collect();
+    Body::MoveCopies(proto::MoveCopies { pool_id: pool.get(), kind: kind.into(), moves, left })
 }
 
 /// What there is to do now. Planned on a thread of its own: thousands of groups over hundreds of devices take a while,

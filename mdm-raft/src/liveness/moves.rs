@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pflex_proto::ids::{DeviceId, Epoch, LogTime, PgIndex, PoolId, Revision};
 
-use super::leads::Looks;
+use super::{homes, leads::Looks};
 use crate::{
     command::{Body, proto},
     placement::{self, Candidate, Copies, FaultDomain, Orphan},
@@ -152,13 +152,9 @@ impl Moving {
         // An open job is told that there is nothing more to begin.
         let over = even && self.planned.is_some_and(|planned| planned > 0);
         let body = self.message(proto::MoveKind::Balance, &moves, left);
-        let closing = proto::MoveCopies {
-            pool_id: self.pool.get(),
-            kind: proto::MoveKind::Balance.into(),
-            moves: Vec::new(),
-            left: 0,
-        };
-        (body.or(over.then_some(Body::MoveCopies(closing))), even)
+        let closing =
+            || homes::message(self.pool, proto::MoveKind::Balance, &[], |at| (self.pgs[at].0, self.pgs[at].1), 0);
+        (body.or_else(|| over.then(closing)), even)
     }
 
     /// Those that may begin now: no device fills, or is filled in, more groups than it should.
@@ -184,18 +180,8 @@ impl Moving {
     }
 
     fn message(&self, kind: proto::MoveKind, moves: &[placement::Move], left: u32) -> Option<Body> {
-        let step = |step: &placement::Move| {
-            let (index, epoch, _) = self.pgs[step.group];
-            proto::CopyMove {
-                index: index.get(),
-                expected_epoch: epoch.get(),
-                from_device_id: step.from.get(),
-                to_device_id: step.to.get(),
-            }
-        };
-        let moves: Vec<proto::CopyMove> = moves.iter().map(step).collect();
-        let (pool_id, kind) = (self.pool.get(), kind.into());
-        (!moves.is_empty()).then_some(Body::MoveCopies(proto::MoveCopies { pool_id, kind, moves, left }))
+        let of = |group: usize| (self.pgs[group].0, self.pgs[group].1);
+        (!moves.is_empty()).then(|| homes::message(self.pool, kind, moves, of, left))
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     brake::TooMany,
     health, homes,
     judgement::{describe_verdicts, judgements, tell_results},
-    leads, moves, scrubs,
+    leads, maintenance, moves, scrubs,
     slow::{Placed, Slowness},
     tracker::{Known, Thresholds},
 };
@@ -148,6 +148,7 @@ impl Worker {
                 self.propose_all(homes::commands(&self.group).await).await;
                 self.propose_all(leads::commands(&self.group, &mut looked)).await;
                 self.propose_all(moves::commands(&self.group, &mut looked).await).await;
+                self.propose_all(self.group.read_stale(maintenance::commands).1).await;
             }
         }
     }
@@ -304,6 +305,7 @@ fn describe(body: &Body) -> String {
         Body::NoteDevice(note) => format!("faults of the disk of device {}", note.device_id),
         Body::StartScrub(start) => format!("pool {} is scrubbed", start.pool),
         Body::EndScrub(end) => format!("scrub {} of pool #{} is over", end.pass, end.pool_id),
+        Body::EnterMaintenance(enter) => format!("sds {} is prepared for maintenance", enter.name),
         Body::SignWithSecret(sign) => format!("generation {} of the secret signs tokens", sign.key_id),
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
         Body::JudgeDisk(judge) if judge.why.is_empty() => format!("device {} is not slow any more", judge.device_id),

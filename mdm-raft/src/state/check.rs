@@ -114,6 +114,8 @@ impl State {
             };
             hold!(!device.alive || sds.alive, "device {} is alive on a lost SDS", device.id);
             hold!(!device.alive || device.lost_at.is_none(), "device {} is alive and lost", device.id);
+            let lent = sds.protected.is_some() && device.draining.is_some();
+            hold!(!device.lent || lent, "device {} is lent to no protected maintenance", device.id);
             if let Some(pool) = device.pool {
                 let pool = self.pools.get(pool);
                 hold!(pool.is_some_and(|p| p.domain == sds.domain), "device {} is in a strange pool", device.id);

@@ -291,6 +291,7 @@ impl State {
     fn why_sds(&self, sds: &Sds, now: LogTime) -> Explanation {
         let state = match (&sds.registration, sds.alive) {
             _ if sds.maintenance.is_some() => "in maintenance",
+            _ if sds.is_preparing() => "being prepared for maintenance",
             (Some(_), true) if self.is_sds_draining(sds.id) => {
                 match self.devices_of(sds.id).any(|d| self.copies_on(d.id) > 0) {
                     true => "being drained",
@@ -302,6 +303,11 @@ impl State {
             (Some(_), false) => "lost",
         };
         let mut causes = vec![self.sds_cause(sds)];
+        causes.extend(sds.protected.filter(|_| sds.is_preparing()).map(|since| {
+            let what = "all its copies move elsewhere, and then it is in maintenance (protected); `pflex sds maintenance \
+                        exit` ends that";
+            by(what, since.revision)
+        }));
         causes.extend(sds.maintenance.map(|since| {
             let what = "it is in maintenance: it leads no group that another can lead, no copies are placed on it, and those \
                         it has keep their places while it is away; `pflex sds maintenance exit` ends that";
@@ -381,6 +387,7 @@ impl State {
         let Some(since) = device.draining else { return Vec::new() };
         let left = self.copies_on(device.id);
         let what = match left {
+            0 if device.lent => format!("device {} is empty until the protected maintenance is over", device.id),
             0 => format!("device {} is drained and empty: it may be removed", device.id),
             left => format!(
                 "device {} is being drained: it gets no copies, and {left} of its copies are still to move",

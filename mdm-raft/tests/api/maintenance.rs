@@ -16,7 +16,7 @@ use crate::{
 
 async fn maintain(cluster: &Cluster, sds: &str, enter: bool) -> Result<(), MdmError> {
     let said = cluster.client.write(PATIENCE, |connection, request| {
-        let message = MaintenanceRequest { request: Some(request), sds: sds.to_owned() };
+        let message = MaintenanceRequest { request: Some(request), sds: sds.to_owned(), protected: false };
         async move {
             let mut client = TopologyClient::new(connection);
             if enter { client.enter_maintenance(message).await } else { client.exit_maintenance(message).await }

@@ -169,6 +169,8 @@ impl State {
                 counters.device
             })
         });
+        // One that comes to a server in protected maintenance, or on its way there, has nothing and gets nothing yet.
+        let lent = self.sds.get(sds).and_then(|sds| sds.protected);
         self.devices.put(Device {
             id,
             uuid: device.uuid,
@@ -184,7 +186,8 @@ impl State {
             lost_at: (!alive).then_some(context.log_time),
             slow: None,
             faults: None,
-            draining: None,
+            draining: lent,
+            lent: lent.is_some(),
         });
         id
     }

@@ -12,7 +12,11 @@ use super::{Context, Effect, Refusal, done, validate};
 use crate::{
     command::{ErrorCode, proto},
     placement::{self, Candidate},
-    state::{State, limits::OVERCOMMIT_RATIO, model::Moment},
+    state::{
+        State,
+        limits::OVERCOMMIT_RATIO,
+        model::{Moment, Pg},
+    },
 };
 
 /// Groups that a refusal names one by one.
@@ -25,13 +29,23 @@ impl State {
         let pools: BTreeSet<PoolId> =
             devices.iter().filter_map(|id| self.devices.get(*id).and_then(|device| device.pool)).collect();
         if drain.cancel {
-            if !devices.iter().any(|id| self.is_draining(*id)) {
-                return refuse("it is not being drained");
+            let own: BTreeSet<DeviceId> = devices.iter().copied().filter(|id| self.is_drained_for_good(*id)).collect();
+            if own.is_empty() {
+                let lent = devices.iter().any(|id| self.is_draining(*id));
+                return refuse(match lent {
+                    false => "it is not being drained",
+                    true => {
+                        "its copies move away for a protected maintenance of its server; `pflex sds maintenance exit` \
+                              ends that"
+                    }
+                });
             }
-            for id in &devices {
-                self.devices.update(*id, |device| device.draining = None);
+            for id in own {
+                // What a protected maintenance has moved away stays away until that is over.
+                let lent = self.devices.get(id).and_then(|device| self.sds.get(device.sds)?.protected);
+                self.devices.update(id, |device| (device.draining, device.lent) = (lent, lent.is_some()));
             }
-            self.call_off(|leaving| devices.contains(&leaving));
+            self.call_off(|state, leaving| devices.contains(&leaving) && !state.is_draining(leaving));
         } else {
             if self.is_recovering() {
                 return refuse("the recovery after a restore is not over; who has which copy is known only then");
@@ -39,32 +53,48 @@ impl State {
             if devices.is_empty() {
                 return refuse("it has no devices, so there is nothing to move away");
             }
-            let used: BTreeMap<PoolId, u64> =
-                drain.used.iter().map(|used| (PoolId(used.pool_id), used.bytes)).collect();
-            for pool in &pools {
-                let why = self.cannot_do_without(*pool, &devices, used.get(pool).copied());
-                if let Err(why) = why {
-                    return refuse(&why);
-                }
+            if let Err(why) = self.can_do_without(&devices, &drain.used, Self::candidates_in_the_end) {
+                return refuse(&why);
             }
             let since = Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms };
             for id in &devices {
-                if !self.is_draining(*id) {
-                    self.devices.update(*id, |device| device.draining = Some(since));
+                if !self.is_drained_for_good(*id) {
+                    self.devices.update(*id, |device| (device.draining, device.lent) = (Some(since), false));
                 }
             }
-            // Nothing comes to them any more, either.
-            let comes: Vec<PgId> = self
-                .pgs
-                .values()
-                .filter(|pg| pg.newcomer().is_some_and(|device| devices.contains(&device)))
-                .map(|pg| pg.id)
-                .collect();
-            comes.into_iter().for_each(|pg| self.call_off_one(pg));
+            self.nothing_comes_to(&devices);
         }
         // Pools that hold nothing yet are placed anew, without them or with them again.
         pools.into_iter().for_each(|pool| self.place_pool(pool));
         done(0_u64)
+    }
+
+    /// Whether an operator wants it empty for itself, not for a maintenance of its server.
+    fn is_drained_for_good(&self, id: DeviceId) -> bool {
+        self.devices.get(id).is_some_and(|device| device.draining.is_some() && !device.lent)
+    }
+
+    /// Ends the moves of copies to these devices.
+    pub(super) fn nothing_comes_to(&mut self, devices: &BTreeSet<DeviceId>) {
+        let comes = |pg: &&Pg| pg.newcomer().is_some_and(|device| devices.contains(&device));
+        let comes: Vec<PgId> = self.pgs.values().filter(comes).map(|pg| pg.id).collect();
+        comes.into_iter().for_each(|pg| self.call_off_one(pg));
+    }
+
+    /// Whether the other `candidates` of their pools can take what these devices have, as far as is known how much that is.
+    pub(super) fn can_do_without(
+        &self,
+        gone: &BTreeSet<DeviceId>,
+        used: &[proto::PoolUse],
+        candidates: impl Fn(&Self, PoolId) -> Vec<Candidate>,
+    ) -> Result<(), String> {
+        let used: BTreeMap<PoolId, u64> = used.iter().map(|used| (PoolId(used.pool_id), used.bytes)).collect();
+        let pools: BTreeSet<PoolId> =
+            gone.iter().filter_map(|id| self.devices.get(*id).and_then(|device| device.pool)).collect();
+        pools.into_iter().try_for_each(|pool| {
+            let rest = candidates(self, pool).into_iter().filter(|candidate| !gone.contains(&candidate.device));
+            self.can_take(pool, gone, &rest.collect::<Vec<_>>(), used.get(&pool).copied())
+        })
     }
 
     fn to_be_drained(&self, drain: &proto::Drain) -> Result<(String, BTreeSet<DeviceId>), Refusal> {
@@ -83,15 +113,19 @@ impl State {
         Ok((format!("sds {}", drain.sds), self.devices_of(id).map(|device| device.id).collect()))
     }
 
-    /// Whether the other devices of a pool can take what these have.
-    fn cannot_do_without(&self, pool: PoolId, gone: &BTreeSet<DeviceId>, used: Option<u64>) -> Result<(), String> {
+    /// Whether the `rest` of a pool's devices can take what these have.
+    fn can_take(
+        &self,
+        pool: PoolId,
+        gone: &BTreeSet<DeviceId>,
+        rest: &[Candidate],
+        used: Option<u64>,
+    ) -> Result<(), String> {
         let Some(row) = self.pools.get(pool) else { return Ok(()) };
         let held: Vec<PgId> =
             self.pgs_of(pool).filter(|pg| pg.replicas.iter().any(|id| gone.contains(id))).map(|pg| pg.id).collect();
         let Some(first) = held.first() else { return Ok(()) };
-        let rest: Vec<Candidate> =
-            self.candidates_in_the_end(pool).into_iter().filter(|c| !gone.contains(&c.device)).collect();
-        let (domains, copies) = (placement::fault_domains(&rest), row.copies as usize);
+        let (domains, copies) = (placement::fault_domains(rest), row.copies as usize);
         if domains < copies {
             let named = held.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let more = match held.len().saturating_sub(NAMED) {
@@ -126,8 +160,9 @@ impl State {
     }
 
     /// Ends moves of copies away from these devices; what was copied so far is dropped by who has it.
-    pub(super) fn call_off(&mut self, of: impl Fn(DeviceId) -> bool) {
-        let moving: Vec<PgId> = self.pgs.values().filter(|pg| pg.leaving.is_some_and(&of)).map(|pg| pg.id).collect();
+    pub(super) fn call_off(&mut self, of: impl Fn(&Self, DeviceId) -> bool) {
+        let ends = |pg: &&Pg| pg.leaving.is_some_and(|device| of(self, device));
+        let moving: Vec<PgId> = self.pgs.values().filter(ends).map(|pg| pg.id).collect();
         moving.into_iter().for_each(|pg| self.call_off_one(pg));
     }
 

@@ -4,6 +4,10 @@
 //! an in-sync copy on the SDS has another one, in service and on an SDS that is not in maintenance. In the same step the
 //! SDS gives up its leads; what it granted as a primary it hands back itself. From then on its copies keep their places
 //! however long it is away (`homes`), no new ones are placed there, and its losses are not held against it (S23).
+//!
+//! A protected one costs no redundancy: first its devices are lent to it, which is a drain that ends with the maintenance, so
+//! all copies move elsewhere (`liveness::moves`) and no group ever has fewer. It is entered when none is left, which the
+//! leader says (`liveness::maintenance`) and apply proves again. Its end gives the devices back, and a rebalance their shares.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +18,7 @@ use crate::{
     command::{ErrorCode, proto},
     state::{
         State,
-        model::{Moment, Pg},
+        model::{JobKind, Moment, Pg, Sds},
     },
 };
 
@@ -29,6 +33,18 @@ impl State {
         if self.is_recovering() {
             let what = "the recovery after a restore is not over; who has which copy is known only then";
             return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
+        let since = Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms };
+        let preparing = self.sds.get(id).is_some_and(Sds::is_preparing);
+        if enter.prepared && !preparing {
+            return Err(Refusal::new(ErrorCode::Stale, object, "it is not being prepared for maintenance any more"));
+        }
+        if enter.protected && !enter.prepared {
+            self.prepare_maintenance(id, since, &enter.used)
+                .map_err(|why| Refusal::new(ErrorCode::Precondition, object.clone(), why))?;
+        }
+        if enter.protected && self.copies_of(id) > 0 {
+            return done(id.get());
         }
         let here: Vec<&Pg> = self.pgs.values().filter(|pg| is_on(pg, id)).collect();
         let alone: Vec<PgId> = here.iter().filter(|pg| self.stays_without(pg, id).is_empty()).map(|pg| pg.id).collect();
@@ -45,35 +61,80 @@ impl State {
             count_move(&mut primaries, before, primary);
             self.open_epoch(group, in_sync, primary);
         }
-        let since = Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms };
         if !self.is_in_maintenance(id) {
             self.sds.update(id, |sds| sds.maintenance = Some(since));
         }
         done(id.get())
     }
 
-    pub(super) fn exit_maintenance(&mut self, context: Context, exit: &proto::ExitMaintenance) -> Effect {
-        let id = self.named_sds(&exit.name)?.id;
-        if !self.is_in_maintenance(id) {
-            return Err(Refusal::new(
-                ErrorCode::Precondition,
-                format!("sds {}", exit.name),
-                "it is not in maintenance",
-            ));
+    /// Its copies begin to move elsewhere, unless the other devices cannot take them.
+    fn prepare_maintenance(&mut self, id: SdsId, since: Moment, used: &[proto::PoolUse]) -> Result<(), String> {
+        let devices: BTreeSet<DeviceId> = self.devices_of(id).map(|device| device.id).collect();
+        let copies = self.copies_of(id);
+        if copies > 0 && self.is_in_maintenance(id) {
+            return Err(format!("it is in maintenance and {copies} copies keep their places there; exit that first"));
         }
-        self.sds.update(id, |sds| sds.maintenance = None);
-        let devices: Vec<(DeviceId, bool, Option<PoolId>)> =
-            self.devices_of(id).map(|device| (device.id, device.alive, device.pool)).collect();
-        for (device, alive, _) in &devices {
-            if !alive {
-                // It was expected to be away until now.
-                self.devices.update(*device, |device| device.lost_at = Some(context.log_time));
+        self.can_do_without(&devices, used, Self::candidates)?;
+        if self.sds.get(id).is_some_and(|sds| sds.protected.is_none()) {
+            self.sds.update(id, |sds| sds.protected = Some(since));
+        }
+        for device in &devices {
+            if !self.is_draining(*device) {
+                self.devices.update(*device, |device| (device.draining, device.lent) = (Some(since), true));
             }
         }
+        self.nothing_comes_to(&devices);
+        // Pools that hold nothing yet are placed anew, without them.
+        self.pools_of(&devices).into_iter().for_each(|pool| self.place_pool(pool));
+        Ok(())
+    }
+
+    pub(super) fn exit_maintenance(&mut self, context: Context, exit: &proto::ExitMaintenance) -> Effect {
+        let id = self.named_sds(&exit.name)?.id;
+        let Some(sds) = self.sds.get(id).filter(|sds| sds.maintenance.is_some() || sds.protected.is_some()) else {
+            let object = format!("sds {}", exit.name);
+            return Err(Refusal::new(ErrorCode::Precondition, object, "it is not in maintenance"));
+        };
+        let (away, protected) = (sds.maintenance.is_some(), sds.protected.is_some());
+        self.sds.update(id, |sds| (sds.maintenance, sds.protected) = (None, None));
+        let devices: BTreeSet<DeviceId> = self.devices_of(id).map(|device| device.id).collect();
+        for device in &devices {
+            self.devices.update(*device, |device| {
+                if away && !device.alive {
+                    // It was expected to be away until now.
+                    device.lost_at = Some(context.log_time);
+                }
+                if std::mem::take(&mut device.lent) {
+                    device.draining = None;
+                }
+            });
+        }
+        self.call_off(|state, leaving| devices.contains(&leaving) && !state.is_draining(leaving));
         // Pools that hold nothing yet may use it again.
-        let pools: BTreeSet<PoolId> = devices.iter().filter_map(|(.., pool)| *pool).collect();
-        pools.into_iter().for_each(|pool| self.place_pool(pool));
+        let pools = self.pools_of(&devices);
+        pools.iter().for_each(|pool| self.place_pool(*pool));
+        if protected {
+            let since = Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms };
+            pools.into_iter().for_each(|pool| self.shares_come_back(pool, since));
+        }
         done(id.get())
+    }
+
+    /// What left for a protected maintenance comes back: as many copies as shares say, so the planner is asked how many.
+    fn shares_come_back(&mut self, pool: PoolId, since: Moment) {
+        let holds = self.pools.get(pool).is_some_and(|pool| pool.used);
+        if holds && !self.is_recovering() && self.open_job(pool, JobKind::Rebalance).is_none() {
+            self.begin_rebalance(pool, 1, since, "a protected maintenance is over");
+        }
+    }
+
+    /// Copies that an SDS has a place for.
+    pub fn copies_of(&self, id: SdsId) -> usize {
+        self.devices_of(id).map(|device| self.copies_on(device.id)).sum()
+    }
+
+    fn pools_of(&self, devices: &BTreeSet<DeviceId>) -> BTreeSet<PoolId> {
+        devices.iter().filter_map(|id| self.devices.get(*id)?.pool).collect()
     }
 
     /// Whether an operator has said that this SDS is down for a while, or is about to be.

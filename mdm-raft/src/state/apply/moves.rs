@@ -74,8 +74,7 @@ impl State {
             (true, Some(job)) => {
                 self.jobs.update(job, |job| job.planned = 0);
                 let here: Vec<DeviceId> = self.moving_in(pool).map(|(device, _)| device).collect();
-                let here: Vec<DeviceId> = here.into_iter().filter(|id| !self.is_draining(*id)).collect();
-                self.call_off(|leaving| here.contains(&leaving));
+                self.call_off(|state, leaving| here.contains(&leaving) && !state.is_draining(leaving));
             }
             (false, _) if self.is_recovering() => {
                 return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));

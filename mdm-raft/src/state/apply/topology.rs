@@ -134,6 +134,7 @@ impl State {
             awaited: false,
             proven_dead: false,
             maintenance: None,
+            protected: None,
         });
         created(id.get(), false)
     }

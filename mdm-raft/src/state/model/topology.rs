@@ -145,12 +145,19 @@ pub struct Sds {
     pub proven_dead: bool,
     /// When it entered maintenance: an operator stops it for a while. None: it is not in maintenance.
     pub maintenance: Option<Moment>,
+    /// When a protected maintenance was asked for, until its end: before `maintenance` all copies move elsewhere.
+    pub protected: Option<Moment>,
 }
 
 impl Sds {
     /// What no two copies of a group may share.
     pub fn fault_domain(&self) -> FaultDomain {
         self.fault_set.map_or(FaultDomain::Sds(self.id), FaultDomain::Set)
+    }
+
+    /// Whether its copies are moved elsewhere, so that it may then be in maintenance.
+    pub const fn is_preparing(&self) -> bool {
+        self.protected.is_some() && self.maintenance.is_none()
     }
 
     /// Whether `process` is the one that registered last.
@@ -192,6 +199,8 @@ pub struct Device {
     pub faults: Option<DeviceFaults>,
     /// When it began to be emptied: it gets no copies, and those it has move away. None: it is not.
     pub draining: Option<Moment>,
+    /// It is emptied only for a protected maintenance of its SDS, and draining ends with that.
+    pub lent: bool,
 }
 
 impl Device {

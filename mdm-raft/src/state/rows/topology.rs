@@ -227,6 +227,7 @@ impl Row for Sds {
             awaited: self.awaited,
             proven_dead: self.proven_dead,
             maintenance: self.maintenance.map(moment_row),
+            protected: self.protected.map(moment_row),
         })
     }
 
@@ -243,6 +244,7 @@ impl Row for Sds {
             awaited: row.awaited,
             proven_dead: row.proven_dead,
             maintenance: row.maintenance.map(moment),
+            protected: row.protected.map(moment),
         })
     }
 }
@@ -266,6 +268,7 @@ impl Row for Device {
             slow: self.slow.clone().unwrap_or_default(),
             faults: self.faults.map(faults_row),
             draining: self.draining.map(moment_row),
+            lent: self.lent,
         })
     }
 
@@ -290,6 +293,7 @@ impl Row for Device {
             slow: Some(row.slow).filter(|why| !why.is_empty()),
             faults: row.faults.map(faults),
             draining: row.draining.map(moment),
+            lent: row.lent,
         })
     }
 }

@@ -6,12 +6,13 @@ use pflex_proto::ids::{DeviceId, Incarnation, LogTime, PgId};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use super::{
+    leader::{all_accepted, and_one, first_on, refused, results, step},
     rebuilds::{fill_all, filled},
     recovery::restored,
     world::{GIB, POOL, World, create_pool, create_sds, create_volume, lost, opened, register_sds, returned},
 };
 use crate::{
-    command::{Answer, Body, ErrorCode, proto},
+    command::{Body, ErrorCode, proto},
     liveness::homes::Homeless,
     placement::FaultDomain,
     state::{
@@ -28,50 +29,10 @@ pub(super) fn move_copies(moves: Vec<proto::CopyMove>) -> Body {
     Body::MoveCopies(proto::MoveCopies { pool_id: POOL.get(), kind: proto::MoveKind::Lost.into(), moves, left: 0 })
 }
 
-fn step(pg: &Pg, from: u32, to: u32) -> proto::CopyMove {
-    proto::CopyMove {
-        index: pg.id.index.get(),
-        expected_epoch: pg.config.epoch.get(),
-        from_device_id: from,
-        to_device_id: to,
-    }
-}
-
-/// What became of each move.
-fn results(world: &mut World, body: Body) -> Vec<proto::ProposalResult> {
-    let Answer::Reconfigured(answer) = world.ok(body) else { panic!("another answer") };
-    answer.results
-}
-
-#[track_caller]
-fn refused(world: &mut World, step: proto::CopyMove, words: &str) {
-    let before = world.state.clone();
-    let [result] = results(world, move_copies(vec![step])).try_into().unwrap();
-    assert!(!result.accepted && result.why.contains(words), "{words:?}: {result:?}");
-    assert!(before.all_pgs().eq(world.state.all_pgs()), "it changed something");
-}
-
-/// Says what a leader would at this moment; how many moves were made. Each must be accepted.
+/// Says what a leader would at this moment of lost copies; how many moves were made.
 fn lead(world: &mut World) -> usize {
-    let plans: Vec<Body> =
-        Homeless::all(&world.state, LogTime(world.now)).iter().filter_map(Homeless::command).collect();
-    let results: Vec<_> = plans.into_iter().flat_map(|plan| results(world, plan)).collect();
-    let refused: Vec<_> = results.iter().filter(|result| !result.accepted).collect();
-    assert!(refused.is_empty(), "a plan for this very state is refused: {refused:?}");
-    results.len()
-}
-
-/// Three SDSs with a volume on them, and a fourth that came after it.
-fn three_and_one() -> World {
-    let mut world = World::with_sds(3);
-    world.ok(create_volume("v", GIB));
-    world.ok(create_sds("s4"));
-    world.ok(register_sds(4, 4, 1));
-    world
-}
-
-fn first_on(world: &World, device: u32) -> Pg {
-    world.state.all_pgs().find(|pg| pg.replicas.contains(&DeviceId(device))).expect("it has copies").clone()
+    let plans = Homeless::all(&world.state, LogTime(world.now)).iter().filter_map(Homeless::command).collect();
+    all_accepted(world, plans)
 }
 
 fn device(world: &World, n: u32) -> crate::state::model::Device {
@@ -80,7 +41,7 @@ fn device(world: &World, n: u32) -> crate::state::model::Device {
 
 #[test]
 fn a_lost_copy_moves_by_one_epoch_and_joins_where_it_came() {
-    let mut world = three_and_one();
+    let mut world = and_one(3);
     world.ok(lost(3, 3));
     let before = first_on(&world, 3);
     let [result] = results(&mut world, move_copies(vec![step(&before, 3, 4)])).try_into().unwrap();
@@ -115,22 +76,22 @@ fn a_lost_copy_moves_by_one_epoch_and_joins_where_it_came() {
 
 #[test]
 fn moves_that_may_not_be_are_refused_by_themselves() {
-    let mut world = three_and_one();
+    let mut world = and_one(3);
     world.ok(lost(3, 3));
     let pg = first_on(&world, 3);
     let other = pg.replicas.iter().find(|device| device.get() != 3).unwrap().get();
     let third = 3 - other;
     refused(
         &mut world,
-        proto::CopyMove { expected_epoch: pg.config.epoch.get() - 1, ..step(&pg, 3, 4) },
+        move_copies(vec![proto::CopyMove { expected_epoch: pg.config.epoch.get() - 1, ..step(&pg, 3, 4) }]),
         "the epoch is",
     );
-    refused(&mut world, proto::CopyMove { index: 99, ..step(&pg, 3, 4) }, "no such placement group");
-    refused(&mut world, step(&pg, third, 4), "has no copy to give up");
-    refused(&mut world, step(&pg, other, 4), "is in sync");
-    refused(&mut world, step(&pg, 3, other), "fails together");
-    refused(&mut world, step(&pg, 3, 3), "out of service");
-    refused(&mut world, step(&pg, 3, 77), "there is no device 77");
+    refused(&mut world, move_copies(vec![proto::CopyMove { index: 99, ..step(&pg, 3, 4) }]), "no such placement group");
+    refused(&mut world, move_copies(vec![step(&pg, third, 4)]), "has no copy to give up");
+    refused(&mut world, move_copies(vec![step(&pg, other, 4)]), "is in sync");
+    refused(&mut world, move_copies(vec![step(&pg, 3, other)]), "fails together");
+    refused(&mut world, move_copies(vec![step(&pg, 3, 3)]), "out of service");
+    refused(&mut world, move_copies(vec![step(&pg, 3, 77)]), "there is no device 77");
 
     // A good one beside bad ones, and twice the same group.
     let moves = vec![step(&pg, 3, other), step(&pg, 3, 4), step(&pg, 3, third)];
@@ -146,7 +107,7 @@ fn moves_that_may_not_be_are_refused_by_themselves() {
     // Back in service, which raised no epoch: the copy resyncs where it is.
     let pg = first_on(&world, 3);
     world.ok(returned(3, 3, 1));
-    refused(&mut world, step(&pg, 3, 4), "is in service");
+    refused(&mut world, move_copies(vec![step(&pg, 3, 4)]), "is in service");
 
     // The only copy of a group is lost too: nobody could fill another, and the lost one is what has the writes.
     world.ok(lost(3, 3));
@@ -154,7 +115,7 @@ fn moves_that_may_not_be_are_refused_by_themselves() {
     world.ok(lost(2, 2));
     let unserved = world.state.all_pgs().find(|pg| pg.config.primary.is_none()).unwrap().clone();
     let from = unserved.replicas[0].get();
-    refused(&mut world, step(&unserved, from, 4), "nobody serves it");
+    refused(&mut world, move_copies(vec![step(&unserved, from, 4)]), "nobody serves it");
 }
 
 #[test]
@@ -189,7 +150,7 @@ fn a_copy_never_goes_to_where_a_lost_copy_of_its_group_may_come_back() {
 
 #[test]
 fn since_when_a_device_is_lost_is_kept_until_it_is_back() {
-    let mut world = three_and_one();
+    let mut world = and_one(3);
     assert_eq!(device(&world, 3).lost_at, None);
     world.ok(lost(3, 3));
     let at = Some(LogTime(world.now));
@@ -230,7 +191,7 @@ fn waits(world: &World) -> Vec<String> {
 
 #[test]
 fn the_leader_waits_for_the_delay_and_says_so() {
-    let mut world = three_and_one();
+    let mut world = and_one(3);
     world.ok(lost(3, 3));
     let groups = world.state.all_pgs().filter(|pg| pg.replicas.contains(&DeviceId(3))).count();
     assert_eq!(lead(&mut world), 0);
@@ -269,7 +230,7 @@ fn the_leader_waits_for_the_delay_and_says_so() {
 
 #[test]
 fn the_delay_is_a_setting_and_the_brake_holds_everything() {
-    let mut world = three_and_one();
+    let mut world = and_one(3);
     let set = |value| {
         let entry = proto::Setting { key: Setting::RebuildDelay.key().into(), value, to_default: false };
         Body::ChangeSettings(proto::ChangeSettings { entries: vec![entry] })
@@ -419,7 +380,7 @@ fn plans_with_a_bug_are_found_out() {
         // From what it saw before the group changed.
         (|_, _, step| step.expected_epoch -= 1, "the epoch is"),
     ];
-    let mut world = three_and_one();
+    let mut world = and_one(3);
     world.ok(lost(3, 3));
     world.now += DELAY_MS;
     for (bug, words) in bugs {
@@ -431,6 +392,6 @@ fn plans_with_a_bug_are_found_out() {
             bug(&world, &pg, &mut step);
             step
         });
-        refused(&mut world, found.unwrap(), words);
+        refused(&mut world, move_copies(vec![found.unwrap()]), words);
     }
 }

@@ -3,12 +3,13 @@
 use pflex_proto::ids::{DeviceId, LogTime, Revision};
 
 use super::{
+    leader::{all_accepted, led_by, results},
     maintenance::{enter, exit},
     rebuilds::fill_all,
     world::{GIB, POOL, World, create_pool, create_sds, create_volume, lost, register_sds, returned},
 };
 use crate::{
-    command::{Answer, Body, ErrorCode, proto},
+    command::{Body, ErrorCode, proto},
     liveness::leads::Looks,
     state::{
         limits::MAX_MOVES,
@@ -26,22 +27,10 @@ fn step(pg: &Pg, to: u32) -> proto::LeadMove {
     proto::LeadMove { index: pg.id.index.get(), expected_epoch: pg.config.epoch.get(), to_device_id: to }
 }
 
-fn results(world: &mut World, body: Body) -> Vec<proto::ProposalResult> {
-    let Answer::Reconfigured(answer) = world.ok(body) else { panic!("another answer") };
-    answer.results
-}
-
-fn led_by(world: &World, n: u32) -> usize {
-    world.state.all_pgs().filter(|pg| pg.config.primary == Some(DeviceId(n))).count()
-}
-
-/// Says what a leader would now; how many leads moved. Each move must be accepted.
+/// Says what a leader would now of leads; how many moved.
 fn lead(world: &mut World, looks: &mut Looks) -> usize {
     let plans = looks.commands(&world.state, LogTime(world.now));
-    let results: Vec<_> = plans.into_iter().flat_map(|plan| results(world, plan)).collect();
-    let refused: Vec<_> = results.iter().filter(|result| !result.accepted).collect();
-    assert!(refused.is_empty(), "a plan for this very state is refused: {refused:?}");
-    results.len()
+    all_accepted(world, plans)
 }
 
 /// Looks once a second, `seconds` long.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use pflex_proto::ids::{DeviceId, LogTime, SdsId};
 
 use super::{
+    leader::{led_by, words},
     rebuilds::fill_all,
     recovery::restored,
     world::{GIB, POOL, World, create_pool, create_sds, create_volume, lost, register_sds, returned},
@@ -22,7 +23,7 @@ use crate::{
 const LONG_MS: u64 = 10_000_000;
 
 pub(super) fn enter(name: &str) -> Body {
-    Body::EnterMaintenance(proto::EnterMaintenance { name: name.into() })
+    Body::EnterMaintenance(proto::EnterMaintenance { name: name.into(), ..Default::default() })
 }
 
 pub(super) fn exit(name: &str) -> Body {
@@ -33,15 +34,6 @@ fn with(n: u8) -> World {
     let mut world = World::with_sds(n);
     world.ok(create_volume("v", GIB));
     world
-}
-
-fn led_by(world: &World, n: u32) -> usize {
-    world.state.all_pgs().filter(|pg| pg.config.primary == Some(DeviceId(n))).count()
-}
-
-fn words(world: &mut World, body: Body) -> String {
-    let outcome = world.say(body);
-    outcome.error().expect("it is refused").what.clone()
 }
 
 fn moves(world: &World) -> usize {

@@ -7,9 +7,11 @@ use pflex_proto::ids::{DeviceId, LogTime, PgId, SdsId};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use super::{
+    leader::{and_one, first_on, lead, led_by, on, refused, results, set, settle, step, words},
     leads::move_leads,
     maintenance::{enter, exit},
-    rebuilds::{fill_all, fillable, filled},
+    protected::protect,
+    rebuilds::{fillable, filled},
     recovery::restored,
     world::{
         GIB, POOL, World, create_pool, create_sds, create_volume, delete, lost, member_message, opened, register_sds,
@@ -17,8 +19,8 @@ use super::{
     },
 };
 use crate::{
-    command::{Answer, Body, ErrorCode, proto},
-    liveness::{homes::Homeless, leads::Looks, moves::Moving},
+    command::{Body, ErrorCode, proto},
+    liveness::{homes::Homeless, leads::Looks},
     state::{
         PgState,
         model::{JobKind, JobState, Pg, Setting},
@@ -44,98 +46,6 @@ pub(super) fn cancel(sds: &str) -> Body {
 
 pub(super) fn rebalance(pool: &str, planned: u32, cancel: bool) -> Body {
     Body::Rebalance(proto::Rebalance { pool: pool.into(), planned, cancel })
-}
-
-fn set(setting: Setting, value: u64) -> Body {
-    let entry = proto::Setting { key: setting.key().into(), value, to_default: false };
-    Body::ChangeSettings(proto::ChangeSettings { entries: vec![entry] })
-}
-
-fn step(pg: &Pg, from: u32, to: u32) -> proto::CopyMove {
-    proto::CopyMove {
-        index: pg.id.index.get(),
-        expected_epoch: pg.config.epoch.get(),
-        from_device_id: from,
-        to_device_id: to,
-    }
-}
-
-fn results(world: &mut World, body: Body) -> Vec<proto::ProposalResult> {
-    let Answer::Reconfigured(answer) = world.ok(body) else { panic!("another answer") };
-    answer.results
-}
-
-#[track_caller]
-fn refused(world: &mut World, kind: proto::MoveKind, step: proto::CopyMove, words: &str) {
-    let before = world.state.clone();
-    let [result] = results(world, move_live(kind, vec![step])).try_into().unwrap();
-    assert!(!result.accepted && result.why.contains(words), "{words:?}: {result:?}");
-    assert!(before.all_pgs().eq(world.state.all_pgs()), "it changed something");
-}
-
-#[track_caller]
-fn words(world: &mut World, body: Body) -> String {
-    let outcome = world.say(body);
-    outcome.error().expect("it is refused").what.clone()
-}
-
-/// Everything that a leader would say now, each accepted; how many copies began to move.
-fn lead(world: &mut World, looks: &mut Looks) -> usize {
-    let now = LogTime(world.now);
-    let mut bodies: Vec<Body> = looks.commands(&world.state, now);
-    bodies.truncate(1);
-    if bodies.is_empty() {
-        bodies = Homeless::all(&world.state, now).iter().filter_map(Homeless::command).collect();
-    }
-    if bodies.is_empty() {
-        bodies = Moving::all(&world.state, looks, now).iter().filter_map(|pool| pool.command().0).collect();
-    }
-    let mut moves = 0;
-    for body in bodies {
-        let copies = matches!(body, Body::MoveCopies(_));
-        let results = results(world, body);
-        let refused: Vec<_> = results.iter().filter(|result| !result.accepted).collect();
-        assert!(refused.is_empty(), "a plan for this very state is refused: {refused:?}");
-        moves += if copies { results.len() } else { 0 };
-    }
-    moves
-}
-
-/// Looks once a second, and fills what joins, until nothing moves any more; how many copies moved.
-fn settle(world: &mut World, looks: &mut Looks) -> usize {
-    let (mut moves, mut quiet) = (0, 0);
-    for _ in 0..2_000 {
-        world.now += 1_000;
-        let began = lead(world, looks);
-        moves += began;
-        quiet = if began == 0 && fillable(world).is_empty() { quiet + 1 } else { 0 };
-        fill_all(world);
-        if quiet > 30 {
-            return moves;
-        }
-    }
-    panic!("it goes on and on");
-}
-
-fn on(world: &World, device: u32) -> usize {
-    world.state.copies_on(DeviceId(device))
-}
-
-fn led_by(world: &World, n: u32) -> usize {
-    world.state.all_pgs().filter(|pg| pg.config.primary == Some(DeviceId(n))).count()
-}
-
-/// `n` SDSs with a volume on them, and one more that came after it.
-fn and_one(n: u8) -> World {
-    let mut world = World::with_sds(n);
-    world.ok(create_volume("v", GIB));
-    world.ok(create_sds(&format!("s{}", n + 1)));
-    world.ok(register_sds(n + 1, n + 1, 1));
-    world
-}
-
-fn first_on(world: &World, device: u32) -> Pg {
-    world.state.all_pgs().find(|pg| pg.replicas.contains(&DeviceId(device))).expect("it has copies").clone()
 }
 
 /// A group of which the copy on device 1 moves to device 4, and that group before.
@@ -291,22 +201,30 @@ fn moves_that_may_not_be_are_refused_by_themselves() {
     let pg = first_on(&world, 1);
     let other = pg.replicas.iter().find(|device| device.get() != 1).unwrap().get();
     let third = 5 - other;
-    refused(&mut world, balance, proto::CopyMove { expected_epoch: 99, ..step(&pg, 1, 4) }, "the epoch is");
-    refused(&mut world, balance, proto::CopyMove { index: 99, ..step(&pg, 1, 4) }, "no such placement group");
-    refused(&mut world, balance, step(&pg, third, 4), "has no copy to give up");
-    refused(&mut world, balance, step(&pg, 1, 1), "where that copy is");
-    refused(&mut world, balance, step(&pg, 1, other), "fails together");
-    refused(&mut world, balance, step(&pg, 1, 77), "there is no device 77");
-    refused(&mut world, proto::MoveKind::Drain, step(&pg, 1, 4), "is not being drained");
-    refused(&mut world, proto::MoveKind::Lost, step(&pg, 1, 4), "is in sync");
+    refused(
+        &mut world,
+        move_live(balance, vec![proto::CopyMove { expected_epoch: 99, ..step(&pg, 1, 4) }]),
+        "the epoch is",
+    );
+    refused(
+        &mut world,
+        move_live(balance, vec![proto::CopyMove { index: 99, ..step(&pg, 1, 4) }]),
+        "no such placement group",
+    );
+    refused(&mut world, move_live(balance, vec![step(&pg, third, 4)]), "has no copy to give up");
+    refused(&mut world, move_live(balance, vec![step(&pg, 1, 1)]), "where that copy is");
+    refused(&mut world, move_live(balance, vec![step(&pg, 1, other)]), "fails together");
+    refused(&mut world, move_live(balance, vec![step(&pg, 1, 77)]), "there is no device 77");
+    refused(&mut world, move_live(proto::MoveKind::Drain, vec![step(&pg, 1, 4)]), "is not being drained");
+    refused(&mut world, move_live(proto::MoveKind::Lost, vec![step(&pg, 1, 4)]), "is in sync");
     world.ok(enter("s4"));
-    refused(&mut world, balance, step(&pg, 1, 4), "in maintenance");
+    refused(&mut world, move_live(balance, vec![step(&pg, 1, 4)]), "in maintenance");
     world.ok(exit("s4"));
     world.ok(drain("s4"));
-    refused(&mut world, balance, step(&pg, 1, 4), "device 4 is being drained");
+    refused(&mut world, move_live(balance, vec![step(&pg, 1, 4)]), "device 4 is being drained");
     world.ok(cancel("s4"));
     world.ok(drain("s1"));
-    refused(&mut world, balance, step(&pg, 1, 4), "device 1 is being drained");
+    refused(&mut world, move_live(balance, vec![step(&pg, 1, 4)]), "device 1 is being drained");
     world.ok(cancel("s1"));
     // One at a time of a group, and none while it lacks something.
     let two =
@@ -316,8 +234,8 @@ fn moves_that_may_not_be_are_refused_by_themselves() {
     world.ok(lost(third as u8, third as u8));
     let lacking = world.state.all_pgs().find(|pg| !pg.is_whole()).unwrap().clone();
     let here = lacking.config.in_sync[0].device.get();
-    refused(&mut world, balance, step(&lacking, here, 4), "which is filled first");
-    refused(&mut world, balance, step(&lacking, third, 4), "not in sync or not in service");
+    refused(&mut world, move_live(balance, vec![step(&lacking, here, 4)]), "which is filled first");
+    refused(&mut world, move_live(balance, vec![step(&lacking, third, 4)]), "not in sync or not in service");
 }
 
 #[test]
@@ -502,7 +420,7 @@ fn random_clusters_are_drained_and_evened_out_whatever_is_lost_meanwhile() {
                 .devices_of(SdsId(n.into()))
                 .map(|device| proto::DeviceLife { device_id: device.id.get(), incarnation: 1 })
                 .collect();
-            match rng.random_range(0..12_u32) {
+            match rng.random_range(0..14_u32) {
                 0 => drop(world.say(lost(n, n))),
                 1..=3 => drop(world.say(Body::SdsReturned(proto::SdsReturned {
                     sds_id: n.into(),
@@ -512,16 +430,19 @@ fn random_clusters_are_drained_and_evened_out_whatever_is_lost_meanwhile() {
                 4 => drop(world.say(drain(&format!("s{n}")))),
                 5 => drop(world.say(cancel(&format!("s{n}")))),
                 6 => drop(world.say(rebalance("p", 3, rng.random_bool(0.3)))),
+                7 => drop(world.say(protect(&format!("s{n}")))),
+                8 => drop(world.say(exit(&format!("s{n}")))),
                 _ => {}
             }
             moved += lead(&mut world, &mut looks);
             let groups: Vec<PgId> = fillable(&world);
             if let Some(group) = groups.choose(&mut rng) {
-                take_in(&mut world, *group);
+                filled(&mut world, *group);
             }
         }
         // Everybody is there, and whoever is to go goes.
         for n in 1..=count {
+            drop(world.say(exit(&format!("s{n}"))));
             let life = world.state.devices_of(SdsId(n.into())).map(|device| device.id.get()).collect::<Vec<_>>();
             world.ok(Body::SdsReturned(proto::SdsReturned {
                 sds_id: n.into(),
@@ -530,7 +451,7 @@ fn random_clusters_are_drained_and_evened_out_whatever_is_lost_meanwhile() {
             }));
         }
         world.now += 4_000_000;
-        settle_all(&mut world, &mut looks);
+        settle(&mut world, &mut looks);
         assert!(
             world.state.all_rebuilds().all(|job| job.is_finished()),
             "seed {seed}: {:?}",
@@ -548,43 +469,4 @@ fn random_clusters_are_drained_and_evened_out_whatever_is_lost_meanwhile() {
         assert!(world.reloaded() == world.state, "seed {seed}");
     }
     assert!((moved > 0 && drained > 0) || std::env::var("PFLEX_TEST_SEED").is_ok(), "nothing ever moved");
-}
-
-/// As `settle`, with servers of several devices.
-fn settle_all(world: &mut World, looks: &mut Looks) {
-    let mut quiet = 0;
-    for _ in 0..3_000 {
-        world.now += 1_000;
-        let began = lead(world, looks);
-        let groups = fillable(world);
-        quiet = if began == 0 && groups.is_empty() { quiet + 1 } else { 0 };
-        for id in groups {
-            take_in(world, id);
-        }
-        if quiet > 30 {
-            return;
-        }
-    }
-    panic!("it goes on and on: {:?}", world.state.why("pool p"));
-}
-
-/// The primary of a group takes its joiners in, whatever their numbers.
-fn take_in(world: &mut World, id: PgId) {
-    let pg = world.state.pg(id).unwrap();
-    let primary = *pg.config.member(pg.config.primary.unwrap()).unwrap();
-    let process = world.state.sds(primary.sds).unwrap().registration.as_ref().unwrap().process;
-    let member =
-        |device: u32, sds: u32, incarnation: u64| proto::Member { device_id: device, sds_id: sds, incarnation };
-    let mut in_sync: Vec<proto::Member> =
-        pg.config.in_sync.iter().map(|m| member(m.device.get(), m.sds.get(), m.incarnation.get())).collect();
-    in_sync.extend(world.state.joiners(pg).map(|d| member(d.id.get(), d.sds.get(), d.incarnation.get())));
-    let proposal = proto::Proposal {
-        pool_id: id.pool.get(),
-        index: id.index.get(),
-        expected_epoch: pg.config.epoch.get(),
-        in_sync,
-        primary_device_id: 0,
-    };
-    let result = world.propose(primary.sds.get() as u8, process.as_bytes()[0], proposal);
-    assert!(result.accepted, "{}", result.why);
 }

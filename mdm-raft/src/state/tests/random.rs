@@ -13,6 +13,7 @@ use super::homes::move_copies;
 use super::leads::move_leads;
 use super::maintenance::{enter, exit};
 use super::moves::{cancel, drain, drain_device, move_live, rebalance};
+use super::protected::protect;
 use super::secrets::{drop_old, rotate, sign};
 use super::snapshots::{create_snapshot, set_snapshot};
 use super::topology::{assign, create_fault_set, rename};
@@ -269,6 +270,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         }),
         23..=24 => a_look(rng, memory),
         25 => a_rotation(rng, world),
+        29 if rng.random_bool(0.3) => protect(&name(rng, "s", 5)),
         29 => enter(&name(rng, "s", 5)),
         30 => exit(&name(rng, "s", 5)),
         33..=34 => a_drain(rng),

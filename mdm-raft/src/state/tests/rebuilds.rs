@@ -2,9 +2,7 @@
 
 use pflex_proto::ids::{DeviceId, LogTime, PgId};
 
-use super::world::{
-    GIB, POOL, World, create_pool, create_volume, delete, lost, member_message, opened, register_sds, returned,
-};
+use super::world::{GIB, POOL, World, create_pool, create_volume, delete, lost, opened, register_sds, returned};
 use crate::{
     command::{Body, proto},
     state::{
@@ -44,15 +42,18 @@ pub(super) fn fillable(world: &World) -> Vec<PgId> {
 /// The primary of a group takes its joiners in.
 pub(super) fn filled(world: &mut World, id: PgId) {
     let pg = world.state.pg(id).unwrap();
-    let primary = pg.config.member(pg.config.primary.unwrap()).unwrap();
+    let primary = *pg.config.member(pg.config.primary.unwrap()).unwrap();
     let process = world.state.sds(primary.sds).unwrap().registration.as_ref().unwrap().process;
-    let mut in_sync: Vec<_> = pg.config.in_sync.iter().map(|m| (m.device.get(), m.incarnation.get())).collect();
-    in_sync.extend(world.state.joiners(pg).map(|device| (device.id.get(), device.incarnation.get())));
+    let member =
+        |device: u32, sds: u32, incarnation: u64| proto::Member { device_id: device, sds_id: sds, incarnation };
+    let mut in_sync: Vec<proto::Member> =
+        pg.config.in_sync.iter().map(|m| member(m.device.get(), m.sds.get(), m.incarnation.get())).collect();
+    in_sync.extend(world.state.joiners(pg).map(|d| member(d.id.get(), d.sds.get(), d.incarnation.get())));
     let proposal = proto::Proposal {
         pool_id: id.pool.get(),
         index: id.index.get(),
         expected_epoch: pg.config.epoch.get(),
-        in_sync: in_sync.iter().map(|(n, life)| member_message(*n, *life)).collect(),
+        in_sync,
         primary_device_id: 0,
     };
     let result = world.propose(primary.sds.get() as u8, process.as_bytes()[0], proposal);

@@ -305,7 +305,14 @@ impl State {
                 Deed::new("pool.rebalance", format!("pool {}", rebalance.pool), what)
             }
             Body::EnterMaintenance(enter) => {
-                let what = "is in maintenance: it leads no group, and its copies keep their places while it is away";
+                let sds = self.sds_by_name(&enter.name);
+                let what = match sds.map_or((false, false), |sds| (sds.is_preparing(), sds.protected.is_some())) {
+                    (true, _) => "is prepared for maintenance: its copies move to other devices first",
+                    (false, true) => "is in maintenance, and every group has all of its copies elsewhere",
+                    (false, false) => {
+                        "is in maintenance: it leads no group, and its copies keep their places while it is away"
+                    }
+                };
                 Deed::new("sds.maintenance", format!("sds {}", enter.name), what)
             }
             Body::ExitMaintenance(exit) => {
