@@ -138,8 +138,11 @@ impl Topology for Api {
             let plan = self.plan_rebalance(Request::new(pb::PlanRebalanceRequest { stale: false, pool: pool.clone() }));
             u32::try_from(plan.await?.into_inner().moves.len()).unwrap_or(u32::MAX)
         };
-        self.propose_once(request, Body::Rebalance(proto::Rebalance { pool, planned, cancel })).await?;
-        Ok(Response::new(pb::RebalanceReply { moves: planned }))
+        let body = Body::Rebalance(proto::Rebalance { pool: pool.clone(), planned, cancel });
+        self.propose_once(request, body).await?;
+        // A pool that holds nothing has none.
+        let used = self.look(|state| state.pool_by_name(&pool).is_some_and(|pool| pool.used));
+        Ok(Response::new(pb::RebalanceReply { moves: if used { planned } else { 0 } }))
     }
 
     async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {

@@ -106,7 +106,7 @@ impl Moving {
     /// Whether a pool is to be evened out now, if it is not known to be even.
     fn balance(state: &State, looks: &Looks, pool: &Pool, devices: &[&Device]) -> Option<Shape> {
         let wanted = state.open_job(pool.id, JobKind::Rebalance).is_some();
-        if !wanted && state.settings().get(Setting::RebalanceAuto) == 0 {
+        if !wanted && (pool.left_alone || state.settings().get(Setting::RebalanceAuto) == 0) {
             return None;
         }
         // All that are there, as `State::candidates` is when nobody is in maintenance.

@@ -58,7 +58,10 @@ fn scrub(
         return due.then(|| Body::StartScrub(proto::StartScrub { pool: pool.name.clone() }));
     };
     let mut found = proto::ScrubFound::default();
-    for device in state.all_devices().filter(|device| device.pool == Some(pool.id) && device.alive) {
+    let mut devices = state.all_devices().filter(|device| device.pool == Some(pool.id) && device.alive).peekable();
+    // Nobody has looked at anything.
+    devices.peek()?;
+    for device in devices {
         let (_, part) = disks.get(&device.id)?;
         if part.pass != running.pass || !part.done {
             return None;

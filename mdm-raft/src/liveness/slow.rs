@@ -11,6 +11,8 @@ use pflex_proto::ids::{DeviceId, Incarnation, PoolId};
 
 /// Windows in a row that make a finding, or end it.
 const STRIKES: i8 = 3;
+/// Windows in a row in which a slow disk did too little to be judged, or had too few peers that did more: the finding is old.
+const FORGOTTEN: u16 = 60;
 /// Operations that a window must have to say anything.
 const LEAST_IOS: u64 = 20;
 /// Disks besides the one judged.
@@ -46,6 +48,8 @@ struct Seen {
     at: Disk,
     /// Windows in a row that were slow, or, below zero, were not.
     strikes: i8,
+    /// Windows since it was judged last.
+    unjudged: u16,
 }
 
 /// The leader's memory of windows; a new leader begins anew.
@@ -65,13 +69,14 @@ impl Slowness {
         let mut means: BTreeMap<PoolId, Vec<(DeviceId, u64)>> = BTreeMap::new();
         for (id, disk) in disks {
             let Some(Placed { pool, .. }) = placed.get(id) else { continue };
-            let seen = self.seen.entry(*id).or_insert(Seen { at: *disk, strikes: 0 });
+            let seen = self.seen.entry(*id).or_insert(Seen { at: *disk, strikes: 0, unjudged: 0 });
             let same_life = seen.at.incarnation == disk.incarnation && disk.ios >= seen.at.ios;
             let ios = disk.ios.saturating_sub(seen.at.ios);
             if same_life && ios >= LEAST_IOS {
                 means.entry(*pool).or_default().push((*id, disk.us.saturating_sub(seen.at.us) / ios));
             }
             seen.at = *disk;
+            seen.unjudged = seen.unjudged.saturating_add(1);
         }
         let mut findings = Vec::new();
         for of_pool in means.values().filter(|of_pool| of_pool.len() > LEAST_PEERS) {
@@ -80,6 +85,7 @@ impl Slowness {
                 let slow = *mean >= LEAST_US && *mean >= peers.saturating_mul(FACTOR);
                 let known = placed.get(id).is_some_and(|placed| placed.slow);
                 let Some(seen) = self.seen.get_mut(id) else { continue };
+                seen.unjudged = 0;
                 seen.strikes = match (slow, seen.strikes) {
                     (true, strikes) => strikes.max(0).saturating_add(1),
                     (false, strikes) => strikes.min(0).saturating_sub(1),
@@ -94,6 +100,13 @@ impl Slowness {
                 } else if seen.strikes <= -STRIKES && known {
                     findings.push((*id, None));
                 }
+            }
+        }
+        // Nobody waits for a disk that does nothing, and what it was like then says nothing of it now.
+        for (id, seen) in &mut self.seen {
+            if seen.unjudged >= FORGOTTEN && placed.get(id).is_some_and(|placed| placed.slow) {
+                (seen.strikes, seen.unjudged) = (0, 0);
+                findings.push((*id, None));
             }
         }
         findings
@@ -163,6 +176,21 @@ mod tests {
         assert_eq!((pool.window(&well), pool.window(&slow)), (vec![], vec![]));
         assert_eq!((pool.window(&well), pool.window(&well)), (vec![], vec![]));
         assert_eq!(pool.window(&well), [(DeviceId(3), None)]);
+    }
+
+    #[test]
+    fn a_slow_disk_that_is_not_used_any_more_is_not_slow_for_ever() {
+        let mut pool = Pool::of(4);
+        let slow = [(100, 800), (100, 900), (30, 25_000), (100, 700)];
+        let found: Vec<_> = (0..3).flat_map(|_| pool.window(&slow)).collect();
+        assert_eq!(found.len(), 1);
+        let idle = [(100, 800), (100, 900), (2, 25_000), (100, 700)];
+        assert!((1..FORGOTTEN).all(|_| pool.window(&idle).is_empty()));
+        assert_eq!(pool.window(&idle), [(DeviceId(3), None)], "ten minutes of nothing");
+        // A whole pool without clients.
+        let found: Vec<_> = (0..3).flat_map(|_| pool.window(&slow)).collect();
+        assert_eq!(found.len(), 1, "found anew");
+        assert_eq!((0..FORGOTTEN).flat_map(|_| pool.window(&[])).collect::<Vec<_>>(), [(DeviceId(3), None)]);
     }
 
     #[test]

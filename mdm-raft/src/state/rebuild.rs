@@ -244,8 +244,16 @@ impl State {
 
     /// A rebalance of so many moves, which are all still to begin.
     pub(super) fn begin_rebalance(&mut self, pool: PoolId, planned: u32, opened: Moment, why: &str) {
+        self.leave_alone_no_more(pool);
         let id = self.begin_job(pool, JobKind::Rebalance, (planned, JobState::Waiting), opened, why.to_owned());
         self.jobs.update((pool, id), |job| job.planned = planned);
+    }
+
+    /// Its copies may be evened out by themselves again.
+    pub(super) fn leave_alone_no_more(&mut self, pool: PoolId) {
+        if self.pools.get(pool).is_some_and(|pool| pool.left_alone) {
+            self.pools.update(pool, |pool| pool.left_alone = false);
+        }
     }
 
     fn begin_job(

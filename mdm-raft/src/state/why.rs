@@ -212,6 +212,12 @@ impl State {
             let what = format!("its {} {} is {}{}", job.kind, job.id, job.state, waits.collect::<String>());
             causes.push(by(what, job.opened.revision));
         }
+        if pool.left_alone {
+            causes.push(says(
+                "an operator ended its rebalance, so none begins by itself; `pflex pool rebalance`, or a device that comes, \
+                 changes that",
+            ));
+        }
         causes.extend(self.worst_groups(pool));
         if let Some(scrub) = &pool.scrub {
             let how = match scrub.ended {

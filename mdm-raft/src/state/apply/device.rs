@@ -157,6 +157,7 @@ impl State {
         }
         self.settle_pgs(&touched, &restarted);
         for pool in grown {
+            self.leave_alone_no_more(pool);
             self.place_pool(pool);
         }
         ids
@@ -212,6 +213,7 @@ impl State {
         if !self.devices.contains(id) {
             return Err(Refusal::new(ErrorCode::NotFound, object, "there is no device of this id"));
         }
+        self.not_recovering(&object)?;
         if !self.leave_pool(id) {
             return Err(self.holds_copies(id));
         }
@@ -242,9 +244,23 @@ impl State {
         if !self.leave_pool(id) {
             return Err(self.holds_copies(id));
         }
-        self.devices.update(id, |device| device.pool = Some(pool));
+        // What it was emptied for was its place in the other pool; a protected maintenance is about the whole server.
+        self.devices.update(id, |device| {
+            device.pool = Some(pool);
+            device.draining = device.draining.filter(|_| device.lent);
+        });
+        self.leave_alone_no_more(pool);
         self.place_pool(pool);
         done(id.get())
+    }
+
+    /// S19: a device may turn out to have the newest copy of something, and is not forgotten before that is known.
+    pub(super) fn not_recovering(&self, object: &str) -> Result<(), Refusal> {
+        if self.is_recovering() {
+            let what = "the recovery after a restore is not over; who has which copy is known only then";
+            return Err(Refusal::new(ErrorCode::Precondition, object, what));
+        }
+        Ok(())
     }
 
     /// Takes a device out of its pool, unless copies would be lost: then nothing changes and this is `false`. A pool

@@ -43,6 +43,11 @@ impl State {
             return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));
         }
         if kind == proto::MoveKind::Balance {
+            let wanted = self.open_job(pool, JobKind::Rebalance).is_some();
+            if !wanted && self.pools.get(pool).is_some_and(|pool| pool.left_alone) {
+                // Planned before an operator ended it.
+                return Err(Refusal::new(ErrorCode::Precondition, object, "its rebalance was ended by an operator"));
+            }
             self.plan_says(context, pool, command.left);
         }
         let results = command.moves.iter().map(|step| {
@@ -73,15 +78,19 @@ impl State {
             }
             (true, Some(job)) => {
                 self.jobs.update(job, |job| job.planned = 0);
+                self.pools.update(pool, |pool| pool.left_alone = true);
                 let here: Vec<DeviceId> = self.moving_in(pool).map(|(device, _)| device).collect();
                 self.call_off(|state, leaving| here.contains(&leaving) && !state.is_draining(leaving));
             }
             (false, _) if self.is_recovering() => {
                 return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));
             }
-            // Going on already, or nothing to do.
+            // Going on already.
             (false, Some(_)) => {}
-            (false, None) if rebalance.planned == 0 => {}
+            // Nothing to do; a pool that holds nothing is placed anew whenever a device comes.
+            (false, None) if rebalance.planned == 0 || !self.pools.get(pool).is_some_and(|pool| pool.used) => {
+                self.leave_alone_no_more(pool);
+            }
             (false, None) => {
                 let (moment, left) = (moment(context), rebalance.planned);
                 self.begin_rebalance(pool, left, moment, "asked for by an operator");

@@ -82,6 +82,7 @@ impl State {
             pg_count: create.pg_count,
             write_policy,
             used: false,
+            left_alone: false,
             frozen: std::collections::BTreeMap::new(),
             rebuild: RebuildPolicy::default(),
             scrub: None,
@@ -213,6 +214,9 @@ impl State {
     fn delete_sds(&mut self, name: &str) -> Effect {
         let id = self.named_sds(name)?.id;
         let devices: Vec<DeviceId> = self.devices_of(id).map(|device| device.id).collect();
+        if !devices.is_empty() {
+            self.not_recovering(&format!("sds {name}"))?;
+        }
         for device in self.devices_of(id) {
             let left = self.copies_on(device.id);
             if device.draining.is_none() || left > 0 {

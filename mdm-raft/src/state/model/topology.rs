@@ -65,6 +65,8 @@ pub struct Pool {
     pub rebuild: RebuildPolicy,
     /// The last scrub; none before the first.
     pub scrub: Option<PoolScrub>,
+    /// An operator ended its rebalance: none begins by itself until he asks for one, or a device comes.
+    pub left_alone: bool,
 }
 
 /// A forced promotion on its way. Nobody becomes primary of its group until it is carried out or given up.

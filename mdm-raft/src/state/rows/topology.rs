@@ -83,6 +83,7 @@ impl Row for Pool {
             // The default is no row: should it change, it does for all who never chose.
             rebuild: Some(self.rebuild).filter(|policy| *policy != RebuildPolicy::default()).map(policy_row),
             scrub: self.scrub.map(scrub_row),
+            left_alone: self.left_alone,
         })
     }
 
@@ -111,6 +112,7 @@ impl Row for Pool {
                 .collect(),
             rebuild: row.rebuild.map(policy).transpose()?.unwrap_or_default(),
             scrub: row.scrub.map(scrub),
+            left_alone: row.left_alone,
         })
     }
 }

@@ -370,6 +370,57 @@ fn a_rebalance_that_is_asked_for_is_a_job_and_ends() {
 }
 
 #[test]
+fn a_rebalance_that_an_operator_ended_does_not_begin_again_by_itself() {
+    let mut world = and_one(3);
+    let mut looks = Looks::default();
+    world.now += 1_000;
+    assert_eq!(lead(&mut world, &mut looks), 0, "it has to stay first");
+    world.now += 6_000;
+    assert!(lead(&mut world, &mut looks) > 0);
+    world.ok(rebalance("p", 0, true));
+    assert!(world.state.all_pgs().all(|pg| pg.leaving.is_none()));
+    assert_eq!(settle(&mut world, &mut looks), 0, "the operator said no");
+    assert!(world.reloaded() == world.state);
+    let why = world.state.why("pool p").remove(0);
+    assert!(why.causes.iter().any(|cause| cause.what.starts_with("an operator ended its rebalance")), "{why:?}");
+    // What the planner had under way does not begin it either.
+    let late = move_live(proto::MoveKind::Balance, vec![step(&first_on(&world, 1), 1, 4)]);
+    assert_eq!(world.refused(late), ErrorCode::Precondition);
+    // Until he asks, or a device comes.
+    world.ok(rebalance("p", 4, false));
+    assert!(settle(&mut world, &mut looks) > 0);
+    assert!(!world.state.pool(POOL).unwrap().left_alone);
+    world.ok(drain("s4"));
+    settle(&mut world, &mut looks);
+    world.ok(cancel("s4"));
+    world.now += 1_000;
+    while lead(&mut world, &mut looks) == 0 {
+        world.now += 1_000;
+    }
+    world.ok(rebalance("p", 0, true));
+    assert_eq!(settle(&mut world, &mut looks), 0);
+    world.ok(create_sds("s5"));
+    world.ok(register_sds(5, 5, 1));
+    assert!(settle(&mut world, &mut looks) > 0 && on(&world, 5) > 0 && on(&world, 4) > 0);
+}
+
+#[test]
+fn a_pool_without_volumes_has_nothing_to_rebalance() {
+    let mut world = World::with_sds(3);
+    world.ok(rebalance("p", 7, false));
+    assert_eq!(world.state.open_job(POOL, JobKind::Rebalance), None, "it would never end");
+}
+
+#[test]
+fn a_drain_ends_with_the_place_in_the_pool() {
+    let mut world = and_one(3);
+    world.ok(drain("s4"));
+    world.ok(create_pool("q", 2, 8));
+    world.ok(super::topology::assign(4, "q"));
+    assert!(!world.state.is_draining(DeviceId(4)), "it is new there");
+}
+
+#[test]
 fn a_restore_in_the_middle_of_a_move_knows_who_has_the_data() {
     let (world, before) = on_its_way();
     let mut back = restored(&world.state.dump());

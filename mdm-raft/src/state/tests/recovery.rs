@@ -221,6 +221,18 @@ fn a_device_and_a_pool_of_after_the_backup_are_known_again_or_named() {
 }
 
 #[test]
+fn nobody_is_removed_before_it_is_known_who_has_what() {
+    let mut world = World::with_sds(3);
+    world.ok(super::moves::drain("s3"));
+    let mut back = restored(&world.state.dump());
+    assert_eq!(back.state.copies_on(DeviceId(3)), 0, "as far as the backup knows");
+    assert_eq!(back.refused(super::world::delete(proto::Object::Sds, "s3")), ErrorCode::Precondition);
+    assert_eq!(back.refused(Body::RemoveDevice(proto::RemoveDevice { device_id: 3 })), ErrorCode::Precondition);
+    back.ok(end(&["s1", "s2", "s3"]));
+    back.ok(super::world::delete(proto::Object::Sds, "s3"));
+}
+
+#[test]
 fn who_runs_on_registers_again_first() {
     let Story { backup, .. } = two_left_after_the_backup();
     let mut world = restored(&backup);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pflex_proto::ids::{DeviceId, Incarnation, LogTime, Revision};
 
-use super::world::{GIB, World, create_volume};
+use super::world::{GIB, World, create_volume, lost};
 use crate::{
     command::{Body, ErrorCode, proto},
     liveness::{HeardScrub, scrubs},
@@ -69,6 +69,11 @@ fn a_pool_is_scrubbed_when_it_is_due_and_once_at_a_time() {
         assert!(asks(&world, now, &heard(pass, done, 0)).is_empty(), "{pass} {done:?}");
     }
     assert!(asks(&world, now, &Disks::new()).is_empty(), "nobody was heard");
+    let mut gone = with_two();
+    gone.ok(start());
+    gone.ok(lost(1, 1));
+    gone.ok(lost(2, 2));
+    assert!(asks(&gone, now, &heard(1, [true; 2], 0)).is_empty(), "no device in service: nothing was looked at");
     let end = asks(&world, now, &heard(1, [true; 2], 0)).remove(0);
     world.ok(end.clone());
     assert_eq!(last(&world).0, Severity::Warning, "{}", last(&world).1);

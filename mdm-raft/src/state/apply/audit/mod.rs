@@ -321,7 +321,11 @@ impl State {
             Body::JudgeDisk(judge) => {
                 let object = format!("device {}", judge.device_id);
                 match judge.why.as_str() {
-                    "" => Deed::new("device.well", object, "is as fast as its peers again"),
+                    "" => Deed::new(
+                        "device.well",
+                        object,
+                        "is not called slow any more: it is as fast as its peers again, or nobody has used it for long",
+                    ),
                     why => Deed::new("device.slow", object, format!("slow: {why}")).severe(Severity::Warning),
                 }
             }
