@@ -15,6 +15,8 @@ mod handle;
 mod links;
 mod memory;
 mod orphans;
+#[cfg(test)]
+mod pair;
 mod pending;
 mod placement;
 mod rates;

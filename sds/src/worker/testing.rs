@@ -15,12 +15,18 @@ use crate::{
 /// The cluster of these tests.
 pub(crate) const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
 
-/// A disk of 16 units with its metadata, formatted.
+/// A disk of SDS 1 of 16 units with its metadata, formatted.
 pub(crate) fn disk() -> (Arc<MemoryDevice>, Arc<MemoryMeta>) {
+    disk_of(1)
+}
+
+/// The same of SDS `n`.
+pub(super) fn disk_of(n: u8) -> (Arc<MemoryDevice>, Arc<MemoryMeta>) {
     let cluster = CLUSTER;
     let geometry = Geometry { units: 16, ..Geometry::divide(1 << 30, 0).unwrap() };
     let (device, meta) = (MemoryDevice::new(geometry.total_bytes()), MemoryMeta::new());
-    let format = FormatConfig { cluster, sds: SdsId(1), uuid: DeviceUuid::from_bytes([2; 16]), journal_bytes: 0 };
+    let uuid = DeviceUuid::from_bytes([n + 1; 16]);
+    let format = FormatConfig { cluster, sds: SdsId(n.into()), uuid, journal_bytes: 0 };
     Store::format(device.as_ref(), geometry, meta.as_ref(), &format).unwrap();
     (device, meta)
 }
@@ -39,10 +45,19 @@ pub(crate) fn open(device: Arc<MemoryDevice>, meta: &Arc<MemoryMeta>) -> (Device
 
 /// What its data thread is made of.
 pub(super) fn config(device: Arc<dyn Device>, meta: &Arc<MemoryMeta>) -> (WorkerConfig, mpsc::Receiver<Report>) {
+    config_of(1, device, meta)
+}
+
+/// The same for device `n` of SDS `n`.
+pub(super) fn config_of(
+    n: u8,
+    device: Arc<dyn Device>,
+    meta: &Arc<MemoryMeta>,
+) -> (WorkerConfig, mpsc::Receiver<Report>) {
     let cluster = CLUSTER;
-    let (store, opened) =
-        Store::open(device, Arc::clone(meta) as Arc<_>, StoreConfig { cluster, sds: SdsId(1) }).unwrap();
-    let own = Member { device: DeviceId(1), sds: SdsId(1), incarnation: opened.superblock.incarnation };
+    let sds = SdsId(n.into());
+    let (store, opened) = Store::open(device, Arc::clone(meta) as Arc<_>, StoreConfig { cluster, sds }).unwrap();
+    let own = Member { device: DeviceId(n.into()), sds, incarnation: opened.superblock.incarnation };
     let (reports, queue) = mpsc::channel(16);
     let config = WorkerConfig {
         cluster,
