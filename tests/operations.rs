@@ -84,6 +84,43 @@ fn the_secret_is_rotated_under_io_and_no_operation_fails() {
     let events = cluster.expect(0, "event list -o json");
     assert_eq!(events.matches("cluster.rotate-secret").count(), 3, "{events}");
     cluster.expect(0, "status --check");
+    let audit = cluster.json("token audit -o json");
+    assert_eq!((audit["chain"].as_str(), audit["broken_at"].as_u64()), (Some("holds"), Some(0)), "{audit}");
+    let newest = audit["newest_id"].as_u64().expect("a number");
+    assert!(audit["records"].as_u64().is_some_and(|records| records > 2), "{audit}");
+    assert_eq!(cluster.json(&format!("token show {newest} -o json"))["id"].as_u64(), Some(newest));
+    cluster.expect(3, "token show 999999999");
+}
+
+/// Nothing of a client is executed once its approval is gone, and it goes on by itself when it is back.
+#[test]
+fn a_client_without_approval_has_no_io() {
+    let cluster = Cluster::start_of("--mdm 1 --sds 2 --sdc 1");
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let io = scope.spawn(|| io_until(&over, &done, &cluster));
+        let more_than = |count: u64| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while done.load(Ordering::Relaxed) < count {
+                assert!(!io.is_finished() && Instant::now() < deadline, "no IO");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        more_than(20);
+        cluster.expect(0, "sdc revoke sdc1");
+        let before = done.load(Ordering::Relaxed);
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(done.load(Ordering::Relaxed) <= before + 1, "what was executed before may have been answered since");
+        assert_eq!(cluster.json("sdc show sdc1 -o json")["approved"].as_bool(), Some(false));
+        cluster.expect(0, "sdc approve sdc1");
+        more_than(before + 50);
+        over.store(true, Ordering::Relaxed);
+    });
+    cluster.expect(0, "settings set sdc.approval=1");
+    cluster.expect(0, "sdc add web");
+    assert_eq!(cluster.json("sdc show web -o json")["approved"].as_bool(), Some(false));
+    let events = cluster.expect(0, "event list -o json");
+    assert_eq!(events.matches("\"sdc.approve\"").count(), 2, "{events}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! `pflex sdc`: storage clients as objects; with `--config` and no verb, the client itself.
 
+use std::time::Instant;
+
 use clap::Subcommand;
 use pflex_proto::pb::{
-    ComponentKind, CreateSdcRequest, DeleteRequest, ListRequest, RenameKind, SdcRow, admin_client::AdminClient,
+    ApproveSdcRequest, ComponentKind, CreateSdcRequest, DeleteRequest, ListRequest, RenameKind, SdcRow,
+    admin_client::AdminClient,
 };
 
 use super::{
@@ -13,6 +16,7 @@ use super::{
     target::Target,
     view::ViewArgs,
     vitals,
+    volume::revoked,
 };
 use crate::{
     client::{Freshness, Session, ask, change},
@@ -57,6 +61,23 @@ pub(super) enum Verb {
         #[arg(long)]
         if_not_exists: bool,
     },
+    /// Let one use what is mapped to it. New ones need it where `sdc.approval` is 1 (`pflex settings`).
+    #[command(after_help = "Example:\n  pflex sdc approve sdc2")]
+    Approve {
+        #[arg(add = Of::Clients.candidates())]
+        name: String,
+    },
+    /// Take the approval of one back: its IO ends, on all volumes, before this returns. Its mappings stay.
+    ///
+    /// Waits longer than --timeout for servers that cannot be reached only with --wait, as `volume unmap` does.
+    #[command(after_help = "Example:\n  pflex sdc revoke sdc2")]
+    Revoke {
+        #[arg(add = Of::Clients.candidates())]
+        name: String,
+        /// Wait to the end, whatever --timeout says.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Give one another name. It answers to the old one too until its process registers under the new one.
     #[command(after_help = "Example:\n  pflex sdc rename sdc2 web1")]
     Rename {
@@ -83,6 +104,18 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             let what = format!("add SDC {name}");
             let request = CreateSdcRequest { request: None, name: name.clone(), if_not_exists };
             change!(session, &what, AdminClient.create_sdc(request))?;
+            object::print::<Clients>(tool, &session, &name).await
+        }
+        Verb::Approve { name } => {
+            let request = ApproveSdcRequest { request: None, name: name.clone(), approved: true };
+            change!(session, &format!("approve SDC {name}"), AdminClient.approve_sdc(request))?;
+            object::print::<Clients>(tool, &session, &name).await
+        }
+        Verb::Revoke { name, wait } => {
+            let (started, what) = (Instant::now(), format!("revoke SDC {name}"));
+            let request = ApproveSdcRequest { request: None, name: name.clone(), approved: false };
+            let reply = change!(session, &what, AdminClient.approve_sdc(request))?;
+            revoked(&session, &what, ("revoked", "its IO"), started, &reply, wait).await?;
             object::print::<Clients>(tool, &session, &name).await
         }
         Verb::Rename { name, new_name } => {

@@ -1,7 +1,12 @@
 //! `pflex token`: the IO tokens the leader issued, and what was done with them.
 
+use std::cell::Cell;
+
 use clap::Subcommand;
-use pflex_proto::pb::{ListTokensRequest, TokenRow, admin_client::AdminClient, tokens_client::TokensClient};
+use pflex_proto::pb::{
+    AuditTokensReply, AuditTokensRequest, ListTokensRequest, TokenRow, admin_client::AdminClient,
+    tokens_client::TokensClient,
+};
 
 use super::{
     Tool,
@@ -12,7 +17,7 @@ use super::{
 };
 use crate::{
     client::{Freshness, Session, ask},
-    error::Failure,
+    error::{Exit, Failure},
     output::{Document, Record, Value},
 };
 
@@ -42,24 +47,92 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
+    /// Show one.
+    #[command(after_help = "Example:\n  pflex token show 1042")]
+    Show {
+        id: u64,
+        #[command(flatten)]
+        view: ViewArgs,
+    },
+    /// Verify the hash chain over all records that are kept; fails if a record was changed, added or taken out.
+    ///
+    /// Records are kept for 10 minutes after their token's end. `head` is the newest link: noted elsewhere, it proves later
+    /// what was issued before it.
+    #[command(after_help = "Example:\n  pflex token audit")]
+    Audit {
+        #[command(flatten)]
+        view: ViewArgs,
+    },
 }
 
 pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     let session = tool.session()?;
-    let Verb::List { volume, limit, view } = verb;
-    view.show(tool, async || {
-        let fresh = view.freshness();
-        let volume_id = match &volume {
-            Some(name) => volume_id(&session, fresh, name).await?,
-            None => 0,
-        };
-        let sdcs = Names::sdcs(&session, fresh).await?;
-        let request = ListTokensRequest { volume_id, limit, stale: fresh.is_stale() };
-        let reply = ask!(session, "list tokens", fresh, TokensClient.list(request))?;
-        let record = |row: &TokenRow| record(row, &sdcs, reply.log_time_ms);
-        Ok(Document::List("tokens", reply.tokens.iter().map(record).collect()))
-    })
-    .await
+    match verb {
+        Verb::List { volume, limit, view } => {
+            view.show(tool, async || {
+                let fresh = view.freshness();
+                let volume_id = match &volume {
+                    Some(name) => volume_id(&session, fresh, name).await?,
+                    None => 0,
+                };
+                let request = ListTokensRequest { volume_id, limit, ..ListTokensRequest::default() };
+                Ok(Document::List("tokens", rows(&session, "list tokens", fresh, request).await?))
+            })
+            .await
+        }
+        Verb::Show { id, view } => {
+            view.show(tool, async || {
+                let request = ListTokensRequest { token_id: id, limit: 1, ..ListTokensRequest::default() };
+                let found = rows(&session, &format!("show token {id}"), view.freshness(), request).await?;
+                let missing = || Failure::new(Exit::NotFound, format!("there is no token {id}, or no longer"));
+                found.into_iter().next().map(Document::One).ok_or_else(missing)
+            })
+            .await
+        }
+        Verb::Audit { view } => {
+            let broken_at = Cell::new(0);
+            view.show(tool, async || {
+                let fresh = view.freshness();
+                let request = AuditTokensRequest { stale: fresh.is_stale() };
+                let reply = ask!(session, "audit the tokens", fresh, TokensClient.audit(request))?;
+                broken_at.set(reply.broken_at);
+                Ok(Document::One(audited(&reply)))
+            })
+            .await?;
+            match broken_at.get() {
+                0 => Ok(()),
+                id => Err(Failure::new(Exit::Failed, format!("the chain of token records breaks at token {id}"))),
+            }
+        }
+    }
+}
+
+async fn rows(
+    session: &Session,
+    what: &str,
+    fresh: Freshness,
+    request: ListTokensRequest,
+) -> Result<Vec<Record>, Failure> {
+    let sdcs = Names::sdcs(session, fresh).await?;
+    let request = ListTokensRequest { stale: fresh.is_stale(), ..request };
+    let reply = ask!(session, what, fresh, TokensClient.list(request))?;
+    Ok(reply.tokens.iter().map(|row| record(row, &sdcs, reply.log_time_ms)).collect())
+}
+
+fn audited(reply: &AuditTokensReply) -> Record {
+    let chain = match reply.broken_at {
+        0 => "holds".to_owned(),
+        id => format!("breaks at token {id}"),
+    };
+    Record::new("tokens")
+        .column("chain", "CHAIN", chain)
+        .column("records", "RECORDS", reply.records)
+        .column("oldest_id", "OLDEST", reply.oldest_id)
+        .column("newest_id", "NEWEST", reply.newest_id)
+        .column("revision", "REVISION", reply.revision)
+        .hidden("broken_at", reply.broken_at)
+        .wide("anchor", "ANCHOR", &reply.anchor)
+        .wide("head", "HEAD", &reply.head)
 }
 
 async fn volume_id(session: &Session, fresh: Freshness, name: &str) -> Result<u64, Failure> {

@@ -3,9 +3,9 @@
 use pflex_proto::{
     ids::{ByteOffset, ClusterId, KeyId, SdsId, TokenId},
     pb::{
-        AckTokensReply, AckTokensRequest, IssueTokensReply, IssueTokensRequest, IssuedToken, KeysReply, KeysRequest,
-        ListTokensReply, ListTokensRequest, RotateSecretReply, RotateSecretRequest, SecretKey, SecretKeyState,
-        TokenRefusal, TokenRow, TokenUse, tokens_server::Tokens,
+        AckTokensReply, AckTokensRequest, AuditTokensReply, AuditTokensRequest, IssueTokensReply, IssueTokensRequest,
+        IssuedToken, KeysReply, KeysRequest, ListTokensReply, ListTokensRequest, RotateSecretReply,
+        RotateSecretRequest, SecretKey, SecretKeyState, TokenRefusal, TokenRow, TokenUse, tokens_server::Tokens,
     },
     status::{self, Reason},
     token::{self, Rights, Secret, Token},
@@ -18,7 +18,7 @@ use crate::{
     command::{Answer, Body, proto},
     state::{
         State,
-        model::{Access, IoToken, TokenMode, TokenUse as Used},
+        model::{Access, IoToken, Link, TokenMode, TokenUse as Used},
     },
 };
 
@@ -98,6 +98,7 @@ impl Tokens for Api {
                 state
                     .tokens_newest_first()
                     .filter(|token| request.volume_id == 0 || token.volume.get() == request.volume_id)
+                    .filter(|token| request.token_id == 0 || token.id.get() == request.token_id)
                     .take(limit)
                     .map(|token| row(token, token.expires <= now))
                     .collect()
@@ -105,6 +106,26 @@ impl Tokens for Api {
             .await?;
         Ok(Response::new(ListTokensReply { tokens, log_time_ms: now.get() }))
     }
+
+    async fn audit(&self, request: Request<AuditTokensRequest>) -> Result<Response<AuditTokensReply>, Status> {
+        let (revision, (chain, records)) = self.read(request.into_inner().stale, State::token_records).await?;
+        let audit = move || AuditTokensReply {
+            records: records.len() as u64,
+            oldest_id: records.first().map_or(0, |token| token.id.get()),
+            newest_id: records.last().map_or(0, |token| token.id.get()),
+            broken_at: chain.verify(&records).err().map_or(0, TokenId::get),
+            revision: revision.get(),
+            anchor: hexadecimal(chain.anchor),
+            head: hexadecimal(chain.head),
+        };
+        // A quarter of a million hashes: not on a thread that serves others.
+        let audited = tokio::task::spawn_blocking(audit).await;
+        audited.map(Response::new).map_err(|error| status::status(Reason::Internal, error.to_string()))
+    }
+}
+
+fn hexadecimal(link: Link) -> String {
+    link.0.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Api {

@@ -12,7 +12,7 @@ use super::{
     limits::OVERCOMMIT_RATIO,
     model::{
         ClusterMetrics, Component, Device, Domain, Event, FaultSet, Health, HeartbeatLog, IoToken, Kind, Mapping, Node,
-        NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Snapshot, SnapshotId, Volume,
+        NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Snapshot, SnapshotId, TokenChain, Volume,
     },
 };
 use crate::placement::Candidate;
@@ -373,19 +373,17 @@ impl State {
         self.tokens.values().rev()
     }
 
-    /// Whether the token records still form the chain their links claim; the first that does not, if any.
+    /// The chain that the token records form, and all of them, oldest first: a copy, because looking them through takes a
+    /// while.
+    pub fn token_records(&self) -> (TokenChain, Vec<IoToken>) {
+        (self.token_chain(), self.tokens.values().cloned().collect())
+    }
+
+    /// Whether the token records still form the chain their links claim.
     ///
     /// # Errors
-    /// The id of the first record whose link is wrong, or of the newest when the chain's end differs.
+    /// See [`TokenChain::verify`].
     pub fn verify_token_chain(&self) -> Result<(), TokenId> {
-        let chain = self.token_chain();
-        let mut link = chain.anchor;
-        for token in self.tokens.values() {
-            if token.link != token.link_after(link) {
-                return Err(token.id);
-            }
-            link = token.link;
-        }
-        if link == chain.head { Ok(()) } else { Err(self.counters().token) }
+        self.token_chain().verify(self.tokens.values())
     }
 }

@@ -108,6 +108,10 @@ impl pb::tokens_server::Tokens for FakeMdm {
     async fn list(&self, _request: Request<pb::ListTokensRequest>) -> Result<Response<pb::ListTokensReply>, Status> {
         Err(Status::unimplemented("not asked for"))
     }
+
+    async fn audit(&self, _request: Request<pb::AuditTokensRequest>) -> Result<Response<pb::AuditTokensReply>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
 }
 
 pub(crate) fn volume(id: u64, name: &str, pool: u32) -> pb::Volume {

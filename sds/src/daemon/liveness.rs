@@ -308,6 +308,10 @@ mod tests {
         async fn list(&self, _: Request<pb::ListTokensRequest>) -> Result<Response<pb::ListTokensReply>, Status> {
             Err(Status::unimplemented("not asked for"))
         }
+
+        async fn audit(&self, _: Request<pb::AuditTokensRequest>) -> Result<Response<pb::AuditTokensReply>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
     }
 
     #[tokio::test]

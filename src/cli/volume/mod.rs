@@ -28,6 +28,7 @@ use crate::{
     units::{format_size, parse_size, parse_volume_size},
 };
 use record::Lookup;
+pub(super) use unmap::revoked;
 
 #[derive(clap::Args, Debug)]
 #[command(arg_required_else_help = true)]

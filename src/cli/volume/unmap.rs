@@ -33,7 +33,7 @@ pub(super) async fn run(
 
 /// Returns when no server admits any more what was admitted before, or fails when that takes too long. `done` says what
 /// the volume is now, and what may still be admitted.
-pub(super) async fn revoked(
+pub(in crate::cli) async fn revoked(
     session: &Session,
     what: &str,
     (done, still): (&str, &str),

@@ -114,6 +114,13 @@ impl Admin for Api {
         self.delete(request.into_inner(), proto::Object::Sdc).await
     }
 
+    async fn approve_sdc(&self, request: Request<pb::ApproveSdcRequest>) -> Result<Response<pb::MappingReply>, Status> {
+        let pb::ApproveSdcRequest { request, name, approved } = request.into_inner();
+        let body = Body::ApproveSdc(proto::ApproveSdc { name, approved });
+        let reply = self.change_mapping(request, String::new(), body).await?;
+        Ok(Response::new(pb::MappingReply { volume: None, ..reply }))
+    }
+
     async fn create_volume(&self, request: Request<pb::CreateVolumeRequest>) -> Result<Response<pb::Volume>, Status> {
         self.new_volume(request.into_inner()).await.map(Response::new)
     }

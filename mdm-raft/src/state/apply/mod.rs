@@ -177,6 +177,7 @@ impl State {
             Body::PromotePg(promote) => self.promote_pg(promote),
             Body::UnfreezePg(unfreeze) => self.unfreeze_pg(unfreeze),
             Body::HoldEvictions(hold) => self.hold_evictions(context, hold),
+            Body::ApproveSdc(approve) => self.approve_sdc(context, approve),
             Body::IssueTokens(issue) => self.issue_tokens(context, issue),
             Body::RecordMdms(record) => self.record_mdms(record),
             Body::EndRecovery(end) => self.end_recovery(end),

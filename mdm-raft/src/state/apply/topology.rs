@@ -11,7 +11,7 @@ use crate::{
     state::{
         State,
         limits::{MAX_COPIES, MAX_DOMAINS, MAX_PGS_PER_POOL, MAX_POOLS, MAX_SDCS, MAX_SDS},
-        model::{Component, Domain, Kind, Pool, Sdc, Sds, WritePolicy},
+        model::{Component, Domain, Kind, Pool, Sdc, Sds, Setting, WritePolicy},
     },
 };
 
@@ -159,7 +159,8 @@ impl State {
             counters.sdc = counters.sdc.next();
             counters.sdc
         });
-        self.sdcs.put(Sdc { id, name, registration: None, approved: true, former_name: None });
+        let approved = self.settings().get(Setting::SdcApproval) == 0;
+        self.sdcs.put(Sdc { id, name, registration: None, approved, former_name: None });
         created(id.get(), false)
     }
 

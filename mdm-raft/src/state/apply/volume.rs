@@ -134,6 +134,30 @@ impl State {
         Ok(Answer::Unmapped(self.revoke_tokens(context, volume)))
     }
 
+    /// Whether an SDC gets tokens. Taken back, it loses those for everything mapped to it; others of the same volumes get
+    /// new ones at once.
+    pub(super) fn approve_sdc(&mut self, context: Context, approve: &proto::ApproveSdc) -> Effect {
+        let id = self.named_sdc(&approve.name)?.id;
+        let had = self.sdcs.get(id).is_some_and(|sdc| sdc.approved);
+        self.sdcs.update(id, |sdc| sdc.approved = approve.approved);
+        if approve.approved {
+            return done(u64::from(id.get()));
+        }
+        if had {
+            let mapped: Vec<VolumeId> =
+                self.mappings.values().filter(|mapping| mapping.sdc == id).map(|mapping| mapping.volume).collect();
+            for volume in mapped {
+                self.volumes.update(volume, |volume| volume.epoch = volume.epoch.next());
+            }
+        }
+        // Said again, it waits again; no volume is every server.
+        Ok(Answer::Unmapped(proto::Unmapped {
+            volume_id: 0,
+            volume_epoch: 0,
+            tokens_expire_log_ms: context.log_time.get() + REVOKED_WITHIN_MS,
+        }))
+    }
+
     fn revoke_tokens(&mut self, context: Context, volume: VolumeId) -> proto::Unmapped {
         self.volumes.update(volume, |volume| volume.epoch = volume.epoch.next());
         self.revoked_by_now(context, volume)

@@ -65,6 +65,8 @@ settings! {
         "how fast each device reads for a scrub of the groups that it leads; 0: as fast as it can";
     LeadReturn = "lead.return_ms", 5_000, 0..=86_400_000,
         "a device gets leads, and copies of others, once in service for this long, and once more for each loss in the hour";
+    SdcApproval = "sdc.approval", 0, 0..=1,
+        "0: an SDC that is added may use what is mapped to it (open); 1: once an operator has approved it, too (approved)";
     RebalanceAuto = "rebalance.auto", 1, 0..=1,
         "1: copies move by themselves to devices that hold less than their share, new ones above all; 0: only when asked";
     MovesPerDevice = "rebalance.groups_per_device", 4, 1..=1_024,

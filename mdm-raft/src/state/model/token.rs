@@ -18,6 +18,24 @@ pub struct TokenChain {
     pub head: Link,
 }
 
+impl TokenChain {
+    /// Whether records, oldest first, form this chain; the id of the first that does not, or of the last when the end differs.
+    ///
+    /// # Errors
+    /// That id.
+    pub fn verify<'a>(&self, records: impl IntoIterator<Item = &'a IoToken>) -> Result<(), TokenId> {
+        let (mut link, mut last) = (self.anchor, TokenId::default());
+        for token in records {
+            last = token.id;
+            if token.link != token.link_after(link) {
+                return Err(last);
+            }
+            link = token.link;
+        }
+        if link == self.head { Ok(()) } else { Err(last.next()) }
+    }
+}
+
 /// What SDSs reported about a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TokenUse {

@@ -1,6 +1,6 @@
 //! Conversations about tokens.
 
-use pflex_proto::ids::{LogTime, TokenId};
+use pflex_proto::ids::{LogTime, TokenId, VolumeId};
 
 use super::world::{GIB, World, create_sdc, create_volume, map, register_sdc, unmap};
 use crate::{
@@ -76,6 +76,40 @@ fn uses_add_up_and_the_chain_holds_through_pruning() {
     assert_eq!(world.reloaded().verify_token_chain(), Ok(()));
 }
 
+fn approve(name: &str, approved: bool) -> Body {
+    Body::ApproveSdc(proto::ApproveSdc { name: name.into(), approved })
+}
+
+#[test]
+fn an_approval_taken_back_ends_every_token_of_that_client_and_waits_for_all_servers() {
+    let mut world = mapped();
+    world.ok(create_sdc("d"));
+    world.ok(map("w", "d"));
+    let epochs = |world: &World| [1, 2].map(|id| world.state.volume(VolumeId(id)).unwrap().epoch.get());
+    assert_eq!(epochs(&world), [1, 1]);
+    let Answer::Unmapped(waits) = world.ok(approve("c", false)) else { panic!("it waits as an unmapping does") };
+    assert_eq!((waits.volume_id, epochs(&world)), (0, [2, 1]), "only what it used");
+    assert_eq!(world.refused(issue(1, &[1])), ErrorCode::Precondition);
+    let Answer::Unmapped(_) = world.ok(approve("c", false)) else { panic!("said again, it waits again") };
+    assert_eq!(epochs(&world), [2, 1], "and troubles nobody");
+    assert!(matches!(world.ok(approve("c", true)), Answer::Done(_)));
+    assert_eq!(issued(world.ok(issue(1, &[1]))).token_ids.len(), 1);
+    assert_eq!(world.refused(approve("nobody", true)), ErrorCode::NotFound);
+}
+
+#[test]
+fn where_clients_need_an_approval_new_ones_wait_for_it() {
+    let mut world = mapped();
+    let restrict = proto::Setting { key: "sdc.approval".into(), value: 1, to_default: false };
+    world.ok(Body::ChangeSettings(proto::ChangeSettings { entries: vec![restrict] }));
+    assert_eq!(issued(world.ok(issue(1, &[1]))).token_ids.len(), 1, "who was there keeps what it has");
+    world.ok(create_sdc("d"));
+    assert!(!world.state.sdc_by_name("d").unwrap().approved);
+    world.ok(approve("d", true));
+    assert!(world.state.sdc_by_name("d").unwrap().approved);
+    assert!(world.reloaded().sdc_by_name("d").unwrap().approved);
+}
+
 #[test]
 fn a_changed_record_breaks_the_chain() {
     let mut world = mapped();
@@ -84,4 +118,19 @@ fn a_changed_record_breaks_the_chain() {
     }
     world.state.tokens.update(TokenId(2), |token| token.expires = LogTime(u64::MAX));
     assert_eq!(world.state.verify_token_chain(), Err(TokenId(2)));
+}
+
+#[test]
+fn a_record_taken_from_either_end_or_the_middle_breaks_the_chain() {
+    let mut world = mapped();
+    for _ in 0..4 {
+        world.ok(issue(1, &[1]));
+    }
+    let (chain, records) = world.state.token_records();
+    assert_eq!(chain.verify(&records), Ok(()));
+    for (taken, found) in [(0, 2), (1, 3), (3, 4)] {
+        let mut records = records.clone();
+        records.remove(taken);
+        assert_eq!(chain.verify(&records), Err(TokenId(found)), "without record {taken}");
+    }
 }

@@ -269,6 +269,13 @@ impl State {
                 let what = format!("unmapped from sdc {}", unmap.sdc);
                 Deed::new("volume.unmap", format!("volume {}", unmap.volume), what)
             }
+            Body::ApproveSdc(approve) => {
+                let what = match approve.approved {
+                    true => "approved: it may use what is mapped to it",
+                    false => "its approval was taken back: it gets no tokens, and those it had are void",
+                };
+                Deed::new("sdc.approve", format!("sdc {}", approve.name), what)
+            }
             Body::ReconfigurePgs(reconfigure) => {
                 let object = self.sds_label(SdsId(reconfigure.sds_id));
                 Deed::new("pg.reconfigure", object.clone(), self.copies_moved()).by(object)
