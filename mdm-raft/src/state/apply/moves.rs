@@ -85,8 +85,12 @@ impl State {
             (false, _) if self.is_recovering() => {
                 return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));
             }
-            // Going on already.
-            (false, Some(_)) => {}
+            // Going on already, or being called off, which is over now.
+            (false, Some(job)) => {
+                self.leave_alone_no_more(pool);
+                let planned = rebalance.planned;
+                self.jobs.update(job, |job| job.planned = job.planned.max(planned));
+            }
             // Nothing to do; a pool that holds nothing is placed anew whenever a device comes.
             (false, None) if rebalance.planned == 0 || !self.pools.get(pool).is_some_and(|pool| pool.used) => {
                 self.leave_alone_no_more(pool);
