@@ -119,8 +119,8 @@ impl Backup {
             Body::Unreserve { round, chunk } if round == self.round && self.opened => {
                 cx.emit(Effect::Unreserve { chunk });
             }
-            Body::Verify { round, chunk } if round == self.round && self.opened => {
-                cx.emit(Effect::Verify { round, chunk });
+            Body::Verify { round, scrub, chunk } if round == self.round && self.opened => {
+                cx.emit(Effect::Verify { round: scrub, chunk });
             }
             Body::Blocks { round, chunk, extent, version: Some(version), data: Some(data) }
                 if round == self.round && self.opened =>

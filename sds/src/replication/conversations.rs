@@ -196,6 +196,67 @@ fn a_chunk_no_copy_has_room_for_is_refused_before_it_is_ordered() {
 }
 
 #[test]
+fn a_write_behind_zeros_asks_for_space_again() {
+    let mut talk = Talk::with(&[2]);
+    let part = Extent { offset: 100, length: 10 };
+    talk.write(1, |write| (write.extent, write.merge) = (part, true));
+    // The chunk is there when they come, so neither asks; when the zeros are ordered it may be gone.
+    talk.write(2, |write| (write.extent, write.kind) = (Extent::CHUNK, WriteKind::Zeroes));
+    talk.write(3, |_| {});
+    talk.write(4, |_| {});
+    let out = talk.tell(Event::Merged { request: RequestId(1), merged: Some((BLOCK, 1)) });
+    assert_eq!(applied(&out), [(1, BLOCK), (2, Extent::CHUNK)]);
+    let asks = |effect: &Effect<u64>| match effect {
+        Effect::Send(Message { body: Body::Reserve { round, chunk }, .. }) => Some((*round, *chunk)),
+        _ => None,
+    };
+    let Some((round, chunk)) = out.iter().find_map(asks) else { panic!("it is ordered without space (S4): {out:?}") };
+    let out = talk.hear(member(2), Body::Reserved { round, chunk, granted: true });
+    assert_eq!(applied(&out), [(3, BLOCK), (4, BLOCK)]);
+    assert_eq!(out.iter().find_map(asks), None, "asked once");
+}
+
+#[test]
+fn what_an_earlier_scrub_of_a_chunk_has_asked_for_is_not_compared() {
+    let mut talk = Talk::with(&[2]);
+    let sound = |sequence, sum| VerifiedChunk {
+        version: Some(Version { epoch: Epoch(1), sequence: Sequence(sequence) }),
+        sums: BlockSums(vec![sum; 256]),
+        bad: Vec::new(),
+    };
+    let asked = |out: &Out| {
+        let own = out.iter().find_map(|effect| match effect {
+            Effect::Verify { round, .. } => Some(*round),
+            _ => None,
+        });
+        let backup = out.iter().find_map(|effect| match effect {
+            Effect::Send(Message { body: Body::Verify { round, scrub, .. }, .. }) => Some((*round, *scrub)),
+            _ => None,
+        });
+        (own.expect("it reads its own copy"), backup.expect("it asks the backup"))
+    };
+    let outcome = |out: &Out| {
+        out.iter().find_map(|effect| match effect {
+            Effect::Scrubbed { outcome, .. } => Some(*outcome),
+            _ => None,
+        })
+    };
+    let (own, (round, first)) = asked(&talk.tell(Event::Scrub { chunk: chunk(0), confirmed: false }));
+    talk.tell(Event::Verified { round: own, chunk: chunk(0), verified: sound(1, 7) });
+    talk.now = talk.now.plus(limits::SCRUB_PATIENCE * 2);
+    assert_eq!(outcome(&talk.tell(Event::Tick { jitter: 0 })), Some(ScrubOutcome::Interrupted));
+    let (own, (round_again, second)) = asked(&talk.tell(Event::Scrub { chunk: chunk(0), confirmed: true }));
+    assert!(round == round_again && first != second);
+    let answer = |scrub, verified| Body::Verified { round, scrub, chunk: chunk(0), verified };
+    // The late answer of before; then the one of now.
+    talk.hear(member(2), answer(first, sound(1, 7)));
+    let out = talk.tell(Event::Verified { round: own, chunk: chunk(0), verified: sound(2, 8) });
+    assert_eq!(outcome(&out), None, "the other copy has not answered yet");
+    let out = talk.hear(member(2), answer(second, sound(2, 8)));
+    assert_eq!(outcome(&out), Some(ScrubOutcome::Checked(ScrubFindings::default())));
+}
+
+#[test]
 fn the_window_is_bounded() {
     let mut talk = Talk::with(&[]);
     for operation in 0..MAX_IN_FLIGHT as u64 {

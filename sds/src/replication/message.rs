@@ -224,6 +224,8 @@ pub enum Body<D> {
     Verify {
         /// The attempt this peer was opened in.
         round: Round,
+        /// Which look at the chunk: there may have been an earlier one, whose answer is under way.
+        scrub: Round,
         /// The chunk.
         chunk: ChunkId,
     },
@@ -231,6 +233,8 @@ pub enum Body<D> {
     Verified {
         /// As in `Verify`.
         round: Round,
+        /// As in `Verify`.
+        scrub: Round,
         /// The chunk.
         chunk: ChunkId,
         /// What was found.

@@ -191,7 +191,13 @@ impl<D: Clone> Primary<D> {
     }
 
     pub(super) fn admit_again(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, writes: Vec<ClientWrite<D>>) {
-        for write in writes {
+        // S4: zeros may leave nothing of a chunk and give its space back; whoever was queued behind them asks for it anew.
+        let mut emptied = false;
+        for mut write in writes {
+            match write.kind {
+                WriteKind::Zeroes => emptied = true,
+                WriteKind::Data(_) => write.creates_chunk |= emptied,
+            }
             self.on_write(base, cx, write);
         }
         // A chunk that was held may have been passed over by the join.

@@ -260,9 +260,8 @@ impl<D: Clone> Pg<D> {
                 primary.on_verified(base, cx, None, (round, chunk), verified);
             }
             (Event::Verified { round, chunk, verified }, Role::Backup(backup)) => {
-                if round == backup.round() {
-                    base.send(cx, backup.primary(), Body::Verified { round, chunk, verified });
-                }
+                let (scrub, round) = (round, backup.round());
+                base.send(cx, backup.primary(), Body::Verified { round, scrub, chunk, verified });
             }
             (Event::Reserved { chunk, granted }, Role::Backup(backup)) => {
                 base.send(cx, backup.primary(), Body::Reserved { round: backup.round(), chunk, granted });

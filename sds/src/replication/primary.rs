@@ -142,8 +142,8 @@ impl<D: Clone> Primary<D> {
             (Body::Blocks { round, chunk, extent, version, data }, Some(backup)) if round == backup.round => {
                 self.on_blocks(base, cx, from, (chunk, extent), version, data);
             }
-            (Body::Verified { round, chunk, verified }, Some(backup)) if round == backup.round => {
-                self.on_verified(base, cx, Some(from), (round, chunk), verified);
+            (Body::Verified { round, scrub, chunk, verified }, Some(backup)) if round == backup.round => {
+                self.on_verified(base, cx, Some(from), (scrub, chunk), verified);
             }
             (Body::Sums { round, chunk, sums }, Some(backup)) if round == backup.round => {
                 self.on_scrub_sums(base, cx, from, chunk, sums);

@@ -74,7 +74,7 @@ impl<D: Clone> Primary<D> {
         let round = base.next_round();
         cx.emit(Effect::Verify { round, chunk });
         for backup in &self.backups {
-            base.send(cx, backup.member, Body::Verify { round: backup.round, chunk });
+            base.send(cx, backup.member, Body::Verify { round: backup.round, scrub: round, chunk });
         }
         let others = self.backups.iter().map(|backup| (backup.member, None)).collect();
         self.scrub = Some(Scrub {
@@ -107,11 +107,12 @@ impl<D: Clone> Primary<D> {
         (round, chunk): (Round, ChunkId),
         verified: VerifiedChunk,
     ) {
-        let Some(scrub) = self.scrub.as_mut().filter(|scrub| scrub.chunk == chunk) else { return };
+        // Not what an earlier look at the same chunk has asked for: the chunk may have changed on one copy since.
+        let of_it = |scrub: &&mut Scrub| (scrub.chunk, scrub.round) == (chunk, round);
+        let Some(scrub) = self.scrub.as_mut().filter(of_it) else { return };
         let Stage::Verifying { own, others } = &mut scrub.stage else { return };
         match from {
-            None if round == scrub.round => *own = Some(verified),
-            None => return,
+            None => *own = Some(verified),
             Some(member) => {
                 if let Some((_, theirs)) = others.iter_mut().find(|(of, _)| base.same(*of, member)) {
                     *theirs = Some(verified);

@@ -164,7 +164,9 @@ impl Worker {
             if self.scrub.order.is_some() {
                 self.choose_group();
             }
-            if let Some(asked) = self.scrub.pick(now) {
+            // What seemed to differ is not looked at again once its volume is deleted.
+            let picked = self.scrub.pick(now);
+            if let Some(asked) = picked.filter(|asked| !asked.confirmed || self.is_wanted(asked.chunk)) {
                 (self.scrub.asked, self.scrub.last_at) = (Some(asked), now);
                 let cost = if self.store.has_unit(asked.chunk) { u64::from(CHUNK_SIZE) } else { 4096 };
                 let nanos = (cost * 1_000_000_000).checked_div(rate).unwrap_or(0);
@@ -190,8 +192,25 @@ impl Worker {
         self.scrub.completed = completed;
     }
 
-    /// When one group has been looked at, the next one that this device leads.
+    /// Whether this device leads a group, so that it is looked at here, now or as soon as its epoch is open.
+    fn leads(&self, pg: PgId) -> bool {
+        let role = self.slots.get(&pg).map(|slot| slot.core.status().role);
+        matches!(role, Some(RoleName::Serving | RoleName::Opening { .. }))
+    }
+
+    /// Whether the volumes of a chunk's tree are there. While one is deleted its copies go at their own times, so they
+    /// differ, and nobody misses them.
+    fn is_wanted(&self, chunk: ChunkId) -> bool {
+        self.map.volumes.values().any(|volume| volume.vtree == chunk.vtree)
+    }
+
+    /// When one group has been looked at, the next one that this device leads. One whose lead went elsewhere in the middle is
+    /// looked at there, whole, and here again if the lead comes back.
     fn choose_group(&mut self) {
+        if let Some(pg) = self.scrub.current.as_ref().map(|(pg, _)| *pg).filter(|pg| !self.leads(*pg)) {
+            self.scrub.current = None;
+            self.scrub.again.retain(|(asked, _)| asked.pg != pg);
+        }
         if self.scrub.current.as_ref().is_some_and(|(_, left)| !left.is_empty()) || !self.scrub.again.is_empty() {
             return;
         }
@@ -213,15 +232,18 @@ impl Worker {
         let again = Asked { tries: asked.tries + 1, ..asked };
         // A chunk that was dropped with its volume meanwhile is nobody's any more.
         if self.store.chunk(chunk).is_none() {
+            self.scrub.can_read(chunk);
             return;
         }
         match outcome {
             ScrubOutcome::Busy => self.scrub.come_back(again, now.plus(COME_BACK)),
+            ScrubOutcome::Suspect if !self.is_wanted(chunk) => {}
             ScrubOutcome::Suspect => {
                 tracing::warn!(%pg, device = %self.own.device, %chunk, "copies seem to differ; they are compared once more");
                 self.scrub.come_back(Asked { confirmed: true, ..again }, now.plus(SECOND_LOOK));
             }
             // Whoever leads the group now looks at it.
+            ScrubOutcome::Interrupted if !self.leads(pg) => {}
             ScrubOutcome::Interrupted => self.scrub.come_back(again, now.plus(SECOND_LOOK)),
             ScrubOutcome::Checked(found) => {
                 self.scrub.checked += 1;
@@ -244,9 +266,12 @@ impl Worker {
     }
 
     fn publish_scrub(&mut self) {
-        // A group that is led elsewhere by now is told of there.
+        // A group that is led elsewhere by now is told of there. A new epoch of one that is led here changes nothing.
         let Self { scrub, slots, .. } = self;
-        scrub.unreadable.retain(|_, pg| slots.get(pg).is_some_and(|slot| slot.core.is_serving()));
+        scrub.unreadable.retain(|_, pg| {
+            let role = slots.get(pg).map(|slot| slot.core.status().role);
+            matches!(role, Some(RoleName::Serving | RoleName::Opening { .. }))
+        });
         let pass = scrub.order.map_or(0, |order| order.pass);
         let open = |(pg, slot): (&PgId, &super::effects::Slot)| {
             let leads = matches!(slot.core.status().role, RoleName::Serving | RoleName::Opening { .. });

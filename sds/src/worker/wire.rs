@@ -85,10 +85,10 @@ impl Encoder<'_> {
                 self.put(&25_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length)
             }
             Body::Unreserve { round, chunk } => self.put(&27_u8).put(&round.0).put(chunk),
-            Body::Verify { round, chunk } => self.put(&28_u8).put(&round.0).put(chunk),
-            Body::Verified { round, chunk, verified } => {
+            Body::Verify { round, scrub, chunk } => self.put(&28_u8).put(&round.0).put(&scrub.0).put(chunk),
+            Body::Verified { round, scrub, chunk, verified } => {
                 let VerifiedChunk { version, sums, bad } = verified;
-                self.put(&29_u8).put(&round.0).put(chunk).put(version).put(&sums.0).put(bad)
+                self.put(&29_u8).put(&round.0).put(&scrub.0).put(chunk).put(version).put(&sums.0).put(bad)
             }
             Body::Blocks { round, chunk, extent, version, data } => {
                 self.put(&26_u8).put(&round.0).put(chunk).put(&extent.offset).put(&extent.length).put(version);
@@ -239,9 +239,10 @@ impl Decoder<'_> {
                 data: self.data()?,
             },
             27 => Body::Unreserve { round: self.round()?, chunk: self.get()? },
-            28 => Body::Verify { round: self.round()?, chunk: self.get()? },
+            28 => Body::Verify { round: self.round()?, scrub: self.round()?, chunk: self.get()? },
             29 => Body::Verified {
                 round: self.round()?,
+                scrub: self.round()?,
                 chunk: self.get()?,
                 verified: VerifiedChunk {
                     version: self.get()?,
@@ -444,9 +445,10 @@ mod tests {
             Body::Reserve { round, chunk },
             Body::Reserved { round, chunk, granted: true },
             Body::Unreserve { round, chunk },
-            Body::Verify { round, chunk },
+            Body::Verify { round, scrub: Round(5), chunk },
             Body::Verified {
                 round,
+                scrub: Round(5),
                 chunk,
                 verified: VerifiedChunk { version: Some(version), sums: BlockSums(vec![1, 2]), bad: vec![0, 255] },
             },
