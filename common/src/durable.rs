@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -35,8 +36,22 @@ impl DurableError {
 /// # Errors
 /// Any of the steps; the old file is intact then.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), DurableError> {
+    replace_as(path, content, File::options().write(true).create(true).truncate(true))
+}
+
+/// The same for what nobody else may read: the file is its owner's alone (0600) from the moment that it exists.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_private(path: &Path, content: &[u8]) -> Result<(), DurableError> {
+    // One that a crash left may have other rights.
+    let _ = fs::remove_file(path.with_extension("tmp"));
+    replace_as(path, content, File::options().write(true).create_new(true).mode(0o600))
+}
+
+fn replace_as(path: &Path, content: &[u8], options: &fs::OpenOptions) -> Result<(), DurableError> {
     let temporary = path.with_extension("tmp");
-    let written = File::create(&temporary).and_then(|mut file| {
+    let written = options.open(&temporary).and_then(|mut file| {
         file.write_all(content)?;
         file.sync_all()
     });
@@ -91,6 +106,18 @@ mod tests {
         replace(&path, b"22").unwrap();
         assert_eq!(read_if_exists(&path).unwrap().as_deref(), Some(&b"22"[..]));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_is_private_is_its_owners_alone_whatever_a_crash_left() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens");
+        fs::write(path.with_extension("tmp"), b"left").unwrap();
+        replace_private(&path, b"1").unwrap();
+        replace_private(&path, b"2").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"2");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Reading order: [`clock`], [`durable`], [`shutdown`], [`telemetry`], [`net`] (every socket goes through it), [`frames`]
 //! (the data plane's envelope over a socket), [`mdm`] (the leader-following client), [`map`] (the cluster map and its
 //! watch), [`registration`] (how an SDS or SDC introduces itself), [`host`] (what a process says of its machine),
-//! [`histogram`] (how long things took).
+//! [`histogram`] (how long things took), [`tls`] (certificates from files).
 
 pub mod clock;
 pub mod durable;
@@ -16,3 +16,4 @@ pub mod net;
 pub mod registration;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

@@ -83,8 +83,8 @@ fn record(sds: &str, device: &DeviceStats) -> Record {
         .column("why", "TROUBLE", &device.why)
 }
 
-/// In microseconds, since the server started.
-fn quantile(latencies: &[Latency], of: &str, part: f64) -> Option<u64> {
+/// In microseconds, since the process started.
+pub(super) fn quantile(latencies: &[Latency], of: &str, part: f64) -> Option<u64> {
     let found = latencies.iter().find(|latency| latency.of == of)?;
     let buckets = found.buckets.iter().map(|bucket| (bucket.most_us, bucket.count)).collect();
     pflex_common::histogram::Snapshot { sum_us: found.sum_us, buckets }.quantile_us(part)

@@ -22,6 +22,7 @@ mod rebalance;
 mod rebuild;
 mod scrub;
 mod sdc;
+mod sdc_stats;
 mod sds;
 mod settings;
 mod status;

@@ -13,6 +13,7 @@ use super::{
     complete::Of,
     names::freshness,
     object::{self, Kind},
+    sdc_stats,
     target::Target,
     view::ViewArgs,
     vitals,
@@ -50,6 +51,19 @@ pub(super) enum Verb {
     Show {
         #[arg(add = Of::Clients.candidates())]
         name: String,
+        #[command(flatten)]
+        view: ViewArgs,
+    },
+    /// Show what volumes do at their clients now, and what their limits hold back. Asked of the storage clients themselves.
+    #[command(
+        after_help = "Rates are of the last ten seconds; all else is since the client started. A latency is what the \
+        application sees, with the time that a limit held it back, in microseconds.\n\n\
+        Example:\n  pflex sdc stats sdc1 -o wide --watch"
+    )]
+    Stats {
+        /// Only of this client.
+        #[arg(add = Of::Clients.candidates())]
+        name: Option<String>,
         #[command(flatten)]
         view: ViewArgs,
     },
@@ -100,6 +114,7 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
     match verb {
         Verb::List { view } => object::list::<Clients>(tool, &session, &view).await,
         Verb::Show { name, view } => object::show::<Clients>(tool, &session, &name, &view).await,
+        Verb::Stats { name, view } => sdc_stats::show(tool, &session, name, &view).await,
         Verb::Add { name, if_not_exists } => {
             let what = format!("add SDC {name}");
             let request = CreateSdcRequest { request: None, name: name.clone(), if_not_exists };

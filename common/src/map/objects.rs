@@ -92,6 +92,15 @@ pub enum Access {
     ReadWrite,
 }
 
+/// How much a mapping allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Operations a second; 0 for any.
+    pub iops: u64,
+    /// Bytes a second; 0 for any.
+    pub bandwidth: u64,
+}
+
 /// A volume's use by one SDC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -99,6 +108,8 @@ pub struct Mapping {
     pub sdc: SdcId,
     /// What it may do.
     pub access: Access,
+    /// How much of it.
+    pub limits: Limits,
 }
 
 /// A volume.
@@ -209,6 +220,7 @@ impl TryFrom<pb::Volume> for VolumeInfo {
                 pb::Access::ReadWrite => Access::ReadWrite,
                 pb::Access::ReadOnly | pb::Access::Unspecified => Access::ReadOnly,
             },
+            limits: Limits { iops: mapping.iops_limit, bandwidth: mapping.bandwidth_limit },
         });
         Ok(Self {
             id: VolumeId(volume.id),

@@ -83,7 +83,18 @@ enum Begin {
 
 /// Watches until `shutdown`, from one member after the other (S18: never from one that is behind what was seen).
 pub fn watch(client: MdmClient, kind: ComponentKind, id: u32, shutdown: Shutdown) -> Watcher {
-    let (sender, receiver) = watch::channel(None);
+    watch_from(None, client, kind, id, shutdown)
+}
+
+/// The same with a map to begin with, as of revision 0: it stands until a member gives a full one.
+pub fn watch_from(
+    known: Option<ClusterMap>,
+    client: MdmClient,
+    kind: ComponentKind,
+    id: u32,
+    shutdown: Shutdown,
+) -> Watcher {
+    let (sender, receiver) = watch::channel(known.map(Arc::new));
     tokio::spawn(async move {
         let follow = async {
             let mut begin = Begin::WhereItWas;

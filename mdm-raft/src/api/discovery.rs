@@ -38,6 +38,7 @@ impl Discovery for Api {
             addresses: request.addresses.map(convert::command_addresses),
             version: request.version,
             host: request.host.map(convert::command_host),
+            registrations_seen: request.registrations_seen,
             devices: request
                 .devices
                 .into_iter()

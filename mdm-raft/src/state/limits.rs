@@ -81,5 +81,7 @@ pub const MAX_HEARTBEAT_SAMPLES: usize = 60;
 pub const MAX_METRIC_SAMPLES: usize = 1_440;
 /// Metrics of one sample.
 pub const MAX_METRICS_PER_SAMPLE: usize = 128;
+/// Registrations that a component can count: what an SDC makes of them fits above its other counters.
+pub const MAX_REGISTRATIONS: u64 = 1 << 20;
 /// Registrations remembered per component.
 pub const MAX_REGISTRATIONS_KEPT: usize = 16;

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use pflex_common::map::{Access, ClusterMap, VolumeInfo, Watcher};
+use pflex_common::map::{Access, ClusterMap, Limits, VolumeInfo, Watcher};
 use pflex_common::shutdown::Shutdown;
-use pflex_proto::ids::{SdcId, VolumeEpoch};
+use pflex_proto::ids::{SdcId, VolumeEpoch, VolumeId};
 use pflex_proto::token::TokenMode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::block::{Export, ExportInfo, ExportSummary, Exports, OpenError};
+use crate::engine::metered::{MeteredBackend, Usage};
 use crate::engine::plan::Layout;
 use crate::engine::volume::VolumeBackend;
 use crate::engine::{Engine, TokenKeeper, VolumeSpec};
@@ -25,6 +26,9 @@ struct Mapped {
     spec: VolumeSpec,
     info: ExportInfo,
     epoch: VolumeEpoch,
+    limits: Limits,
+    /// Limits and times, as long as it is mapped.
+    usage: Arc<Usage>,
     /// Why it cannot be opened by this release.
     refused: Option<&'static str>,
     /// Cancelled when it is no longer mapped.
@@ -97,7 +101,9 @@ impl MappedVolumes {
             if let Some(known) = known {
                 // Its connections go on, whatever else changed.
                 new.ended = known.ended.clone();
+                new.usage = Arc::clone(&known.usage);
             }
+            new.usage.throttle.set(new.limits);
             if known.is_none() {
                 info!(volume = new.spec.name, size = new.info.size.0, read_only = new.info.read_only, "volume mapped");
             }
@@ -123,6 +129,8 @@ impl MappedVolumes {
                 volume.close();
             }
             old.ended.cancel();
+            // What is held back is refused like the rest, not kept.
+            old.usage.throttle.set(Limits::default());
             self.engine.forget(old.spec.id);
             self.keeper.forget(old.spec.id);
         }
@@ -158,7 +166,15 @@ impl MappedVolumes {
             read_only: mapping.access == Access::ReadOnly,
         };
         let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout };
-        Some(Mapped { spec, info, epoch: volume.epoch, refused, ended: CancellationToken::new() })
+        let (epoch, limits, ended) = (volume.epoch, mapping.limits, CancellationToken::new());
+        let usage = self.engine.enter(Usage::new);
+        Some(Mapped { spec, info, epoch, limits, usage, refused, ended })
+    }
+
+    /// How each volume may be used and is, by its id; whether it is read-only.
+    pub(super) fn usage(&self) -> HashMap<VolumeId, (Arc<Usage>, bool)> {
+        let volumes = self.read();
+        volumes.values().map(|one| (one.spec.id, (Arc::clone(&one.usage), one.info.read_only))).collect()
     }
 
     fn find(&self, name: &str) -> Option<Mapped> {
@@ -175,7 +191,7 @@ impl MappedVolumes {
 }
 
 impl Exports for MappedVolumes {
-    type Backend = VolumeBackend;
+    type Backend = MeteredBackend;
 
     fn list(&self) -> Vec<ExportSummary> {
         let summary =
@@ -184,7 +200,7 @@ impl Exports for MappedVolumes {
         self.read().values().filter(|mapped| mapped.refused.is_none()).map(|mapped| summary(&mapped.info)).collect()
     }
 
-    async fn open(&self, name: &str) -> Result<Export<VolumeBackend>, OpenError> {
+    async fn open(&self, name: &str) -> Result<Export<MeteredBackend>, OpenError> {
         let mut changes = self.changes.subscribe();
         let found = async {
             loop {
@@ -209,6 +225,7 @@ impl Exports for MappedVolumes {
             self.keeper.forget(id);
             return Err(OpenError::Unknown { name: name.to_owned() });
         }
-        Ok(Export { info: mapped.info, backend: Arc::new(VolumeBackend(volume)), ended: mapped.ended })
+        let backend = Arc::new(MeteredBackend::new(VolumeBackend(volume), mapped.usage));
+        Ok(Export { info: mapped.info, backend, ended: mapped.ended })
     }
 }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pflex_common::clock::MonotonicTime;
 use pflex_common::host;
 use pflex_common::map;
 use pflex_common::mdm::{MdmClient, MdmError, Patience};
@@ -19,12 +20,13 @@ use pflex_proto::pb::{self, ComponentKind, HealthReport, IssueTokensRequest, Met
 use pflex_proto::status::Reason;
 use pflex_proto::token::{KEY_SIZE, TokenKey};
 use tokio::net::TcpListener;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use super::kept::Keeping;
 use super::state::State;
 use super::{MappedVolumes, SdcConfig, SdcError};
-use crate::engine::Identity;
 use crate::engine::tokens::{Issued, TokenSource};
+use crate::engine::{Engine, Identity};
 
 /// For one request for tokens: far below the 45 s that tokens have left when it is made (S21).
 const TOKEN_PATIENCE: Patience = Patience::within(Duration::from_secs(5));
@@ -86,6 +88,7 @@ pub(super) async fn register(
         cluster_generation: 0,
         introduce: false,
         host: Some(host::info()),
+        registrations_seen: state.registrations(),
     };
     let registered = registration::register(client, state.cluster(), state.generation(), request).await;
     let registration::Registered { cluster, reply } =
@@ -97,31 +100,43 @@ pub(super) async fn register(
 }
 
 /// Registers again with each newer generation of the cluster: after a restore from backup it gives no tokens to anybody
-/// who has not (S19). Ends with `shutdown`, and with what no waiting can cure.
-pub(super) async fn follow_generations(
-    client: MdmClient,
-    config: SdcConfig,
-    mut state: State,
-    process: ProcessId,
-    addresses: Addresses,
-    mut watcher: map::Watcher,
-    shutdown: Shutdown,
-) {
-    loop {
-        let newer =
-            |map: &Option<Arc<map::ClusterMap>>| map.as_ref().is_some_and(|map| map.generation > state.generation());
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            seen = watcher.wait_for(newer) => if seen.is_err() { return },
-        }
-        warn!("the cluster was restored from a backup; registering again");
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            registered = register(&client, &config, &mut state, process, &addresses) => {
-                if let Err(error) = registered {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot register with the restored cluster");
+/// who has not (S19). One that went on without the MDMs (`resumed`) registers first of all. Ends with `shutdown`, and with
+/// what no waiting can cure.
+pub(super) struct Registrations {
+    pub(super) client: MdmClient,
+    pub(super) config: SdcConfig,
+    pub(super) state: State,
+    pub(super) process: ProcessId,
+    pub(super) addresses: Addresses,
+    pub(super) engine: Arc<Engine>,
+    pub(super) resumed: Arc<AtomicBool>,
+}
+
+impl Registrations {
+    pub(super) async fn follow(mut self, mut watcher: map::Watcher, shutdown: Shutdown) {
+        loop {
+            if !self.resumed.load(Ordering::Relaxed) {
+                let ours = self.state.generation();
+                let newer = |map: &Option<Arc<map::ClusterMap>>| map.as_ref().is_some_and(|map| map.generation > ours);
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    seen = watcher.wait_for(newer) => if seen.is_err() { return },
+                }
+                warn!("the cluster was restored from a backup; registering again");
+            }
+            let registered = tokio::select! {
+                () = shutdown.cancelled() => return,
+                registered = register(&self.client, &self.config, &mut self.state, self.process, &self.addresses) => registered,
+            };
+            match registered {
+                Ok(_registered) => self.engine.raise(self.state.boot()),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot register again");
                     return shutdown.cancel();
                 }
+            }
+            if self.resumed.swap(false, Ordering::Relaxed) {
+                info!(boot = self.state.boot(), "registered: an MDM has answered");
             }
         }
     }
@@ -145,12 +160,13 @@ pub(super) struct LeaderTokens {
     client: MdmClient,
     identity: Identity,
     takeover: Takeover,
+    keeping: Arc<Keeping>,
 }
 
 impl LeaderTokens {
-    /// Declares `takeover` when tokens go to another process of this client (S9).
-    pub(super) const fn new(client: MdmClient, identity: Identity, takeover: Takeover) -> Self {
-        Self { client, identity, takeover }
+    /// Declares `takeover` when tokens go to another process of this client (S9); what comes is kept.
+    pub(super) const fn new(client: MdmClient, identity: Identity, takeover: Takeover, keeping: Arc<Keeping>) -> Self {
+        Self { client, identity, takeover, keeping }
     }
 }
 
@@ -165,6 +181,7 @@ impl TokenSource for LeaderTokens {
             };
             async move { TokensClient::new(connection).issue(request).await }
         };
+        let asked = MonotonicTime::now();
         let reply = self.client.write(TOKEN_PATIENCE, call).await.inspect_err(|error| {
             // A command in the log was refused: that is a verdict.
             if error.reason() == Some(Reason::StaleEpoch) {
@@ -179,7 +196,9 @@ impl TokenSource for LeaderTokens {
             let key = <[u8; KEY_SIZE]>::try_from(&token.token_key[..]).context("a token key has 32 bytes")?;
             Ok(Issued { volume: VolumeId(token.volume_id), signed: token.token, key: TokenKey::from_bytes(key) })
         });
-        issued.collect()
+        let issued = issued.collect::<anyhow::Result<Vec<_>>>()?;
+        self.keeping.note(&issued, asked);
+        Ok(issued)
     }
 }
 

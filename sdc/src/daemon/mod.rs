@@ -6,25 +6,29 @@
 
 mod config;
 mod exports;
+mod kept;
 mod management;
 mod mdm;
+mod rates;
 mod state;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use pflex_common::clock::MonotonicTime;
 use pflex_common::map;
 use pflex_common::mdm::MdmClient;
 use pflex_common::net::{self, Endpoint};
 use pflex_common::registration::Takeover;
 use pflex_common::shutdown::Shutdown;
-use pflex_proto::ids::{ClusterId, ProcessId};
+use pflex_proto::ids::{ClusterId, ProcessId, SdcId};
 use pflex_proto::pb::ComponentKind;
 use tokio::net::{TcpListener, UnixListener};
-use tracing::info;
+use tracing::{info, warn};
 
 pub use config::{ConfigError, ConfigFile, SdcConfig};
 pub use exports::MappedVolumes;
@@ -35,6 +39,8 @@ use crate::nbd::{NbdServer, ServerLimits};
 
 /// How long running requests may take to finish at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long an MDM has to answer a process that could go on without. Longer than most elections.
+const RESUME_AFTER: Duration = Duration::from_secs(1);
 
 /// Why the SDC does not run.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +109,9 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     // Its own, because a process that is superseded stops by itself.
     let shutdown = shutdown.child_token();
     let mut state = state::State::open(&config.data_dir)?;
-    let process = ProcessId(uuid::Uuid::new_v4());
+    // One that may go on without the MDMs does so as the process that its tokens name.
+    let kept = kept::Kept::load(&state, MonotonicTime::now());
+    let process = kept.as_ref().map_or_else(|_why| ProcessId(uuid::Uuid::new_v4()), |kept| kept.owner.process);
     let data = DataPlane::start(config.data_threads)?;
     let nbd = data.listen(config.nbd.clone()).await?;
     let unix = config.nbd_socket.clone().map(|path| data.listen_unix(path)).transpose()?;
@@ -117,15 +125,39 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let (health, health_service) = management::health().await;
     let management_task = tokio::spawn(management::serve_health(control, health_service.clone(), shutdown.clone()));
 
+    let waited = async {
+        match &kept {
+            Ok(_kept) => tokio::time::sleep(RESUME_AFTER).await,
+            Err(kept::Unusable::Nothing) => std::future::pending().await,
+            Err(why) => {
+                info!(%why, "what was kept for a start without an MDM is of no use");
+                std::future::pending().await
+            }
+        }
+    };
     let registered = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        registered = mdm::register(&client, &config, &mut state, process, &addresses) => registered?,
+        registered = mdm::register(&client, &config, &mut state, process, &addresses) => Some(registered?),
+        () = waited => None,
     };
-    let boot = state.boot();
-    let identity = Identity { cluster: registered.cluster, sdc: registered.sdc, process, boot };
-    info!(sdc = %identity.sdc, cluster = %identity.cluster, boot = identity.boot, nbd = %addresses.nbd, "SDC registered");
+    let kept = kept.ok().filter(|_kept| registered.is_none());
+    let (cluster, sdc) = match (&registered, &kept) {
+        (None, Some(kept)) => (kept.owner.cluster, SdcId(kept.owner.sdc)),
+        (None, None) => unreachable!("without what was kept it waits"),
+        (Some(registered), _) => (registered.cluster, registered.sdc),
+    };
+    let identity = Identity { cluster, sdc, process, boot: state.boot() };
+    let Identity { sdc, boot, .. } = identity;
+    if kept.is_some() {
+        client.set_cluster(cluster);
+        client.set_generation(state.generation());
+        warn!(%sdc, %cluster, boot, nbd = %addresses.nbd, "no MDM answers; going on with the map and tokens that were kept");
+    } else {
+        info!(%sdc, %cluster, boot, nbd = %addresses.nbd, "SDC registered");
+    }
 
-    let mut watcher = map::watch(client.clone(), ComponentKind::Sdc, identity.sdc.0, shutdown.clone());
+    let map = kept.as_ref().map(|kept| kept.map.clone());
+    let mut watcher = map::watch_from(map, client.clone(), ComponentKind::Sdc, identity.sdc.0, shutdown.clone());
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         first = watcher.wait_for(Option::is_some) => if first.is_err() { return Ok(()) },
@@ -134,7 +166,13 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let engine = data.enter(|| Engine::new(identity, patience, Arc::new(Routes::default())));
     let keeper = Arc::new(TokenKeeper::default());
     let volumes = Arc::new(MappedVolumes::new(engine, Arc::clone(&keeper), identity.sdc));
+    if let Some(kept) = &kept {
+        kept.tokens().for_each(|token| keeper.resume(token));
+    }
     volumes.follow(watcher.borrow_and_update().as_deref());
+    let owner = kept::Owner::new(&state, cluster, sdc, process);
+    let keeping = kept::Keeping::new(config.data_dir.clone(), owner, kept.as_ref());
+    let resumed = Arc::new(AtomicBool::new(kept.is_some()));
 
     let takeover = Takeover::default();
     let ended = tokio::spawn({
@@ -146,30 +184,36 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
             }
         }
     });
-    let source = mdm::LeaderTokens::new(client.clone(), identity, takeover.clone());
+    let source = mdm::LeaderTokens::new(client.clone(), identity, takeover.clone(), Arc::clone(&keeping));
     let tokens = data.runtime().spawn({
         let (keeper, shutdown) = (Arc::clone(&keeper), shutdown.clone());
         async move { keeper.run(source, shutdown).await }
     });
-    let generations = tokio::spawn(mdm::follow_generations(
-        client.clone(),
-        config.clone(),
+    let registrations = mdm::Registrations {
+        client: client.clone(),
+        config: config.clone(),
         state,
         process,
         addresses,
-        watcher.clone(),
-        shutdown.clone(),
-    ));
+        engine: Arc::clone(volumes.engine()),
+        resumed: Arc::clone(&resumed),
+    };
+    let generations = tokio::spawn(registrations.follow(watcher.clone(), shutdown.clone()));
+    let keeping = tokio::spawn(keeping.run(watcher.clone(), shutdown.clone()));
     let following = tokio::spawn(exports::follow(Arc::clone(&volumes), watcher, shutdown.clone()));
     let reports =
         tokio::spawn(mdm::report(client, identity, config.name.clone(), Arc::clone(&volumes), shutdown.clone()));
     let server = NbdServer::new(Arc::clone(&volumes), ServerLimits { drain_timeout: DRAIN, ..ServerLimits::default() });
+    let rates = rates::Rates::default();
+    let looking = tokio::spawn(rates.clone().follow(Arc::clone(&volumes), shutdown.clone()));
     let stats = management::serve(
         management,
         health_service,
         Arc::clone(&volumes),
         server.clone(),
         identity.sdc,
+        rates,
+        resumed,
         shutdown.clone(),
     );
     let stats = tokio::spawn(stats);
@@ -179,7 +223,17 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         serving.push(data.runtime().spawn(server.serve_unix(unix, shutdown.clone())));
     }
     management::serving(&health).await;
-    for task in serving.into_iter().chain([tokens, following, generations, reports, stats, management_task, ended]) {
+    for task in serving.into_iter().chain([
+        tokens,
+        following,
+        generations,
+        reports,
+        stats,
+        looking,
+        keeping,
+        management_task,
+        ended,
+    ]) {
         // A task that panicked has said so; the others still end in order.
         let _ = task.await;
     }
@@ -187,6 +241,7 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         let _ = std::fs::remove_file(path);
     }
     if let Some(why) = takeover.why() {
+        kept::remove(&config.data_dir);
         return Err(SdcError::Superseded { name: config.name, why: why.to_owned() });
     }
     info!("SDC stopped");

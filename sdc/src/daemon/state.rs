@@ -6,6 +6,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use pflex_common::durable::{self, DurableError};
@@ -16,6 +17,10 @@ use serde::{Deserialize, Serialize};
 const VERSION: u32 = 1;
 /// Boot counters fit above the 40 bits of an operation id's counter.
 const LAST_BOOT: u64 = (1 << 24) - 1;
+/// Numbers of starts for each registration. The MDM gives a registration to one process alone, in the same directory or in
+/// another; the first number of its sixteen is for that process, the others for those that start again in the same
+/// directory before an MDM answers. So no two processes of one SDC ever have the same number (S7, S9).
+const STARTS_PER_REGISTRATION: u64 = 16;
 
 /// Why the files of an SDC cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +84,14 @@ pub(super) struct State {
     stored: Stored,
     /// Held as long as the process runs.
     _lock: File,
+    lock_id: LockId,
+}
+
+/// Which file the lock is: a copy of the directory has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct LockId {
+    device: u64,
+    inode: u64,
 }
 
 impl State {
@@ -86,10 +99,13 @@ impl State {
     pub(super) fn open(dir: &Path) -> Result<Self, StateError> {
         durable::create_dir(dir)?;
         let lock_path = dir.join("lock");
-        let lock = File::create(&lock_path).map_err(|source| StateError::Lock { path: lock_path.clone(), source })?;
+        let wrong_lock = |source| StateError::Lock { path: lock_path.clone(), source };
+        let lock = File::create(&lock_path).map_err(wrong_lock)?;
+        let metadata = lock.metadata().map_err(wrong_lock)?;
+        let lock_id = LockId { device: metadata.dev(), inode: metadata.ino() };
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => StateError::InUse(dir.to_owned()),
-            TryLockError::Error(source) => StateError::Lock { path: lock_path, source },
+            TryLockError::Error(source) => wrong_lock(source),
         })?;
         let path = dir.join("sdc.json");
         let mut stored = match durable::read_if_exists(&path)? {
@@ -100,7 +116,7 @@ impl State {
             return Err(StateError::Exhausted(dir.to_owned()));
         }
         stored.boot += 1;
-        let state = Self { path, stored, _lock: lock };
+        let state = Self { path, stored, _lock: lock, lock_id };
         state.save()?;
         Ok(state)
     }
@@ -110,17 +126,33 @@ impl State {
         self.stored.boot
     }
 
-    /// Starts above what the MDM has counted: a client whose directory was lost and made anew keeps its id, and must
+    /// The number of the last registration, as far as this directory knows.
+    pub(super) const fn registrations(&self) -> u64 {
+        self.stored.boot / STARTS_PER_REGISTRATION
+    }
+
+    /// Starts at what the MDM has counted: a client whose directory was lost and made anew keeps its id, and must
     /// not use generations and operation ids a second time (S7, S9).
     pub(super) fn start_above(&mut self, registrations: u64) -> Result<(), StateError> {
-        if registrations >= LAST_BOOT {
+        let first = registrations.saturating_mul(STARTS_PER_REGISTRATION);
+        if first >= LAST_BOOT {
             return Err(StateError::Exhausted(self.dir()));
         }
-        if registrations > self.stored.boot {
-            self.stored.boot = registrations;
+        if first > self.stored.boot {
+            self.stored.boot = first;
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Whether the number of this start is one that no registration gives.
+    pub(super) const fn may_resume(&self) -> bool {
+        !self.stored.boot.is_multiple_of(STARTS_PER_REGISTRATION)
+    }
+
+    /// Which file its lock is.
+    pub(super) const fn lock_id(&self) -> LockId {
+        self.lock_id
     }
 
     /// The cluster it belongs to, once it has registered.
@@ -181,10 +213,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut state = State::open(dir.path()).unwrap();
         state.start_above(9).unwrap();
-        assert_eq!(state.boot(), 9);
+        assert_eq!((state.boot(), state.registrations()), (144, 9));
         state.start_above(4).unwrap();
         drop(state);
-        assert_eq!(State::open(dir.path()).unwrap().boot(), 10, "and that is on disk");
+        let mut again = State::open(dir.path()).unwrap();
+        assert_eq!(again.boot(), 145, "and that is on disk");
+        again.start_above(9).unwrap();
+        assert_eq!(again.boot(), 145, "the same process, not counted again, keeps the number of this start");
+        assert!(matches!(again.start_above(1 << 20), Err(StateError::Exhausted(_))));
     }
 
     #[test]

@@ -28,6 +28,11 @@ impl OperationIds {
         Self { next: AtomicU64::new((boot << COUNTER_BITS) + 1) }
     }
 
+    /// Goes on with the ids of a later start.
+    pub(super) fn raise(&self, boot: u64) {
+        self.next.fetch_max((boot << COUNTER_BITS) + 1, Ordering::Relaxed);
+    }
+
     fn take(&self, count: usize) -> OperationId {
         OperationId(self.next.fetch_add(count as u64, Ordering::Relaxed))
     }

@@ -3,7 +3,7 @@
 //! A request is split by chunk ([`plan`]), writes are admitted in the order of their overlaps and given operation ids
 //! ([`ledger`]), each part is sent to the primary of its placement group ([`routes`]) over the one connection to that
 //! device ([`link`]), in a session made with a token ([`tokens`]); whatever goes wrong is waited out and sent again
-//! ([`verdict`], [`volume`]) until the deadline of the IO.
+//! ([`verdict`], [`volume`]) until the deadline of the IO. What a mapping limits is held back before ([`metered`], [`limits`]).
 //!
 //! What must never happen, and where it is prevented:
 //! - a write executed twice: each part has one operation id on every resend (S7, `ledger`);
@@ -12,7 +12,9 @@
 //! - wrong data: every read is checked against the checksums that were computed here when it was written (`volume`).
 
 pub mod ledger;
+pub mod limits;
 pub mod link;
+pub mod metered;
 pub mod plan;
 pub mod routes;
 pub mod tokens;
@@ -70,14 +72,19 @@ impl Default for Patience {
 /// all volumes, so it also rises for a volume that is unmapped and mapped again.
 #[derive(Debug)]
 pub struct Generations {
-    identity: Identity,
+    process: ProcessId,
+    boot: AtomicU64,
     counter: AtomicU64,
 }
 
 impl Generations {
+    fn new(identity: Identity) -> Self {
+        Self { process: identity.process, boot: AtomicU64::new(identity.boot), counter: AtomicU64::new(1) }
+    }
+
     fn next(&self) -> Generation {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
-        Generation { boot: self.identity.boot, counter, process: self.identity.process }
+        Generation { boot: self.boot.load(Ordering::Relaxed), counter, process: self.process }
     }
 }
 
@@ -101,12 +108,25 @@ impl Engine {
             identity,
             patience,
             routes,
-            generations: Arc::new(Generations { identity, counter: AtomicU64::new(1) }),
+            generations: Arc::new(Generations::new(identity)),
             operations: ledger::OperationIds::new(identity.boot),
             links: Mutex::default(),
             volumes: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
+    }
+
+    /// From now on sessions and writes have numbers of this start: a process that went on without the MDMs has registered,
+    /// and is above whatever registered in between. What is under way keeps the numbers it has.
+    pub fn raise(&self, boot: u64) {
+        self.generations.boot.fetch_max(boot, Ordering::Relaxed);
+        self.operations.raise(boot);
+    }
+
+    /// Makes something whose tasks run where the engine's do.
+    pub fn enter<T>(&self, make: impl FnOnce() -> T) -> T {
+        let _inside = self.runtime.enter();
+        make()
     }
 
     /// Where placement groups are.

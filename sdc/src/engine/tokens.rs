@@ -148,6 +148,11 @@ impl TokenKeeper {
         Arc::clone(auth)
     }
 
+    /// Uses a token that an earlier life of this process got, until there is a newer one.
+    pub fn resume(&self, token: Issued) {
+        self.auth(token.volume).put(token.signed, token.key);
+    }
+
     /// Stops renewing for a volume that is no longer mapped.
     pub fn forget(&self, volume: VolumeId) {
         let mut held = self.held();

@@ -67,6 +67,13 @@ pub struct Statistics {
     pub longest_stall_us: AtomicU64,
 }
 
+impl Statistics {
+    /// Reads, writes, bytes read, bytes written.
+    pub fn counters(&self) -> [u64; 4] {
+        [&self.reads, &self.writes, &self.read_bytes, &self.written_bytes].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
 /// The attempts of one part.
 trait Attempts: Send {
     /// What to send to `device` in `epoch`.

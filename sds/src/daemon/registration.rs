@@ -114,6 +114,7 @@ impl Registration<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             introduce: devices.is_none(),
             host: Some(host::info()),
+            registrations_seen: 0,
             devices: devices.unwrap_or_default(),
             cluster_id: Vec::new(),
             cluster_generation: 0,

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use clap::{Subcommand, ValueEnum};
 use pflex_proto::pb::{
-    Access, CreateVolumeRequest, DeleteRequest, MapVolumeRequest, RenameRequest, ResizeVolumeRequest, TokenMode,
-    Volume, admin_client::AdminClient,
+    Access, CreateVolumeRequest, DeleteRequest, LimitMappingRequest, MapVolumeRequest, RenameRequest,
+    ResizeVolumeRequest, TokenMode, Volume, admin_client::AdminClient,
 };
 
 use super::{
@@ -129,6 +129,20 @@ pub(super) enum Verb {
         #[arg(long)]
         wait: bool,
     },
+    /// Change how much a client may do with it; what is not named stays. Holds at once, also for what waits already.
+    #[command(after_help = "Example:\n  pflex volume limits db sdc1 --iops 500 --bandwidth 50MiB")]
+    Limits {
+        #[arg(add = Of::Volumes.candidates())]
+        volume: String,
+        #[arg(add = Of::Clients.candidates())]
+        sdc: String,
+        /// IOs per second at most; 0 for no limit.
+        #[arg(long, required_unless_present = "bandwidth")]
+        iops: Option<u64>,
+        /// Bytes per second at most, like 100MiB; 0 for no limit.
+        #[arg(long, value_parser = parse_size)]
+        bandwidth: Option<u64>,
+    },
     /// Take it away from a client; returns when no IO with the old authorisation can happen any more.
     #[command(after_help = "Example:\n  pflex volume unmap db sdc1 --wait")]
     Unmap {
@@ -220,6 +234,13 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             if wait {
                 serve::wait(&session, &what, &volume, &sdc).await?;
             }
+            print(tool, &session, &volume).await
+        }
+        Verb::Limits { volume, sdc, iops, bandwidth } => {
+            let what = format!("limit volume {volume} at {sdc}");
+            let request =
+                LimitMappingRequest { request: None, volume, sdc, iops_limit: iops, bandwidth_limit: bandwidth };
+            let volume = change!(session, &what, AdminClient.limit_mapping(request))?;
             print(tool, &session, &volume).await
         }
         Verb::Unmap { volume, sdc, wait } => unmap::run(tool, &session, volume, sdc, wait).await,

@@ -149,6 +149,12 @@ impl Admin for Api {
         self.change_mapping(request, name, body).await.map(Response::new)
     }
 
+    async fn limit_mapping(&self, request: Request<pb::LimitMappingRequest>) -> Result<Response<pb::Volume>, Status> {
+        let pb::LimitMappingRequest { request, volume, sdc, iops_limit, bandwidth_limit } = request.into_inner();
+        let body = Body::LimitMapping(proto::LimitMapping { volume, sdc, iops_limit, bandwidth_limit });
+        self.change_volume(request, body).await.map(Response::new)
+    }
+
     async fn unmap_volume(
         &self,
         request: Request<pb::UnmapVolumeRequest>,

@@ -158,6 +158,7 @@ impl State {
             Body::ResizeVolume(resize) => self.resize_volume(resize),
             Body::MapVolume(map) => self.map_volume(context, map),
             Body::UnmapVolume(unmap) => self.unmap_volume(context, unmap),
+            Body::LimitMapping(limit) => self.limit_mapping(limit),
             Body::ReconfigurePgs(reconfigure) => self.reconfigure_pgs(reconfigure),
             Body::SdsLost(lost) => self.sds_lost(context, lost),
             Body::SdsReturned(returned) => self.sds_returned(context, returned),

@@ -9,7 +9,7 @@ use crate::{
     command::{Answer, ErrorCode, proto},
     state::{
         State,
-        limits::{MAX_DEVICES_PER_SDS, MAX_NODES, MAX_REGISTRATIONS_KEPT},
+        limits::{MAX_DEVICES_PER_SDS, MAX_NODES, MAX_REGISTRATIONS, MAX_REGISTRATIONS_KEPT},
         model::{Component, HistoryRow, Kind, Node, NodeMetadata, Registration, Status},
     },
 };
@@ -24,13 +24,17 @@ impl State {
         if kind != Kind::Sds && !command.devices.is_empty() {
             return Err(validate::invalid(object, "only an SDS has devices"));
         }
+        if command.registrations_seen > MAX_REGISTRATIONS || (kind != Kind::Sdc && command.registrations_seen > 0) {
+            let what = format!("{} registrations seen; only an SDC counts them", command.registrations_seen);
+            return Err(validate::invalid(object, what));
+        }
         let host = command.host.clone().unwrap_or_default();
         let registration = Registration {
             process: validate::process(&object, &command.process_id)?,
             addresses: validate::addresses(&object, command.addresses.as_ref())?,
             version: validate::text(&object, "version", &command.version)?,
             at_wall_ms: context.wall_time_ms,
-            count: 1,
+            count: command.registrations_seen + 1,
             host_name: validate::text(&object, "host name", &host.name)?,
         };
         let machine = [&host.os, &host.kernel, &host.architecture];
@@ -173,14 +177,20 @@ impl State {
     ) -> Registration {
         let registration = match previous {
             Some(old) if old.process == new.process => {
-                Registration { count: old.count, at_wall_ms: old.at_wall_ms, ..new }
+                // It may have counted before a restore that has forgotten it.
+                let count = old.count.max(new.count - 1);
+                Registration { count, at_wall_ms: old.at_wall_ms, ..new }
             }
-            Some(old) => Registration { count: old.count + 1, ..new },
+            // What it comes with is one above what it has seen itself: the MDM may have forgotten some (S19).
+            Some(old) => Registration { count: (old.count + 1).max(new.count), ..new },
             None => new,
         };
         self.history.put(HistoryRow { component, registration: registration.clone() });
-        let oldest = registration.count.saturating_sub(MAX_REGISTRATIONS_KEPT as u64);
-        self.history.remove((component, oldest));
+        // By number and not by distance: counts may skip.
+        let kept: Vec<_> = self.registrations_of(component).map(|row| row.count).collect();
+        for oldest in kept.iter().take(kept.len().saturating_sub(MAX_REGISTRATIONS_KEPT)) {
+            self.history.remove((component, *oldest));
+        }
         registration
     }
 }

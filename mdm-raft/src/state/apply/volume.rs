@@ -122,6 +122,22 @@ impl State {
         revoked.map_or_else(|| done(volume.get()), |revoked| Ok(Answer::Unmapped(revoked)))
     }
 
+    /// Takes no right away and gives none, so tokens and sessions stay as they are; clients follow the map.
+    pub(super) fn limit_mapping(&mut self, limit: &proto::LimitMapping) -> Effect {
+        let volume = self.named_volume(&limit.volume)?.id;
+        let sdc = self.named_sdc(&limit.sdc)?.id;
+        let Some(mapping) = self.mapping(volume, sdc).cloned() else {
+            let object = format!("volume {}", limit.volume);
+            return Err(Refusal::new(ErrorCode::NotFound, object, format!("it is not mapped to sdc {}", limit.sdc)));
+        };
+        self.mappings.put(Mapping {
+            iops_limit: limit.iops_limit.unwrap_or(mapping.iops_limit),
+            bandwidth_limit: limit.bandwidth_limit.unwrap_or(mapping.bandwidth_limit),
+            ..mapping
+        });
+        done(volume.get())
+    }
+
     /// Raises the volume's epoch (S20). The service waits for the SDSs; `tokens_expire_log_ms` bounds that wait, since
     /// by then no token issued before this command is good on any of them, whatever they hear.
     pub(super) fn unmap_volume(&mut self, context: Context, unmap: &proto::UnmapVolume) -> Effect {

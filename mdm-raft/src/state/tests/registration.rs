@@ -133,3 +133,33 @@ fn a_new_pool_takes_the_devices_that_have_none() {
     assert_eq!(world.state.all_pgs().len(), 4);
     assert!(world.state.all_pgs().all(|pg| pg.id.pool.get() == 2), "pool ids are never used again");
 }
+
+#[test]
+fn a_client_is_counted_above_what_it_has_seen_itself() {
+    let mut world = World::new();
+    world.ok(super::world::create_sdc("c"));
+    let mut register = |process, registrations_seen| {
+        let Body::RegisterComponent(body) = super::world::register_sdc("c", process) else { unreachable!() };
+        let body = Body::RegisterComponent(proto::RegisterComponent { registrations_seen, ..body });
+        match registrations_seen {
+            0..=1_048_576 => match world.ok(body) {
+                Answer::Registered(registered) => registered.registrations,
+                other => panic!("{other:?}"),
+            },
+            _ => {
+                assert_eq!(world.refused(body), ErrorCode::Invalid);
+                0
+            }
+        }
+    };
+    assert_eq!((register(1, 0), register(1, 0), register(2, 1)), (1, 1, 2));
+    assert_eq!(register(3, 40), 41, "the cluster has forgotten some");
+    assert_eq!(register(4, 40), 42, "a copy of its directory gets another number");
+    for process in 5..50 {
+        register(process, 0);
+    }
+    register(60, u64::MAX);
+    let component = Component { kind: Kind::Sdc, id: 1 };
+    assert_eq!(world.state.registrations_of(component).count(), 16, "what is kept is bounded, also where counts skip");
+    assert!(world.reloaded() == world.state);
+}

@@ -113,3 +113,31 @@ fn a_pool_that_had_a_volume_is_not_placed_anew_after_its_last() {
     world.ok(super::world::register_sds(3, 3, 1));
     assert!(!world.state.all_pgs().any(|pg| pg.replicas.contains(&3.into())), "sequences of its groups have begun");
 }
+
+#[test]
+fn limits_change_alone_and_revoke_nothing() {
+    let mut world = World::with_sds(2);
+    world.ok(create_volume("v", GIB));
+    world.ok(create_sdc("c"));
+    let limit = |iops_limit, bandwidth_limit| {
+        Body::LimitMapping(proto::LimitMapping { volume: "v".into(), sdc: "c".into(), iops_limit, bandwidth_limit })
+    };
+    assert_eq!(world.refused(limit(Some(1), None)), ErrorCode::NotFound, "it is not mapped");
+    let read_only = proto::MapVolume {
+        volume: "v".into(),
+        sdc: "c".into(),
+        access: proto::Access::ReadOnly.into(),
+        ..Default::default()
+    };
+    world.ok(Body::MapVolume(read_only));
+    let before = world.state.mapping(1.into(), 1.into()).unwrap().clone();
+    for (change, iops, bandwidth) in
+        [(limit(Some(500), None), 500, 0), (limit(None, Some(7)), 500, 7), (limit(Some(0), None), 0, 7)]
+    {
+        assert!(matches!(world.ok(change), Answer::Done(_)), "nothing is waited for");
+        let now = world.state.mapping(1.into(), 1.into()).unwrap();
+        assert_eq!((now.iops_limit, now.bandwidth_limit, now.access), (iops, bandwidth, before.access));
+    }
+    assert_eq!(world.state.volume_by_name("v").unwrap().epoch.get(), 1, "tokens stay good");
+    assert!(world.reloaded() == world.state);
+}

@@ -154,6 +154,7 @@ pub(super) fn register_sds(n: u8, process: u8, incarnation: u64) -> Body {
         version: "1".into(),
         devices: vec![opened(n, incarnation)],
         host: Some(host(n)),
+        ..Default::default()
     })
 }
 

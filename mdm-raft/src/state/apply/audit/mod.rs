@@ -265,6 +265,13 @@ impl State {
                 let what = format!("mapped to sdc {}, {access}{}", map.sdc, limits(map));
                 Deed::new("volume.map", format!("volume {}", map.volume), what)
             }
+            Body::LimitMapping(limit) => {
+                let said = |what: &str, limit: Option<u64>| limit.map(|limit| format!("{limit} {what} a second"));
+                let limits = [said("operations", limit.iops_limit), said("bytes", limit.bandwidth_limit)];
+                let limits = limits.into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let what = format!("sdc {} limited to {limits} (0: any)", limit.sdc);
+                Deed::new("volume.limits", format!("volume {}", limit.volume), what)
+            }
             Body::UnmapVolume(unmap) => {
                 let what = format!("unmapped from sdc {}", unmap.sdc);
                 Deed::new("volume.unmap", format!("volume {}", unmap.volume), what)
