@@ -16,7 +16,7 @@ export PFLEX ?= $(abspath $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PR
 ARGS ?=
 PEER ?=
 
-.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-mdm clean
+.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-fair bench-mdm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ bench-rebuild: setup build ## redundancy after a server is lost for good, under 
 
 bench-store: setup build ## restart of a server with 100 GiB of chunks, and the memory they take
 	@scripts/bench-store.sh $(ARGS)
+
+bench-fair: setup build ## 64 volumes on one client, each with an application: least and most IOPS
+	@scripts/bench-fair.sh $(ARGS)
 
 bench-mdm: build ## the MDMs beside three etcd members: writes, reads, leader kills, 100,000 volumes, 2,560 components
 	@scripts/setup.sh peers

@@ -49,16 +49,21 @@ fn scratch() -> TempDir {
 #[test]
 fn what_clients_saw_under_faults_is_linearizable() {
     let seed = seed();
+    judge(seed, 1, rounds(seed));
+}
+
+fn judge(seed: u64, sdcs: u32, rounds: Vec<Round>) {
     println!("PFLEX_SEED={seed}");
     let scratch = scratch();
     let config = Config {
         pflex: PathBuf::from(env!("CARGO_BIN_EXE_pflex")),
         dir: scratch.path().to_owned(),
         seed,
-        clients: 5,
+        sdcs,
+        clients: 4 + sdcs,
         blocks: 6,
         most_think_time: Duration::from_millis(20),
-        faults: Faults::These(rounds(seed)),
+        faults: Faults::These(rounds),
         look_at_each_copy: false,
     };
     let outcome = run(&config, &|| false);

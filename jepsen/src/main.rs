@@ -32,6 +32,9 @@ struct Args {
     /// For the history and, if something is wrong, logs and data; new or empty.
     #[arg(long, required_unless_present = "judge")]
     dir: Option<PathBuf>,
+    /// SDCs that the volume is mapped to; the clients use them in turn.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    sdcs: u32,
     /// Clients that read and write.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=32))]
     clients: u32,
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
                 pflex: pflex.clone(),
                 dir: dir.clone(),
                 seed,
+                sdcs: args.sdcs,
                 clients: args.clients,
                 blocks: args.blocks,
                 most_think_time: Duration::from_millis(args.think_ms),

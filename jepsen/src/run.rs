@@ -19,6 +19,7 @@ use crate::{
 /// The history's name in the directory of the run.
 pub const HISTORY: &str = "history.jsonl";
 const VOLUME: &str = "jepsen";
+const SDS: u32 = 3;
 /// Longer than an SDC keeps trying (120 s), so that its answer is heard.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// For reads after the run: no client has this number.
@@ -63,6 +64,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Decides everything that is not timing.
     pub seed: u64,
+    /// SDCs to which the volume is mapped read-write: clients use them in turn.
+    pub sdcs: u32,
     /// Clients.
     pub clients: u32,
     /// Blocks.
@@ -129,7 +132,8 @@ pub fn run(config: &Config, stop: &dyn Fn() -> bool) -> Result<Verdict, RunError
         pflex: std::path::absolute(&config.pflex)?,
         dir: dir.join("cluster"),
         mdm: 3,
-        sds: 3,
+        sds: SDS,
+        sdc: config.sdcs,
         seed: config.seed,
     };
     let mut cluster = Cluster::start(shape)?;
@@ -150,7 +154,7 @@ fn hurt_and_judge(
 ) -> Result<Verdict, RunError> {
     let mut load = Load {
         // Known once the volume is there, whose size the load knows.
-        address: ([127, 0, 0, 1], 0).into(),
+        servers: Vec::new(),
         export: VOLUME.to_owned(),
         clients: config.clients,
         blocks: config.blocks,
@@ -158,12 +162,12 @@ fn hurt_and_judge(
         patience: PATIENCE,
         most_think_time: config.most_think_time,
     };
-    load.address = cluster.create_volume(VOLUME, load.volume_bytes())?;
+    load.servers = cluster.create_volume(VOLUME, load.volume_bytes())?;
     recorder.fault(format!("seed {}", config.seed));
     let workload = Workload::start(&load, recorder);
     let (rough, rounds, until): (_, Box<dyn Iterator<Item = Round>>, _) = match &config.faults {
-        Faults::For(time) => (false, Box::new(Schedule::new(config.seed, 3, false)), Some(*time)),
-        Faults::RoughFor(time) => (true, Box::new(Schedule::new(config.seed, 3, true)), Some(*time)),
+        Faults::For(time) => (false, Box::new(Schedule::new(config.seed, SDS, config.sdcs, false)), Some(*time)),
+        Faults::RoughFor(time) => (true, Box::new(Schedule::new(config.seed, SDS, config.sdcs, true)), Some(*time)),
         Faults::These(rounds) => (false, Box::new(rounds.clone().into_iter()), None),
     };
     let started = Instant::now();
@@ -200,7 +204,7 @@ fn look_at_each_copy(
     recorder: &Recorder,
     trouble: &mut Vec<String>,
 ) -> Result<(), RunError> {
-    for index in 0..3 {
+    for index in 0..SDS {
         let victim = Process { role: Role::Sds, index };
         recorder.fault(format!("kill {victim} for a last look"));
         cluster.kill(victim)?;
@@ -220,15 +224,17 @@ fn look_at_each_copy(
 
 fn last_look(load: &Load, cluster: &Cluster, recorder: &Recorder, trouble: &mut Vec<String>, when: &str) {
     recorder.fault(format!("last look, {when}"));
-    let open = || NbdClient::open(load.address, &load.export, load.patience).is_ok();
-    let outcome = until(OPENING, open).then(|| read_all(load, LAST_READER, recorder));
-    let why = match outcome {
-        Some(Ok(())) => return,
-        Some(Err(error)) => error.to_string(),
-        None => "the export does not open".to_owned(),
-    };
-    let health = cluster.health().map_or_else(|error| error.to_string(), |()| "healthy".to_owned());
-    trouble.push(format!("{when}: not all blocks can be read: {why}; the cluster says: {health}"));
+    for (nth, server) in load.servers.iter().enumerate() {
+        let open = || NbdClient::open(*server, &load.export, load.patience).is_ok();
+        let outcome = until(OPENING, open).then(|| read_all(load, *server, LAST_READER, recorder));
+        let why = match outcome {
+            Some(Ok(())) => continue,
+            Some(Err(error)) => error.to_string(),
+            None => "the export does not open".to_owned(),
+        };
+        let health = cluster.health().map_or_else(|error| error.to_string(), |()| "healthy".to_owned());
+        trouble.push(format!("{when}: not all blocks can be read at sdc{nth}: {why}; the cluster says: {health}"));
+    }
 }
 
 /// Waits until something is so; returns false if it is not by `limit`.

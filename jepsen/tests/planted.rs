@@ -133,7 +133,7 @@ fn findings(lie: Lie) -> Vec<Finding> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let recorder = Arc::new(Recorder::create(&dir.path().join("history.jsonl")).expect("a file"));
     let mut load = Load {
-        address: ([127, 0, 0, 1], 0).into(),
+        servers: Vec::new(),
         export: "v".into(),
         clients: 3,
         blocks: BLOCKS,
@@ -144,13 +144,13 @@ fn findings(lie: Lie) -> Vec<Finding> {
     let size = load.volume_bytes() as usize;
     let disk = Disk { lie, data: vec![0; size], before: vec![0; size], reads: 0, writes: 0, again: None };
     let disk = Arc::new(Mutex::new(disk));
-    load.address = serve(Arc::clone(&disk));
+    load.servers = vec![serve(Arc::clone(&disk))];
     let workload = Workload::start(&load, &recorder);
     while disk.lock().expect("no panic").writes < WRITES || disk.lock().expect("no panic").reads < LIE_AT {
         thread::yield_now();
     }
     workload.stop();
-    read_all(&load, ProcessId(9), &recorder).expect("it serves");
+    read_all(&load, load.servers[0], ProcessId(9), &recorder).expect("it serves");
     let report = checker::check(&recorder.events().expect("a disk")).expect("a history");
     assert!(report.writes >= WRITES as usize && report.unknown == 0, "{report:?}");
     report.findings

@@ -85,6 +85,8 @@ pub struct Shape {
     pub mdm: u32,
     /// How many storage servers.
     pub sds: u32,
+    /// How many clients with an NBD server.
+    pub sdc: u32,
     /// Where to look for free ports first.
     pub seed: u64,
 }
@@ -134,7 +136,10 @@ impl Cluster {
     /// All its processes.
     pub fn processes(&self) -> Vec<Process> {
         let of = |role, count| (0..count).map(move |index| Process { role, index });
-        of(Role::Mdm, self.shape.mdm).chain(of(Role::Sds, self.shape.sds)).chain(of(Role::Sdc, 1)).collect()
+        of(Role::Mdm, self.shape.mdm)
+            .chain(of(Role::Sds, self.shape.sds))
+            .chain(of(Role::Sdc, self.shape.sdc))
+            .collect()
     }
 
     /// Starts what does not run and waits until all is healthy.
@@ -142,23 +147,27 @@ impl Cluster {
     /// # Errors
     /// When that takes too long, or something does not start.
     pub fn up(&mut self) -> Result<(), ClusterError> {
-        let (mdm, sds) = (self.shape.mdm.to_string(), self.shape.sds.to_string());
+        let Shape { mdm, sds, sdc, .. } = &self.shape;
+        let (mdm, sds, sdc) = (mdm.to_string(), sds.to_string(), sdc.to_string());
         let (dir, offset) = (self.shape.dir.display().to_string(), self.port_offset.to_string());
-        let flags = ["--dir", &dir, "--port-offset", &offset, "--no-mgmt", "--mdm", &mdm, "--sds", &sds];
-        let outcome = self.expect("up --timeout 5m --sdc 1", &flags);
+        let flags = ["--dir", &dir, "--port-offset", &offset, "--no-mgmt", "--mdm", &mdm, "--sds", &sds, "--sdc", &sdc];
+        let outcome = self.expect("up --timeout 5m", &flags);
         // Also when it failed: what it started is there, and by now must stay.
         self.expected = self.processes().into_iter().filter(|process| self.find(*process).is_some()).collect();
         outcome.map(drop)
     }
 
-    /// Makes a volume, mapped to the client; returns where it is exported.
+    /// Makes a volume, mapped to all clients; returns where it is exported.
     ///
     /// # Errors
     /// When a command fails.
-    pub fn create_volume(&self, name: &str, bytes: u64) -> Result<SocketAddr, ClusterError> {
+    pub fn create_volume(&self, name: &str, bytes: u64) -> Result<Vec<SocketAddr>, ClusterError> {
         self.expect("volume create", &[name, "--size", &bytes.to_string()])?;
-        self.expect("volume map", &[name, "sdc1"])?;
-        Ok(ports::nbd(self.port_offset))
+        let map = |index| {
+            self.expect("volume map", &[name, &format!("sdc{}", index + 1)])?;
+            Ok(ports::nbd(self.port_offset, index))
+        };
+        (0..self.shape.sdc).map(map).collect()
     }
 
     /// Ends a process at once and waits until it is gone.

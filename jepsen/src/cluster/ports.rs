@@ -23,9 +23,9 @@ pub(super) fn offset(seed: u64, attempt: u16) -> u16 {
     LEAST_OFFSET + (place % u64::from(MOST_OFFSET - LEAST_OFFSET)) as u16
 }
 
-/// The NBD server of the first client.
-pub(super) fn nbd(offset: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, NBD_PORT + offset).into()
+/// The NBD server of a client.
+pub(super) fn nbd(offset: u16, index: u32) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, NBD_PORT + 10 * index as u16 + offset).into()
 }
 
 /// Whether nobody listens on any port of these processes.

@@ -51,14 +51,14 @@ impl<'a> Nemesis<'a> {
                     self.cluster.kill_all()?;
                 }
                 (Edge::End(_), Target::All) => self.mend()?,
-                (Edge::Begin(_), Target::Leader | Target::Sds(_) | Target::Sdc) => {
+                (Edge::Begin(_), Target::Leader | Target::Sds(_) | Target::Sdc(_)) => {
                     // Somebody else's fault may have taken it down already; then this one hits nobody.
                     victims[index] = self.victim(hurt.target).filter(|victim| !victims.contains(&Some(*victim)));
                     if let Some(victim) = victims[index] {
                         self.begin(hurt.fault, victim)?;
                     }
                 }
-                (Edge::End(_), Target::Leader | Target::Sds(_) | Target::Sdc) => {
+                (Edge::End(_), Target::Leader | Target::Sds(_) | Target::Sdc(_)) => {
                     if let Some(victim) = victims[index] {
                         self.end(hurt.fault, victim)?;
                     }
@@ -76,7 +76,7 @@ impl<'a> Nemesis<'a> {
         match target {
             Target::Leader => self.cluster.leader().ok(),
             Target::Sds(index) => Some(Process { role: Role::Sds, index }),
-            Target::Sdc => Some(Process { role: Role::Sdc, index: 0 }),
+            Target::Sdc(index) => Some(Process { role: Role::Sdc, index }),
             Target::All => None,
         }
     }

@@ -12,8 +12,8 @@ pub enum Target {
     Leader,
     /// A storage server, counted from 0.
     Sds(u32),
-    /// The client with the NBD server.
-    Sdc,
+    /// A client with an NBD server, counted from 0.
+    Sdc(u32),
     /// Everybody.
     All,
 }
@@ -81,7 +81,7 @@ impl fmt::Display for Hurt {
         match self.target {
             Target::Leader => write!(f, "{fault} the leader"),
             Target::Sds(index) => write!(f, "{fault} sds{index}"),
-            Target::Sdc => write!(f, "{fault} sdc0"),
+            Target::Sdc(index) => write!(f, "{fault} sdc{index}"),
             Target::All => write!(f, "{fault} all"),
         }
     }
@@ -92,13 +92,14 @@ impl fmt::Display for Hurt {
 pub struct Schedule {
     random: ChaCha8Rng,
     sds: u32,
+    sdcs: u32,
     rough: bool,
 }
 
 impl Schedule {
-    /// For a cluster of `sds` storage servers.
-    pub fn new(seed: u64, sds: u32, rough: bool) -> Self {
-        Self { random: ChaCha8Rng::seed_from_u64(seed), sds, rough }
+    /// For a cluster of `sds` storage servers and `sdcs` clients.
+    pub fn new(seed: u64, sds: u32, sdcs: u32, rough: bool) -> Self {
+        Self { random: ChaCha8Rng::seed_from_u64(seed), sds, sdcs, rough }
     }
 
     fn hurt(&mut self, fault: Fault, target: Target) -> Hurt {
@@ -118,10 +119,12 @@ impl Schedule {
     }
 
     fn control(&mut self) -> Hurt {
-        match self.random.random_range(0..5) {
+        let sdc = Target::Sdc(self.random.random_range(0..self.sdcs));
+        match self.random.random_range(0..6) {
             0 | 1 => self.hurt(Fault::Kill, Target::Leader),
             2 => self.hurt(Fault::Pause, Target::Leader),
-            _ => self.hurt(Fault::Kill, Target::Sdc),
+            3 => self.hurt(Fault::Pause, sdc),
+            _ => self.hurt(Fault::Kill, sdc),
         }
     }
 }
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn one_seed_is_one_schedule() {
-        let rounds = |seed| Schedule::new(seed, 3, true).take(50).collect::<Vec<_>>();
+        let rounds = |seed| Schedule::new(seed, 3, 2, true).take(50).collect::<Vec<_>>();
         assert_eq!(rounds(7), rounds(7));
         assert_ne!(rounds(7), rounds(8));
     }
@@ -173,18 +176,18 @@ mod tests {
     fn a_round_hurts_no_more_than_one_server_and_one_other_unless_rough() {
         let servers = |round: &Round| round.hurts.iter().filter(|hurt| matches!(hurt.target, Target::Sds(_))).count();
         for seed in 0..20 {
-            for round in Schedule::new(seed, 3, false).take(100) {
+            for round in Schedule::new(seed, 3, 2, false).take(100) {
                 assert!(servers(&round) <= 1 && round.hurts.len() - servers(&round) <= 1, "seed {seed}: {round:?}");
                 let everybody = round.hurts.iter().any(|hurt| hurt.target == Target::All);
                 assert!(!everybody || round.hurts.len() == 1, "seed {seed}: {round:?}");
             }
         }
-        assert!(Schedule::new(1, 3, true).take(100).any(|round| servers(&round) == 2));
+        assert!(Schedule::new(1, 3, 2, true).take(100).any(|round| servers(&round) == 2));
     }
 
     #[test]
     fn each_fault_ends_after_it_began_and_the_timeline_is_in_order() {
-        for round in Schedule::new(3, 3, true).take(200) {
+        for round in Schedule::new(3, 3, 2, true).take(200) {
             let timeline = round.timeline();
             assert!(timeline.is_sorted());
             assert_eq!(timeline.len(), 2 * round.hurts.len());

@@ -1,6 +1,7 @@
 //! One client of the workload.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,6 +30,7 @@ const FLUSH_PERCENT: u32 = 2;
 
 pub(super) struct Client {
     load: Load,
+    server: SocketAddr,
     /// From 1: 0 is nobody's, as in [`Value::INITIAL`].
     number: u64,
     process: ProcessId,
@@ -43,7 +45,8 @@ impl Client {
         let mut random = ChaCha8Rng::seed_from_u64(load.seed);
         random.set_stream(u64::from(index) + 1);
         let number = u64::from(index) + 1;
-        Self { load, number, process: ProcessId(index), written: 0, connection: None, random, recorder }
+        let server = load.servers[index as usize % load.servers.len()];
+        Self { load, server, number, process: ProcessId(index), written: 0, connection: None, random, recorder }
     }
 
     /// One operation, or one attempt at connecting.
@@ -75,7 +78,7 @@ impl Client {
     }
 
     fn connect(&self) -> Option<NbdClient> {
-        NbdClient::open(self.load.address, &self.load.export, self.load.patience).ok()
+        NbdClient::open(self.server, &self.load.export, self.load.patience).ok()
     }
 
     /// Returns whether the connection is still good.

@@ -33,8 +33,8 @@ const OFFSET_IN_CHUNK_BYTES: u64 = 64 << 10;
 /// What the workload is.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// The NBD server.
-    pub address: SocketAddr,
+    /// The NBD servers that show the volume: each client uses one, in turn.
+    pub servers: Vec<SocketAddr>,
     /// The export, large enough for all blocks.
     pub export: String,
     /// How many read and write at the same time.
@@ -96,12 +96,12 @@ impl Workload {
     }
 }
 
-/// Reads every block once, as a process of its own.
+/// Reads every block once through one of the servers, as a process of its own.
 ///
 /// # Errors
 /// At the first block that cannot be read; by then the server has tried for as long as it ever does.
-pub fn read_all(load: &Load, process: ProcessId, recorder: &Recorder) -> Result<(), NbdError> {
-    let mut connection = NbdClient::open(load.address, &load.export, load.patience)?;
+pub fn read_all(load: &Load, server: SocketAddr, process: ProcessId, recorder: &Recorder) -> Result<(), NbdError> {
+    let mut connection = NbdClient::open(server, &load.export, load.patience)?;
     for block in (0..load.blocks).map(Block) {
         let op = recorder.invoke(process, block, Action::Read);
         let mut data = [0; BLOCK_BYTES];
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn blocks_lie_apart_and_inside_the_volume() {
         let load = Load {
-            address: "127.0.0.1:1".parse().unwrap(),
+            servers: vec!["127.0.0.1:1".parse().unwrap()],
             export: "v".into(),
             clients: 1,
             blocks: 7,

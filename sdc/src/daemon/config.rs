@@ -24,6 +24,9 @@ pub struct ConfigFile {
     /// NBD over a unix socket; none by default.
     #[serde(default)]
     pub nbd_socket: Option<PathBuf>,
+    /// TLS on the TCP port; none by default, and then anybody who reaches it is served in plain text.
+    #[serde(default)]
+    pub nbd_tls: Option<NbdTls>,
     /// Control plane.
     #[serde(default = "default_control")]
     pub control: Endpoint,
@@ -36,6 +39,21 @@ pub struct ConfigFile {
     /// Threads of block IO; 0 is a half of the processors, 4 at most.
     #[serde(default)]
     pub data_threads: usize,
+}
+
+/// TLS for NBD: what comes by TCP must speak it (FORCEDTLS of the protocol document).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NbdTls {
+    /// A directory with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`.
+    pub certificates: PathBuf,
+    /// Whether clients must show a certificate that the authority signed. If not, whoever reaches the port is served.
+    #[serde(default = "default_verify_clients")]
+    pub verify_clients: bool,
+}
+
+const fn default_verify_clients() -> bool {
+    true
 }
 
 fn default_name() -> String {
@@ -78,6 +96,8 @@ pub struct SdcConfig {
     pub nbd: Endpoint,
     /// NBD over a unix socket.
     pub nbd_socket: Option<PathBuf>,
+    /// TLS on the TCP port.
+    pub nbd_tls: Option<NbdTls>,
     /// Control plane.
     pub control: Endpoint,
     /// Management plane.
@@ -138,6 +158,7 @@ impl ConfigFile {
             data_dir: self.data_dir,
             nbd: self.nbd,
             nbd_socket: self.nbd_socket,
+            nbd_tls: self.nbd_tls,
             control: self.control,
             management: self.management,
             io_deadline: Duration::from_secs(self.io_deadline_s),

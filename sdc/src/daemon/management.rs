@@ -49,14 +49,9 @@ pub(super) async fn serve_health(listener: TcpListener, health: HealthServer<imp
 pub(super) async fn serve(
     listener: TcpListener,
     health: HealthServer<impl Health>,
-    volumes: Arc<MappedVolumes>,
-    nbd: NbdServer<MappedVolumes>,
-    sdc: SdcId,
-    rates: Rates,
-    resumed: Arc<AtomicBool>,
+    management: Management,
     shutdown: Shutdown,
 ) {
-    let management = Management { volumes, nbd, sdc, rates, resumed, started: Instant::now() };
     let management = SdcManagementServer::new(management);
     let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let reflection = reflection.build_v1().expect("the descriptors were made by our own build");
@@ -70,13 +65,14 @@ pub(super) async fn serve(
     }
 }
 
-struct Management {
-    volumes: Arc<MappedVolumes>,
-    nbd: NbdServer<MappedVolumes>,
-    sdc: SdcId,
-    rates: Rates,
-    resumed: Arc<AtomicBool>,
-    started: Instant,
+/// What is told.
+pub(super) struct Management {
+    pub(super) volumes: Arc<MappedVolumes>,
+    pub(super) nbd: NbdServer<MappedVolumes>,
+    pub(super) sdc: SdcId,
+    pub(super) rates: Rates,
+    pub(super) resumed: Arc<AtomicBool>,
+    pub(super) started: Instant,
 }
 
 impl Management {

@@ -71,7 +71,31 @@ pub(super) async fn register(
     process: ProcessId,
     addresses: &Addresses,
 ) -> Result<Registered, SdcError> {
+    let request = request(config, state, process, addresses);
+    let registered = registration::register(client, state.cluster(), state.generation(), request).await;
+    let registration::Registered { cluster, reply } =
+        registered.map_err(|error| explain(error, config, state.dir()))?;
+    state.set_cluster(cluster)?;
+    state.follow(ClusterGeneration(reply.cluster_generation))?;
+    state.start_above(reply.registrations)?;
+    Ok(Registered { cluster, sdc: SdcId(reply.id) })
+}
+
+/// Asks the MDMs who this client is, until they answer; nothing is registered by that.
+pub(super) async fn introduce(client: &MdmClient, config: &SdcConfig, state: &State) {
     let request = RegisterRequest {
+        kind: ComponentKind::Sdc.into(),
+        name: config.name.clone(),
+        process_id: ProcessId::default().as_bytes().to_vec(),
+        introduce: true,
+        ..Default::default()
+    };
+    // A refusal is an answer: the registration will hear it too.
+    let _ = registration::register(client, state.cluster(), state.generation(), request).await;
+}
+
+fn request(config: &SdcConfig, state: &State, process: ProcessId, addresses: &Addresses) -> RegisterRequest {
+    RegisterRequest {
         request: None,
         kind: ComponentKind::Sdc.into(),
         name: config.name.clone(),
@@ -89,14 +113,7 @@ pub(super) async fn register(
         introduce: false,
         host: Some(host::info()),
         registrations_seen: state.registrations(),
-    };
-    let registered = registration::register(client, state.cluster(), state.generation(), request).await;
-    let registration::Registered { cluster, reply } =
-        registered.map_err(|error| explain(error, config, state.dir()))?;
-    state.set_cluster(cluster)?;
-    state.follow(ClusterGeneration(reply.cluster_generation))?;
-    state.start_above(reply.registrations)?;
-    Ok(Registered { cluster, sdc: SdcId(reply.id) })
+    }
 }
 
 /// Registers again with each newer generation of the cluster: after a restore from backup it gives no tokens to anybody

@@ -16,7 +16,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use pflex_common::clock::MonotonicTime;
@@ -25,12 +25,13 @@ use pflex_common::mdm::MdmClient;
 use pflex_common::net::{self, Endpoint};
 use pflex_common::registration::Takeover;
 use pflex_common::shutdown::Shutdown;
+use pflex_common::tls::{self, Clients, TlsError};
 use pflex_proto::ids::{ClusterId, ProcessId, SdcId};
 use pflex_proto::pb::ComponentKind;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
-pub use config::{ConfigError, ConfigFile, SdcConfig};
+pub use config::{ConfigError, ConfigFile, NbdTls, SdcConfig};
 pub use exports::MappedVolumes;
 pub use state::StateError;
 
@@ -60,6 +61,9 @@ pub enum SdcError {
         #[source]
         source: io::Error,
     },
+    /// Its certificates.
+    #[error("no TLS for NBD: {0}")]
+    Tls(#[from] TlsError),
     /// The runtime of the data plane.
     #[error("cannot start the data-plane threads")]
     Threads(#[source] io::Error),
@@ -109,9 +113,10 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     // Its own, because a process that is superseded stops by itself.
     let shutdown = shutdown.child_token();
     let mut state = state::State::open(&config.data_dir)?;
-    // One that may go on without the MDMs does so as the process that its tokens name.
-    let kept = kept::Kept::load(&state, MonotonicTime::now());
-    let process = kept.as_ref().map_or_else(|_why| ProcessId(uuid::Uuid::new_v4()), |kept| kept.owner.process);
+    let certificates = config.nbd_tls.as_ref().map(|NbdTls { certificates, verify_clients }| {
+        tls::server(certificates, if *verify_clients { Clients::Verified } else { Clients::Anyone })
+    });
+    let certificates = certificates.transpose()?;
     let data = DataPlane::start(config.data_threads)?;
     let nbd = data.listen(config.nbd.clone()).await?;
     let unix = config.nbd_socket.clone().map(|path| data.listen_unix(path)).transpose()?;
@@ -125,26 +130,21 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let (health, health_service) = management::health().await;
     let management_task = tokio::spawn(management::serve_health(control, health_service.clone(), shutdown.clone()));
 
-    let waited = async {
-        match &kept {
-            Ok(_kept) => tokio::time::sleep(RESUME_AFTER).await,
-            Err(kept::Unusable::Nothing) => std::future::pending().await,
-            Err(why) => {
-                info!(%why, "what was kept for a start without an MDM is of no use");
-                std::future::pending().await
-            }
-        }
-    };
-    let registered = tokio::select! {
+    // One that may go on without the MDMs does so as the process that its tokens name; every other start is a new process.
+    let kept = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        registered = mdm::register(&client, &config, &mut state, process, &addresses) => Some(registered?),
-        () = waited => None,
+        kept = kept_if_nobody_answers(&client, &config, &state) => kept,
     };
-    let kept = kept.ok().filter(|_kept| registered.is_none());
-    let (cluster, sdc) = match (&registered, &kept) {
-        (None, Some(kept)) => (kept.owner.cluster, SdcId(kept.owner.sdc)),
-        (None, None) => unreachable!("without what was kept it waits"),
-        (Some(registered), _) => (registered.cluster, registered.sdc),
+    let process = kept.as_ref().map_or_else(|| ProcessId(uuid::Uuid::new_v4()), |kept| kept.owner.process);
+    let (cluster, sdc) = match &kept {
+        Some(kept) => (kept.owner.cluster, SdcId(kept.owner.sdc)),
+        None => {
+            let registered = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                registered = mdm::register(&client, &config, &mut state, process, &addresses) => registered?,
+            };
+            (registered.cluster, registered.sdc)
+        }
     };
     let identity = Identity { cluster, sdc, process, boot: state.boot() };
     let Identity { sdc, boot, .. } = identity;
@@ -204,18 +204,21 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let reports =
         tokio::spawn(mdm::report(client, identity, config.name.clone(), Arc::clone(&volumes), shutdown.clone()));
     let server = NbdServer::new(Arc::clone(&volumes), ServerLimits { drain_timeout: DRAIN, ..ServerLimits::default() });
+    let server = match certificates {
+        Some(certificates) => server.with_tls(certificates),
+        None => server,
+    };
     let rates = rates::Rates::default();
     let looking = tokio::spawn(rates.clone().follow(Arc::clone(&volumes), shutdown.clone()));
-    let stats = management::serve(
-        management,
-        health_service,
-        Arc::clone(&volumes),
-        server.clone(),
-        identity.sdc,
+    let told = management::Management {
+        volumes: Arc::clone(&volumes),
+        nbd: server.clone(),
+        sdc,
         rates,
         resumed,
-        shutdown.clone(),
-    );
+        started: Instant::now(),
+    };
+    let stats = management::serve(management, health_service, told, shutdown.clone());
     let stats = tokio::spawn(stats);
 
     let mut serving = vec![data.runtime().spawn(server.clone().serve_tcp(nbd, shutdown.clone()))];
@@ -246,6 +249,21 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     }
     info!("SDC stopped");
     Ok(())
+}
+
+/// What was kept, if it can be gone on with and no MDM answers.
+async fn kept_if_nobody_answers(client: &MdmClient, config: &SdcConfig, state: &state::State) -> Option<kept::Kept> {
+    match kept::Kept::load(state, MonotonicTime::now()) {
+        Ok(kept) => {
+            let answered = tokio::time::timeout(RESUME_AFTER, mdm::introduce(client, config, state)).await.is_ok();
+            (!answered).then_some(kept)
+        }
+        Err(kept::Unusable::Nothing) => None,
+        Err(why) => {
+            info!(%why, "what was kept for a start without an MDM is of no use");
+            None
+        }
+    }
 }
 
 /// The runtime of block IO.

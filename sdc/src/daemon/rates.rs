@@ -17,9 +17,12 @@ const KEPT: usize = 10;
 /// Counters of a volume: reads, writes, bytes read, bytes written.
 pub(super) type Counters = [u64; 4];
 
+/// What was seen at one look.
+type Look = (Instant, HashMap<VolumeId, Counters>);
+
 /// What was seen.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rates(Arc<Mutex<VecDeque<(Instant, HashMap<VolumeId, Counters>)>>>);
+pub(super) struct Rates(Arc<Mutex<VecDeque<Look>>>);
 
 impl Rates {
     /// Looks until `shutdown`.

@@ -18,12 +18,13 @@ use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream::FuturesUnordered};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::budget::{Account, Budget};
-use super::handshake::Agreed;
-use super::negotiation::negotiate;
+use super::handshake::{Agreed, Tls};
+use super::negotiation::{Negotiated, negotiate};
 use super::reply::{Failure, Reply};
 use super::request::{self, Answer, Command, Parsed, Request};
 use super::wire::{ErrorCode, Violation};
@@ -48,6 +49,9 @@ pub enum ConnectionError {
     /// The socket failed.
     #[error("the socket failed")]
     Socket(#[from] io::Error),
+    /// No TLS: a client without a certificate that is trusted here, or none that speaks TLS 1.3.
+    #[error("TLS failed")]
+    Tls(#[source] io::Error),
     /// The client broke the protocol.
     #[error("the client broke the protocol: {0}")]
     Protocol(#[from] Violation),
@@ -68,6 +72,8 @@ pub(super) struct Service<E, A> {
     pub(super) handshake_timeout: Duration,
     pub(super) budget: Budget,
     pub(super) shutdown: CancellationToken,
+    /// Every client must speak TLS.
+    pub(super) tls: Option<TlsAcceptor>,
     /// Ends a handshake whose place is needed.
     pub(super) evicted: CancellationToken,
     /// Gives a place in the transmission phase, if there is one.
@@ -81,18 +87,56 @@ where
     E: Exports,
     A: Fn() -> Option<P>,
 {
-    let Service { exports, handshake_timeout, budget, shutdown, evicted, admit } = service;
+    let Service { exports, handshake_timeout, budget, shutdown, tls, evicted, admit } = service;
+    let bounds = Bounds { until: Instant::now() + handshake_timeout, handshake_timeout, shutdown: &shutdown, evicted };
     let mut input = BytesMut::new();
-    let negotiated = tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
-        () = evicted.cancelled() => return Err(ConnectionError::HandshakeEvicted),
-        done = tokio::time::timeout(handshake_timeout, negotiate(&mut stream, &mut input, &*exports, admit)) => {
-            done.map_err(|_elapsed| ConnectionError::HandshakeTimeout(handshake_timeout))??
+    let mode = if tls.is_some() { Tls::Forced } else { Tls::No };
+    let plain = negotiate(&mut stream, &mut input, &*exports, (mode, None), &admit);
+    match (bounds.hold(plain).await?, tls) {
+        (Negotiated::Left, _) => Ok(()),
+        (Negotiated::Opened(export, agreed, _place), _) => {
+            debug!(export = export.info.name, mode = ?agreed.mode, "export opened");
+            Transmission::new(stream, input, export, agreed, budget).run(&shutdown).await
         }
-    };
-    let Some((export, agreed, _place)) = negotiated else { return Ok(()) };
-    debug!(export = export.info.name, mode = ?agreed.mode, "export opened");
-    Transmission::new(stream, input, export, agreed, budget).run(&shutdown).await
+        (Negotiated::StartTls(_), None) => unreachable!("it is offered where there is TLS"),
+        (Negotiated::StartTls(handshake), Some(acceptor)) => {
+            let mut secured = None;
+            let negotiating = async {
+                let accepted = acceptor.accept(stream).await.map_err(ConnectionError::Tls)?;
+                let stream = secured.insert(accepted);
+                negotiate(stream, &mut input, &*exports, (mode, Some(handshake)), &admit).await
+            };
+            let negotiated = bounds.hold(negotiating).await?;
+            let (Negotiated::Opened(export, agreed, _place), Some(stream)) = (negotiated, secured) else {
+                return Ok(());
+            };
+            debug!(export = export.info.name, mode = ?agreed.mode, "export opened over TLS");
+            Transmission::new(stream, input, export, agreed, budget).run(&shutdown).await
+        }
+    }
+}
+
+/// What ends a handshake early.
+struct Bounds<'a> {
+    until: Instant,
+    handshake_timeout: Duration,
+    shutdown: &'a CancellationToken,
+    evicted: CancellationToken,
+}
+
+impl Bounds<'_> {
+    async fn hold<B, P>(
+        &self,
+        negotiating: impl Future<Output = Result<Negotiated<B, P>, ConnectionError>>,
+    ) -> Result<Negotiated<B, P>, ConnectionError> {
+        tokio::select! {
+            () = self.shutdown.cancelled() => Ok(Negotiated::Left),
+            () = self.evicted.cancelled() => Err(ConnectionError::HandshakeEvicted),
+            done = tokio::time::timeout_at(self.until, negotiating) => {
+                done.map_err(|_elapsed| ConnectionError::HandshakeTimeout(self.handshake_timeout))?
+            }
+        }
+    }
 }
 
 /// What a command brought.
@@ -204,7 +248,9 @@ where
                 self.moved += (waiting - self.output.len()) as u64;
                 progress |= self.output.len() < waiting;
                 self.account.shrink(self.held() + self.incoming());
-                let is_quiet = sent.is_ready() && self.running == 0 && self.held_back.is_none();
+                // A TLS stream holds what its socket did not take.
+                let flushed = Pin::new(&mut self.stream).poll_flush(context)?;
+                let is_quiet = sent.is_ready() && flushed.is_ready() && self.running == 0 && self.held_back.is_none();
                 if is_quiet && self.poll_is_over(context) {
                     return Poll::Ready(Ok::<(), ConnectionError>(()));
                 }

@@ -30,8 +30,22 @@ pub enum Event {
     Meta(MetaRequest),
     /// Answer with [`Handshake::opened`].
     Open(OpenRequest),
+    /// Send the output, make the stream a TLS stream, and go on with it.
+    StartTls,
     /// Send the output and close.
     Close,
+}
+
+/// Which of the document's modes of TLS (its section "TLS versions" has no other that is safe from downgrades).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// NOTLS: STARTTLS is refused.
+    #[default]
+    No,
+    /// FORCEDTLS: nothing but STARTTLS and ABORT is done before it.
+    Forced,
+    /// It has begun.
+    Begun,
 }
 
 /// An export a client asked for.
@@ -69,6 +83,7 @@ pub struct Agreed {
 /// One connection's handshake.
 #[derive(Debug)]
 pub struct Handshake {
+    tls: Tls,
     flags_seen: bool,
     no_zeroes: bool,
     mode: Mode,
@@ -81,11 +96,12 @@ pub struct Handshake {
 
 impl Handshake {
     /// Begins: writes the server's greeting.
-    pub fn begin(output: &mut BytesMut) -> Self {
+    pub fn begin(tls: Tls, output: &mut BytesMut) -> Self {
         output.put_u64(INIT_MAGIC);
         output.put_u64(OPTION_MAGIC);
         output.put_u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
         Self {
+            tls,
             flags_seen: false,
             no_zeroes: false,
             mode: Mode::Simple,
@@ -116,14 +132,28 @@ impl Handshake {
         }
         loop {
             let Some((kind, mut data)) = self.next_option(input, output)? else { return Ok(Event::NeedInput) };
-            if let Some(event) = self.option(kind, &mut data, output) {
-                return Ok(event);
+            if kind == option::EXPORT_NAME && self.tls == Tls::Forced {
+                return Err(Violation::TlsRequired);
+            }
+            match self.option(kind, &mut data, output) {
+                Some(Event::StartTls) if !input.is_empty() => return Err(Violation::PlaintextBeforeTls),
+                Some(event) => return Ok(event),
+                None => {}
             }
         }
     }
 
     /// Handles one option; `None` when it is answered already.
     fn option(&mut self, kind: u32, data: &mut BytesMut, output: &mut BytesMut) -> Option<Event> {
+        match kind {
+            option::STARTTLS if data.is_empty() => return self.start_tls(output),
+            option::STARTTLS | option::ABORT => {}
+            other if self.tls == Tls::Forced => {
+                refuse(output, other, rep::ERR_TLS_REQD, "this server speaks TLS only; begin with STARTTLS");
+                return None;
+            }
+            _any => {}
+        }
         match kind {
             option::EXPORT_NAME => match string(data).filter(|_name| self.mode != Mode::Extended) {
                 Some(name) => Some(Event::Open(OpenRequest { name, how: How::ExportName, requests: Vec::new() })),
@@ -168,10 +198,6 @@ impl Handshake {
                 }
                 request.map(Event::Meta)
             }
-            option::STARTTLS if data.is_empty() => {
-                refuse(output, kind, rep::ERR_UNSUP, "TLS is not configured");
-                None
-            }
             option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS | option::STARTTLS => {
                 refuse(output, kind, rep::ERR_INVALID, "this option has no data");
                 None
@@ -181,6 +207,20 @@ impl Handshake {
                 None
             }
         }
+    }
+
+    /// What was agreed on before TLS may be another's: it is forgotten.
+    fn start_tls(&mut self, output: &mut BytesMut) -> Option<Event> {
+        match self.tls {
+            Tls::No => refuse(output, option::STARTTLS, rep::ERR_UNSUP, "TLS is not configured"),
+            Tls::Begun => refuse(output, option::STARTTLS, rep::ERR_INVALID, "TLS has begun already"),
+            Tls::Forced => {
+                reply(output, option::STARTTLS, rep::ACK, &[]);
+                (self.tls, self.mode, self.allocation_of) = (Tls::Begun, Mode::Simple, None);
+                return Some(Event::StartTls);
+            }
+        }
+        None
     }
 
     /// Takes one whole option off the input.

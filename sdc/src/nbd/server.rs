@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
@@ -56,13 +58,22 @@ impl Default for ServerLimits {
 }
 
 /// An NBD server over some exports. Cheap to clone; clones share the limits.
-#[derive(Debug)]
 pub struct NbdServer<E> {
     exports: Arc<E>,
     limits: ServerLimits,
     places: Arc<Semaphore>,
     handshakes: Handshakes,
     budget: Budget,
+    tls: Option<TlsAcceptor>,
+}
+
+impl<E> std::fmt::Debug for NbdServer<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NbdServer")
+            .field("limits", &self.limits)
+            .field("tls", &self.tls.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<E> Clone for NbdServer<E> {
@@ -73,6 +84,7 @@ impl<E> Clone for NbdServer<E> {
             places: Arc::clone(&self.places),
             handshakes: self.handshakes.clone(),
             budget: self.budget.clone(),
+            tls: self.tls.clone(),
         }
     }
 }
@@ -115,7 +127,14 @@ impl<E: Exports> NbdServer<E> {
             places: Arc::new(Semaphore::new(limits.max_connections)),
             handshakes: Handshakes::new(limits.max_handshakes),
             budget: Budget::new(limits.max_bytes, limits.stall_timeout),
+            tls: None,
         }
+    }
+
+    /// Requires TLS of every client that comes by TCP. Who may open the unix socket is decided by its file.
+    #[must_use]
+    pub fn with_tls(self, config: Arc<ServerConfig>) -> Self {
+        Self { tls: Some(config.into()), ..self }
     }
 
     /// Connections being served now, those in their handshake too.
@@ -128,9 +147,9 @@ impl<E: Exports> NbdServer<E> {
         self.serve(listener, shutdown).await;
     }
 
-    /// The same for a unix socket.
+    /// The same for a unix socket, without TLS.
     pub async fn serve_unix(self, listener: UnixListener, shutdown: CancellationToken) {
-        self.serve(listener, shutdown).await;
+        Self { tls: None, ..self }.serve(listener, shutdown).await;
     }
 
     async fn serve(self, listener: impl Accept, shutdown: CancellationToken) {
@@ -176,6 +195,7 @@ impl<E: Exports> NbdServer<E> {
             handshake_timeout: self.limits.handshake_timeout,
             budget: self.budget.clone(),
             shutdown: shutdown.clone(),
+            tls: self.tls.clone(),
             evicted,
             admit,
         };
@@ -190,6 +210,7 @@ impl<E: Exports> NbdServer<E> {
                     Err(error @ (ConnectionError::HandshakeTimeout(_) | ConnectionError::HandshakeEvicted)) => {
                         debug!(%error, "connection closed");
                     }
+                    Err(ConnectionError::Tls(error)) => warn!(%error, "TLS failed; connection closed"),
                     Err(error @ (ConnectionError::Protocol(_) | ConnectionError::TooSlow(_))) => {
                         warn!(%error, "connection closed");
                     }

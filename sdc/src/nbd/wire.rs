@@ -50,6 +50,7 @@ pub mod rep {
     pub const ERR_UNSUP: u32 = 0x8000_0001;
     pub const ERR_POLICY: u32 = 0x8000_0002;
     pub const ERR_INVALID: u32 = 0x8000_0003;
+    pub const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub const ERR_UNKNOWN: u32 = 0x8000_0006;
     pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
     pub const ERR_TOO_BIG: u32 = 0x8000_0009;
@@ -239,6 +240,12 @@ pub enum Violation {
     /// EXPORT_NAME for what cannot be opened, or after extended headers: the option has no error reply.
     #[error("EXPORT_NAME for an export that cannot be opened, or with extended headers")]
     ExportName,
+    /// Bytes behind STARTTLS that came before TLS began: whoever put them there is not the one that the handshake proves.
+    #[error("bytes came behind STARTTLS, before TLS")]
+    PlaintextBeforeTls,
+    /// EXPORT_NAME before STARTTLS where that is required: the option has no error reply.
+    #[error("EXPORT_NAME without the TLS that is required")]
+    TlsRequired,
     /// A request without its magic: the stream is out of step.
     #[error("a request starts with {0:#010x}, not with its magic")]
     RequestMagic(u32),

@@ -191,6 +191,7 @@ pub(crate) fn config(mdm: &Endpoint, dir: &std::path::Path) -> SdcConfig {
         data_dir: dir.join("data"),
         nbd: anywhere.clone(),
         nbd_socket: Some(dir.join("nbd.sock")),
+        nbd_tls: None,
         control: anywhere.clone(),
         management: anywhere,
         io_deadline_s: 20,

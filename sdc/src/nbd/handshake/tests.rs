@@ -34,8 +34,12 @@ struct Conversation {
 impl Conversation {
     /// After the greeting and the client's flags.
     fn with_flags(flags: u16) -> Self {
+        Self::with_tls(Tls::No, flags)
+    }
+
+    fn with_tls(tls: Tls, flags: u16) -> Self {
         let mut output = BytesMut::new();
-        let handshake = Handshake::begin(&mut output);
+        let handshake = Handshake::begin(tls, &mut output);
         output.clear();
         let input = BytesMut::from(&u32::from(flags).to_be_bytes()[..]);
         Self { handshake, input, output }
@@ -100,7 +104,7 @@ fn kinds(replies: &[(u32, Vec<u8>)]) -> Vec<u32> {
 #[test]
 fn the_greeting_offers_fixed_newstyle_and_no_zeroes() {
     let mut output = BytesMut::new();
-    Handshake::begin(&mut output);
+    Handshake::begin(Tls::No, &mut output);
     assert_eq!(&output[..], b"NBDMAGICIHAVEOPT\0\x03");
 }
 
@@ -431,4 +435,43 @@ proptest! {
         let mut talk = Conversation::with_flags(flags & 7);
         let _ = talk.send(&[option_bytes(kind, &data), tail].concat());
     }
+}
+
+fn forced() -> Conversation {
+    Conversation::with_tls(Tls::Forced, FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)
+}
+
+#[test]
+fn in_forcedtls_mode_every_option_but_starttls_and_abort_is_answered_with_tls_reqd() {
+    let mut conversation = forced();
+    let (_, sent) = conversation.send(&[]).unwrap();
+    assert!(sent.is_empty());
+    for kind in [option::LIST, option::INFO, option::GO, option::STRUCTURED_REPLY, option::SET_META_CONTEXT, 99] {
+        let (event, sent) = conversation.send(&option_bytes(kind, &[])).unwrap();
+        assert_eq!((event, &sent[12..16]), (Event::NeedInput, &rep::ERR_TLS_REQD.to_be_bytes()[..]), "option {kind}");
+    }
+    let (_, sent) = conversation.send(&option_bytes(option::STARTTLS, b"x")).unwrap();
+    assert_eq!(sent[12..16], rep::ERR_INVALID.to_be_bytes(), "STARTTLS has no data");
+    assert_eq!(conversation.send(&option_bytes(option::ABORT, &[])).unwrap().0, Event::Close);
+    let named = forced().send(&option_bytes(option::EXPORT_NAME, DEMO.as_bytes()));
+    assert_eq!(named, Err(Violation::TlsRequired), "the session is ended");
+}
+
+#[test]
+fn after_starttls_what_was_agreed_before_is_forgotten_and_a_second_one_is_invalid() {
+    let mut conversation = forced();
+    let (event, sent) = conversation.send(&option_bytes(option::STARTTLS, &[])).unwrap();
+    assert_eq!((event, &sent[12..16]), (Event::StartTls, &rep::ACK.to_be_bytes()[..]));
+    let meta = option_bytes(option::SET_META_CONTEXT, &[0, 0, 0, 4, b'd', b'e', b'm', b'o', 0, 0, 0, 0]);
+    assert_eq!(conversation.send(&meta).unwrap().1[12..16], rep::ERR_INVALID.to_be_bytes(), "no structured replies");
+    let (_, sent) = conversation.send(&option_bytes(option::STARTTLS, &[])).unwrap();
+    assert_eq!(sent[12..16], rep::ERR_INVALID.to_be_bytes());
+    let (event, _) = conversation.send(&option_bytes(option::GO, &go_data(DEMO, &[]))).unwrap();
+    assert!(matches!(event, Event::Open(_)));
+}
+
+#[test]
+fn what_was_put_behind_starttls_in_plaintext_is_not_taken_for_the_clients() {
+    let bytes = [option_bytes(option::STARTTLS, &[]), option_bytes(option::LIST, &[])].concat();
+    assert_eq!(forced().send(&bytes), Err(Violation::PlaintextBeforeTls));
 }
