@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kit::{
     Cluster,
     io::{BLOCK, MIB, PATIENCE, block, disk, expect_block, expect_kept, keep, under_io, until},
+    stderr,
 };
 use serde_json::Value;
 
@@ -67,6 +68,64 @@ fn lost_disks_and_servers_are_replaced_by_those_that_are_left() {
     // Both servers come back to groups that do without them, and the cluster is whole.
     let _others = [cluster.by_hand("sds1"), cluster.by_hand("sds2")];
     until(&cluster, "sds list", |rows| rows.as_array().is_some_and(|rows| rows.iter().all(|row| row["alive"] == true)));
+    expect_kept(&mut reader, KEPT);
+}
+
+/// Adds an entry to the configuration of a running server, and tells it.
+fn add_device(cluster: &Cluster, process: &str, path: &std::path::Path) {
+    let file = cluster.dir().join(process).join("config.toml");
+    let mut config = std::fs::read_to_string(&file).expect("up wrote it");
+    config.push_str(&format!("\n[[device]]\npath = \"{}\"\nsize_bytes = {}\n", path.display(), 1 << 30));
+    std::fs::write(&file, config).expect("it is ours");
+    cluster.signal(process, rustix::process::Signal::HUP);
+}
+
+#[test]
+fn a_running_server_takes_another_device_in_and_refuses_a_bad_one() {
+    let cluster = Cluster::start_of("--mdm 1 --sds 2 --sdc 1");
+    cluster.expect(0, "settings set lead.return_ms=1000");
+    let mut reader = disk(&cluster);
+    keep(&mut reader, KEPT);
+    let (pid, life) = (cluster.pid("sds0"), cluster.registrations("sds1"));
+    under_io(&cluster, || {
+        let (good, bad) = (cluster.dir().join("sds0/another"), cluster.dir().join("sds0/bad"));
+        std::fs::write(&bad, vec![7; 64 << 20]).expect("a file");
+        add_device(&cluster, "sds0", &bad);
+        let deadline = Instant::now() + PATIENCE;
+        let said = format!("sds sds1: {} is refused", bad.display());
+        loop {
+            let told = stderr(&cluster.run("device stats --sds sds1", &[]));
+            if told.contains(&said) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it is not said that the device is refused: {told}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        add_device(&cluster, "sds0", &good);
+        until(&cluster, "device list --sds sds1", |rows| {
+            rows.as_array().is_some_and(|rows| rows.len() == 2 && rows.iter().all(|row| row["in_service"] == true))
+        });
+        // It gets its share, beside the other one of its server: half of 64.
+        let id = devices(&cluster, "sds1", true)[1];
+        until(&cluster, "pg list", |rows| {
+            let on = format!("sds1/{id}");
+            let has =
+                |row: &Value| row["in_sync"].as_array().is_some_and(|copies| copies.iter().any(|copy| copy == &on));
+            rows.as_array().is_some_and(|rows| rows.iter().filter(|row| has(row)).count() >= 24)
+        });
+        until(&cluster, "rebuild list --unfinished", |rows| rows.as_array().is_some_and(Vec::is_empty));
+    });
+    assert_eq!((cluster.pid("sds0"), cluster.registrations("sds1")), (pid, life), "it is the same process");
+    expect_kept(&mut reader, KEPT);
+    // It is there after a restart, too, and what was bad is bad still.
+    cluster.kill("sds0");
+    let _again = cluster.by_hand("sds0");
+    // First that it has registered anew: until then the MDM may not know of its end.
+    until(&cluster, "health", |_| cluster.registrations("sds1") > life);
+    until(&cluster, "device list --sds sds1", |rows| {
+        rows.as_array().is_some_and(|rows| rows.len() == 2 && rows.iter().all(|row| row["in_service"] == true))
+    });
+    until(&cluster, "pg list", |rows| whole_without(rows, &[]));
     expect_kept(&mut reader, KEPT);
 }
 

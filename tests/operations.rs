@@ -235,3 +235,40 @@ fn a_server_is_down_for_maintenance_and_io_goes_on() {
     cluster.expect(0, "status --check");
     cluster.expect(4, "sds maintenance exit sds1");
 }
+
+/// Whether a port speaks HTTP/2: the first frame of a server is its settings.
+fn greets(address: std::net::SocketAddr) -> std::io::Result<bool> {
+    use std::io::Read as _;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(kit::io::PATIENCE))?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame)?;
+    Ok(frame[3] == 4)
+}
+
+#[test]
+fn a_flood_of_the_management_port_disturbs_neither_the_control_port_nor_io() {
+    const FLOOD: usize = 700;
+    let cluster = Cluster::start();
+    let (control, management) = (cluster.at(9_100), cluster.at(9_200));
+    kit::io::under_io(&cluster, || {
+        let mut held = Vec::new();
+        for _ in 0..FLOOD {
+            held.push(TcpStream::connect(management).expect("it listens"));
+        }
+        // Those beyond its places are closed at once, and the others when they have not greeted.
+        for _ in 0..20 {
+            assert!(greets(control).expect("the control port answers"));
+        }
+        let rows = cluster.json("sds list -o json");
+        assert!(rows.as_array().is_some_and(|rows| rows.iter().all(|row| row["alive"] == true)), "{rows}");
+    });
+    // And the port itself is well when it is over.
+    let deadline = Instant::now() + kit::io::PATIENCE;
+    while !greets(management).unwrap_or(false) {
+        assert!(Instant::now() < deadline, "the management port never came back");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    cluster.expect(0, "status --check");
+}

@@ -39,7 +39,12 @@ async fn of_server(row: &SdsRow) -> Vec<Record> {
         return Vec::new();
     };
     match probe::server(endpoint, LIMIT).await {
-        Answer::Serves(stats) => stats.devices.iter().map(|device| record(&sds.name, device)).collect(),
+        Answer::Serves(stats) => {
+            for device in &stats.refused {
+                eprintln!("sds {}: {} is refused, and left as it is: {}", sds.name, device.path, device.why);
+            }
+            stats.devices.iter().map(|device| record(&sds.name, device)).collect()
+        }
         Answer::Nobody => {
             eprintln!("sds {}: nobody listens at its management port {management}", sds.name);
             Vec::new()

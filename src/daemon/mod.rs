@@ -93,11 +93,26 @@ pub(crate) fn init_mdm(who: &str, file: MdmConfigFile) -> Result<(), Failure> {
 }
 
 pub(crate) fn sds(args: SdsArgs, target: Target) -> Result<(), Failure> {
-    let settings = Settings::load("sds", &args, target.mdm)?;
+    let settings = Settings::load("sds", &args, target.mdm.clone())?;
     let _pid_file = start(&args, &settings)?;
+    let config = sds_config(&settings)?;
+    serve("sds", async |shutdown| {
+        let (ask, asked) = tokio::sync::mpsc::channel(1);
+        // Without the signal it serves all the same.
+        if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
+            tokio::spawn(async move { while hangups.recv().await.is_some() && ask.send(()).await.is_ok() {} });
+        }
+        let read = move || {
+            let settings = Settings::load("sds", &args, target.mdm.clone()).and_then(|settings| sds_config(&settings));
+            settings.map_err(|failure| failure.to_string())
+        };
+        pflex_sds::daemon::run(config, pflex_sds::daemon::Reload::new(asked, read), shutdown).await
+    })
+}
+
+fn sds_config(settings: &Settings) -> Result<pflex_sds::daemon::SdsConfig, Failure> {
     let file: pflex_sds::daemon::ConfigFile = settings.parse()?;
-    let config = file.validate().map_err(|error| settings.refuse(error))?;
-    serve(settings.kind, async |shutdown| pflex_sds::daemon::run(config, shutdown).await)
+    file.validate().map_err(|error| settings.refuse(error))
 }
 
 pub(crate) fn sdc(args: SdcArgs, target: Target) -> Result<(), Failure> {

@@ -134,8 +134,12 @@ impl Cluster {
     }
 
     pub(crate) fn kill(&self, process: &str) {
+        self.signal(process, rustix::process::Signal::KILL);
+    }
+
+    pub(crate) fn signal(&self, process: &str, signal: rustix::process::Signal) {
         let pid = self.pid(process).and_then(rustix::process::Pid::from_raw).expect("it runs");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+        rustix::process::kill_process(pid, signal).expect("it is ours");
     }
 }
 

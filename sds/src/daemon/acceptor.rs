@@ -59,7 +59,7 @@ async fn greet(server: &Server, stream: TcpStream, _permit: OwnedSemaphorePermit
     let hello: Hello = frame.message()?;
     let request_id = frame.header.request_id;
     let (mut stream, leftover) = reader.into_parts();
-    let Some(device) = server.devices.iter().find(|device| device.own.device == hello.device) else {
+    let Some(device) = server.devices().iter().find(|device| device.own.device == hello.device).cloned() else {
         let why = format!("{} has no device {}", server.name, hello.device);
         let mut queue = FrameQueue::default();
         let refusal = Refusal { code: RefusalCode::WrongTarget, config: None, why };

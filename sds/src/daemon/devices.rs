@@ -39,6 +39,8 @@ pub(crate) struct RefusedDevice {
 pub(super) struct Devices {
     pub(super) open: Vec<OpenDevice>,
     pub(super) refused: Vec<RefusedDevice>,
+    /// What they share.
+    pub(super) meta: Arc<dyn MetaStore>,
 }
 
 /// Opens the configured devices, all at the same time; formats those that do not exist.
@@ -63,7 +65,7 @@ pub(super) async fn open_all(config: &SdsConfig, cluster: ClusterId, sds: SdsId)
             })
         })
         .collect();
-    let mut devices = Devices { open: Vec::new(), refused: Vec::new() };
+    let mut devices = Devices { open: Vec::new(), refused: Vec::new(), meta: Arc::clone(&meta) };
     let mut first = None;
     for opening in opening {
         match opening.await.expect("opening does not panic") {
@@ -83,7 +85,7 @@ pub(super) async fn open_all(config: &SdsConfig, cluster: ClusterId, sds: SdsId)
 }
 
 /// An error with all that caused it, in one line.
-fn describe(error: &SdsError) -> String {
+pub(super) fn describe(error: &SdsError) -> String {
     let mut said = error.to_string();
     let mut cause = std::error::Error::source(error).and_then(std::error::Error::source);
     while let Some(error) = cause {
@@ -93,7 +95,7 @@ fn describe(error: &SdsError) -> String {
     said
 }
 
-fn open_one(
+pub(super) fn open_one(
     device: &DeviceFile,
     cluster: ClusterId,
     sds: SdsId,

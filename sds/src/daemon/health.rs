@@ -1,17 +1,14 @@
-//! Health: what this process reports every 10 s, and what its control and management ports answer.
+//! Health: what this process reports every 10 s, and what its management port answers.
 
 use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use pflex_common::{clock::MonotonicTime, histogram::Snapshot, host, mdm::Patience, net};
+use pflex_common::{clock::MonotonicTime, histogram::Snapshot, host, mdm::Patience};
 use pflex_proto::pb::{
-    self, ComponentKind, DeviceStats, HealthReport, Latency, LatencyBucket, Metric, RefusedDevice, SdsStats,
-    SdsStatsRequest,
-    liveness_client::LivenessClient,
-    sds_management_server::{SdsManagement, SdsManagementServer},
+    ComponentKind, DeviceStats, HealthReport, Latency, LatencyBucket, Metric, RefusedDevice, SdsStats, SdsStatsRequest,
+    liveness_client::LivenessClient, sds_management_server::SdsManagement,
 };
-use tokio::net::TcpListener;
-use tonic::{Request, Response, Status, transport::Server as Grpc};
-use tracing::{debug, error};
+use tonic::{Request, Response, Status};
+use tracing::debug;
 
 use super::Server;
 use crate::{admission::HEARD_WITHIN, worker::DeviceHandle};
@@ -22,8 +19,6 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const RATES_INTERVAL: Duration = Duration::from_secs(1);
 /// For one report.
 const PATIENCE: Patience = Patience::within(Duration::from_secs(5));
-/// Requests at once on a management connection: statistics never take the data plane's processor time.
-const MANAGEMENT_CONCURRENCY: usize = 16;
 
 /// Until the process ends.
 pub(super) async fn report(server: Arc<Server>) {
@@ -49,17 +44,17 @@ pub(super) async fn report(server: Arc<Server>) {
 /// Until the process ends.
 pub(super) async fn sample_rates(server: Arc<Server>) {
     loop {
-        server.devices.iter().for_each(|device| device.counters.look_at_rates());
+        server.devices().iter().for_each(|device| device.counters.look_at_rates());
         tokio::time::sleep(RATES_INTERVAL).await;
     }
 }
 
 fn metrics(server: &Server) -> Vec<Metric> {
     let sum =
-        |of: fn(&DeviceStats) -> u64| server.devices.iter().map(stats).map(|stats| of(&stats)).sum::<u64>() as f64;
+        |of: fn(&DeviceStats) -> u64| server.devices().iter().map(stats).map(|stats| of(&stats)).sum::<u64>() as f64;
     let metric = |name: &str, value| Metric { name: name.into(), value };
     let own = vec![
-        metric("pflex.sds.devices.refused", server.refused.len() as f64),
+        metric("pflex.sds.devices.refused", server.refused().len() as f64),
         metric("pflex.sds.capacity", sum(|stats| stats.capacity_bytes)),
         metric("pflex.sds.used", sum(|stats| stats.used_bytes)),
         metric("pflex.sds.reads", sum(|stats| stats.reads)),
@@ -136,7 +131,8 @@ fn unheard(age: Option<Duration>) -> Option<String> {
     }
 }
 
-struct Management(Arc<Server>);
+/// What the management port answers.
+pub(super) struct Management(pub(super) Arc<Server>);
 
 #[tonic::async_trait]
 impl SdsManagement for Management {
@@ -144,44 +140,16 @@ impl SdsManagement for Management {
         let uptime_ms = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let now = MonotonicTime::now();
         let unheard = unheard(self.0.log_time.age(now));
-        let mut devices: Vec<_> = self.0.devices.iter().map(stats).collect();
+        let mut devices: Vec<_> = self.0.devices().iter().map(stats).collect();
         for device in devices.iter_mut().filter(|device| device.why.is_empty()) {
             device.why = unheard.clone().unwrap_or_default();
         }
         let log_time_ms = self.0.log_time.now_ms(now);
-        let refused = self
-            .0
-            .refused
-            .iter()
-            .map(|device| RefusedDevice { path: device.path.display().to_string(), why: device.why.clone() });
-        let refused = refused.collect();
+        let row = |device: super::devices::RefusedDevice| RefusedDevice {
+            path: device.path.display().to_string(),
+            why: device.why,
+        };
+        let refused = self.0.refused().into_iter().map(row).collect();
         Ok(Response::new(SdsStats { sds_id: self.0.id.0, devices, uptime_ms, log_time_ms, refused }))
-    }
-}
-
-/// Serves both planes until the process ends.
-pub(super) async fn serve(server: Arc<Server>, control: TcpListener, management: TcpListener) {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let reflection = || {
-        let service =
-            tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(pb::DESCRIPTORS);
-        service.build_v1().expect("our own descriptors are sound")
-    };
-    let control = Grpc::builder()
-        .add_service(health.clone())
-        .add_service(reflection())
-        .serve_with_incoming(net::incoming(control));
-    let management = Grpc::builder()
-        .concurrency_limit_per_connection(MANAGEMENT_CONCURRENCY)
-        .add_service(health)
-        .add_service(reflection())
-        .add_service(SdsManagementServer::new(Management(server)))
-        .serve_with_incoming(net::incoming(management));
-    let (control, management) = tokio::join!(control, management);
-    for (plane, ended) in [("control", control), ("management", management)] {
-        if let Err(error) = ended {
-            error!(plane, %error, "a plane has stopped serving");
-        }
     }
 }

@@ -119,7 +119,7 @@ async fn follow(
         }
         *pause = PAUSE;
         server.log_time.observe(term, LogTime(log_time_ms), at);
-        for device in &server.devices {
+        for device in server.devices().iter() {
             // The next one is as good.
             device.offer(Command::Stamp { term, log_time: LogTime(log_time_ms), at });
             let order = scrubs.iter().find(|order| order.device_id == device.own.device.0);
@@ -142,7 +142,7 @@ async fn beat(server: Arc<Server>, beats: mpsc::Sender<Beat>) {
             sds_id: server.id.0,
             process_id: server.process.as_bytes().to_vec(),
             applied_revision: confirmed.0,
-            devices: server.devices.iter().map(device_beat).collect(),
+            devices: server.devices().iter().map(device_beat).collect(),
             unreachable_sds_ids: Vec::new(),
             log_time_ms: server.log_time.now_ms(MonotonicTime::now()),
             newest_key_id: server.newest_key(),
@@ -216,7 +216,7 @@ pub(super) async fn fetch_keys(server: &Arc<Server>) -> bool {
     };
     let secrets: Vec<Secret> = keys.into_iter().filter_map(secret).collect();
     // A thread without room hangs, or gets them with the next token whose key it does not know.
-    for device in &server.devices {
+    for device in server.devices().iter() {
         device.offer(Command::Secrets(secrets.clone()));
     }
     !secrets.is_empty()
@@ -225,19 +225,19 @@ pub(super) async fn fetch_keys(server: &Arc<Server>) -> bool {
 impl Server {
     /// What every data thread has confirmed.
     fn confirmed(&self) -> pflex_proto::ids::Revision {
-        self.devices.iter().map(|device| device.counters.confirmed()).min().unwrap_or_default()
+        self.devices().iter().map(|device| device.counters.confirmed()).min().unwrap_or_default()
     }
 
     /// How many devices are out of service.
     fn sick(&self) -> usize {
         let now = MonotonicTime::now();
-        self.devices.iter().filter(|device| device.counters.sick(now).is_some()).count()
+        self.devices().iter().filter(|device| device.counters.sick(now).is_some()).count()
     }
 
     /// The newest generation of the secret that every data thread verifies with. Without a thread there is none that
     /// lacks one.
     fn newest_key(&self) -> u32 {
-        self.devices.iter().map(|device| device.counters.newest_key.load(Ordering::Acquire)).min().unwrap_or(u32::MAX)
+        self.devices().iter().map(|device| device.counters.newest_key.load(Ordering::Acquire)).min().unwrap_or(u32::MAX)
     }
 }
 
@@ -328,8 +328,7 @@ mod tests {
             id: pflex_proto::ids::SdsId(1),
             process: Default::default(),
             client: MdmClient::new("test", vec![endpoint]),
-            devices: Vec::new(),
-            refused: Vec::new(),
+            roster: super::super::roster::Roster::new(Vec::new(), Vec::new()),
             started: std::time::Instant::now(),
             takeover: Takeover::default(),
             log_time: Counted::default(),

@@ -11,10 +11,13 @@ mod devices;
 mod health;
 mod identity;
 mod liveness;
+mod planes;
 mod recovery;
 mod registration;
+mod reload;
 mod reopen;
 mod reports;
+mod roster;
 mod watchdog;
 
 use std::{
@@ -43,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use config::{ConfigError, ConfigFile, DeviceFile, SdsConfig};
+pub use reload::Reload;
 
 use crate::{
     store::{MetaError, OpenError},
@@ -127,8 +131,8 @@ pub enum SdsError {
         /// Its name.
         name: String,
     },
-    /// No thread for a device.
-    #[error("cannot start the data thread of a device")]
+    /// No thread for a device, or for a port.
+    #[error("cannot start the data thread of a device or that of a port")]
     Threads(#[source] io::Error),
 }
 
@@ -139,9 +143,7 @@ pub(crate) struct Server {
     pub(crate) id: SdsId,
     pub(crate) process: ProcessId,
     pub(crate) client: MdmClient,
-    pub(crate) devices: Vec<DeviceHandle>,
-    /// Configured, and out of service since the start.
-    pub(crate) refused: Vec<devices::RefusedDevice>,
+    pub(crate) roster: roster::Roster,
     pub(crate) started: Instant,
     /// Whether a newer process of this SDS has registered.
     pub(crate) takeover: Takeover,
@@ -151,6 +153,18 @@ pub(crate) struct Server {
     pub(crate) generation: ClusterGeneration,
     /// Cancelled when the cluster is of a newer one.
     pub(crate) restored: CancellationToken,
+}
+
+impl Server {
+    /// The devices that serve now.
+    pub(crate) fn devices(&self) -> Arc<[DeviceHandle]> {
+        self.roster.open()
+    }
+
+    /// Those that are configured and out of service.
+    pub(crate) fn refused(&self) -> Vec<devices::RefusedDevice> {
+        self.roster.refused()
+    }
 }
 
 /// Why serving ended well.
@@ -163,17 +177,19 @@ enum Ended {
     Stuck(String),
 }
 
-/// Runs an SDS until `shutdown`.
+/// Runs an SDS until `shutdown`. Whenever `reload` is asked for, devices that are new in the configuration are taken in.
 ///
 /// # Errors
 /// See [`SdsError`]; the process should end with its message.
 ///
 /// Boxed, so that the whole process is compiled with its own crate and not again with whoever runs it.
-pub fn run(config: SdsConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(), SdsError>> {
+pub fn run(mut config: SdsConfig, mut reload: Reload, shutdown: Shutdown) -> BoxFuture<'static, Result<(), SdsError>> {
     Box::pin(async move {
         let mut pause = reopen::Pause::default();
+        let mut entries = config.devices.clone();
         loop {
-            match serve(config.clone(), shutdown.clone(), &mut pause).await? {
+            config.devices.clone_from(&entries);
+            match serve(config.clone(), (&mut reload, &mut entries), shutdown.clone(), &mut pause).await? {
                 Ended::Stopped => return Ok(()),
                 Ended::Stuck(why) => error!(sds = %config.name, why, "opening all devices anew"),
                 // As after a restart of the process: everything is closed, and nothing that it held counts any more.
@@ -186,7 +202,12 @@ pub fn run(config: SdsConfig, shutdown: Shutdown) -> BoxFuture<'static, Result<(
     })
 }
 
-async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause) -> Result<Ended, SdsError> {
+async fn serve(
+    config: SdsConfig,
+    (reload, entries): (&mut Reload, &mut Vec<DeviceFile>),
+    shutdown: Shutdown,
+    pause: &mut reopen::Pause,
+) -> Result<Ended, SdsError> {
     let process = ProcessId(uuid::Uuid::new_v4());
     let data = net::listen("SDS data", &config.data).await?;
     let control = net::listen("SDS control", &config.control).await?;
@@ -210,11 +231,11 @@ async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause)
         let known = registration.devices(&mut identity, &devices.open).await?;
         Ok::<_, SdsError>((cluster, id, devices, known))
     };
-    let (cluster, id, devices::Devices { open, refused }, known) = tokio::select! {
+    let (cluster, id, devices::Devices { open, refused, meta }, known) = tokio::select! {
         () = shutdown.cancelled() => return Ok(Ended::Stopped),
         opened = opening => opened?,
     };
-    let registration::Devices { ids, registered, generation } = known;
+    let registration::Devices { ids, registered, generation, rows } = known;
     let (reports, report_queue) = mpsc::channel(MAX_REPORTS);
     let mut handles = Vec::new();
     for (device, devices::OpenDevice { file, mut store, opened }) in ids.into_iter().zip(open) {
@@ -233,15 +254,13 @@ async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause)
         };
         handles.push(worker::spawn(worker).map_err(SdsError::Threads)?);
     }
-    drop(reports);
     let name = config.name.clone();
     let server = Arc::new(Server {
         name,
         id,
         process,
-        client,
-        devices: handles,
-        refused,
+        client: client.clone(),
+        roster: roster::Roster::new(handles, refused),
         started: Instant::now(),
         takeover: Takeover::default(),
         log_time: liveness::Counted::default(),
@@ -252,17 +271,28 @@ async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause)
     let watching = shutdown.child_token();
     let watcher = map::watch(server.client.clone(), ComponentKind::Sds, id.0, watching.clone());
     let mut tasks = JoinSet::new();
-    for device in &server.devices {
+    for device in server.devices().iter() {
         tasks.spawn(feed_maps(Arc::clone(&server), device.clone(), watcher.clone()));
     }
-    drop(watcher);
+    let newcomers = reload::Newcomers {
+        server: &server,
+        config: &config,
+        cluster,
+        meta,
+        registration,
+        identity: &mut identity,
+        rows,
+        reports,
+        watcher,
+        entries,
+    };
     tasks.spawn(watchdog::run(Arc::clone(&server)));
     tasks.spawn(health::sample_rates(Arc::clone(&server)));
     tasks.spawn(acceptor::run(Arc::clone(&server), data));
     tasks.spawn(liveness::run(Arc::clone(&server)));
     tasks.spawn(health::report(Arc::clone(&server)));
     tasks.spawn(reports::run(Arc::clone(&server), report_queue));
-    tasks.spawn(health::serve(Arc::clone(&server), control, management));
+    let planes = planes::serve(Arc::clone(&server), control, management).await.map_err(SdsError::Threads)?;
     let mut stuck = None;
     let superseded = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -272,15 +302,17 @@ async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause)
         }
         () = server.takeover.declared() => server.takeover.why().map(ToOwned::to_owned),
         () = server.restored.cancelled() => None,
+        () = newcomers.run(reload) => None,
     };
     watching.cancel();
     // Listeners close by process exit only (S8), so the data threads finish first.
     let reopens = (stuck.is_some() || server.restored.is_cancelled()) && !shutdown.is_cancelled();
     let stopping = async {
-        for device in &server.devices {
+        let devices = server.devices();
+        for device in devices.iter() {
             device.stop().await;
         }
-        for device in server.devices.iter().filter(|_| reopens) {
+        for device in devices.iter().filter(|_| reopens) {
             device.join().await;
         }
     };
@@ -293,6 +325,9 @@ async fn serve(config: SdsConfig, shutdown: Shutdown, pause: &mut reopen::Pause)
         true => tokio::time::timeout(BOUNDED_STOP, stopping).await.is_ok(),
     };
     tasks.shutdown().await;
+    for plane in planes {
+        plane.end().await;
+    }
     if let Some(why) = superseded {
         return Err(SdsError::Superseded { name: server.name.clone(), why });
     }

@@ -27,6 +27,20 @@ pub(super) struct Devices {
     pub(super) registered: Revision,
     /// The generation of the cluster that is followed from now on.
     pub(super) generation: ClusterGeneration,
+    /// As they were registered, with their ids.
+    pub(super) rows: Vec<RegisteredDevice>,
+}
+
+fn row(OpenDevice { file, store, opened }: &OpenDevice) -> RegisteredDevice {
+    RegisteredDevice {
+        uuid: opened.superblock.uuid.as_bytes().to_vec(),
+        incarnation: opened.superblock.incarnation.0,
+        capacity_bytes: u64::from(store.stats().units_total) * u64::from(CHUNK_SIZE),
+        device_id: opened.superblock.device.0,
+        path: file.path.display().to_string(),
+        empty: opened.emptied,
+        pool: file.pool.clone(),
+    }
 }
 
 /// Who registers.
@@ -77,16 +91,8 @@ impl Registration<'_> {
             }
             tracing::info!(%generation, "told the restored cluster what was known before");
         }
-        let devices = open.iter().map(|OpenDevice { file, store, opened }| RegisteredDevice {
-            uuid: opened.superblock.uuid.as_bytes().to_vec(),
-            incarnation: opened.superblock.incarnation.0,
-            capacity_bytes: u64::from(store.stats().units_total) * u64::from(CHUNK_SIZE),
-            device_id: opened.superblock.device.0,
-            path: file.path.display().to_string(),
-            empty: opened.emptied,
-            pool: file.pool.clone(),
-        });
-        let Registered { cluster, reply } = self.register(identity, Some(devices.collect())).await?;
+        let mut rows: Vec<_> = open.iter().map(row).collect();
+        let Registered { cluster, reply } = self.register(identity, Some(rows.clone())).await?;
         if reply.device_ids.len() != open.len() {
             let why = format!("it named {} of {} devices", reply.device_ids.len(), open.len());
             return Ok(Err(SdsError::Refused { name: self.config.name.clone(), why }));
@@ -95,8 +101,32 @@ impl Registration<'_> {
         if let Err(error) = identity.follow(cluster, generation) {
             return Ok(Err(error));
         }
+        for (row, id) in rows.iter_mut().zip(&reply.device_ids) {
+            row.device_id = *id;
+        }
         let ids = reply.device_ids.into_iter().map(DeviceId).collect();
-        Ok(Ok(Devices { ids, registered: Revision(reply.revision), generation }))
+        Ok(Ok(Devices { ids, registered: Revision(reply.revision), generation, rows }))
+    }
+
+    /// Registers one more beside those that are registered already, in the same life.
+    pub(super) async fn another(
+        &self,
+        identity: &Identity,
+        rows: &mut Vec<RegisteredDevice>,
+        open: &OpenDevice,
+    ) -> Result<(DeviceId, Revision), SdsError> {
+        let all: Vec<_> = rows.iter().cloned().chain([row(open)]).collect();
+        let registered = self.register(identity, Some(all.clone())).await;
+        let Registered { reply, .. } = registered.map_err(|error| self.explain(error))?;
+        let Some(id) = reply.device_ids.last().copied().filter(|_| reply.device_ids.len() == all.len()) else {
+            let why = format!("it named {} of {} devices", reply.device_ids.len(), all.len());
+            return Err(SdsError::Refused { name: self.config.name.clone(), why });
+        };
+        *rows = all;
+        if let Some(row) = rows.last_mut() {
+            row.device_id = id;
+        }
+        Ok((DeviceId(id), Revision(reply.revision)))
     }
 
     /// Without devices it only introduces itself. Only what no waiting can cure is an error.

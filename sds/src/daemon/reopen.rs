@@ -41,11 +41,11 @@ pub(super) async fn needed(server: &Server, pause: &mut Pause) -> String {
     loop {
         tokio::time::sleep(LOOK).await;
         let served = MonotonicTime::now().since(began);
-        let stuck = server.devices.iter().find_map(|device| Some((device.own.device, device.counters.stuck()?)));
+        let stuck = server.devices().iter().find_map(|device| Some((device.own.device, device.counters.stuck()?)));
         if let Some((device, groups)) = stuck.filter(|_| served >= pause.0) {
             pause.tried(served);
             let why = server
-                .devices
+                .devices()
                 .iter()
                 .find_map(|of| of.counters.sick(MonotonicTime::now()))
                 .unwrap_or_else(|| "see above".into());

@@ -121,9 +121,8 @@ fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgPr
         return;
     }
     let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
-    if let Some(handle) = server.devices.iter().find(|handle| handle.own.device == device) {
+    if let Some(handle) = server.devices().iter().find(|handle| handle.own.device == device).cloned() {
         // Not waited for here: one that hangs must not hold up the proposals of others. It proposes nothing meanwhile.
-        let handle = handle.clone();
         tokio::spawn(async move { handle.send(Command::ProposalRejected { pg, expected_epoch }).await });
     }
 }

@@ -46,10 +46,13 @@ impl Watchdog {
 
 /// Until the process ends.
 pub(super) async fn run(server: Arc<Server>) {
-    let mut dogs: Vec<_> = server.devices.iter().map(|_| Watchdog::new(MonotonicTime::now())).collect();
+    let mut dogs = Vec::new();
     loop {
         tokio::time::sleep(INTERVAL).await;
-        for (dog, device) in dogs.iter_mut().zip(&server.devices) {
+        let devices = server.devices();
+        // Devices only become more.
+        dogs.resize_with(devices.len(), || Watchdog::new(MonotonicTime::now()));
+        for (dog, device) in dogs.iter_mut().zip(devices.iter()) {
             let counters = &device.counters;
             let hung = dog.look(MonotonicTime::now(), counters.turns.load(Ordering::Relaxed));
             let hung_ms = hung.map_or(0, |hung| u64::try_from(hung.as_millis()).unwrap_or(u64::MAX));
