@@ -92,6 +92,14 @@ pub enum IoError {
 ///
 /// Dropping a returned future abandons the wait, not the change: a write may still happen.
 pub trait BlockBackend: Send + Sync + 'static {
+    /// The client of this handle is gone without a word: what has not begun is not wanted any more.
+    fn hang_up(&self) {}
+
+    /// How many bytes one connection may have under way here, if that is less than others may.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
     /// Reads a range; the payload has exactly its length.
     fn read(&self, range: ByteRange) -> impl Future<Output = Result<Payload, IoError>> + Send;
 

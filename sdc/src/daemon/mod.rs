@@ -139,6 +139,8 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let (cluster, sdc) = match &kept {
         Some(kept) => (kept.owner.cluster, SdcId(kept.owner.sdc)),
         None => {
+            // Of a process that this one replaces: nobody goes on as that one any more.
+            kept::remove(&config.data_dir);
             let registered = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 registered = mdm::register(&client, &config, &mut state, process, &addresses) => registered?,

@@ -78,6 +78,11 @@ impl Throttle {
         self.state().queue.limits()
     }
 
+    /// Whether any limit holds.
+    pub fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Acquire)
+    }
+
     /// A lane for one more connection; given back with [`Self::leave`].
     pub fn lane(&self) -> Lane {
         let mut state = self.state();
@@ -92,7 +97,7 @@ impl Throttle {
 
     /// Waits until a request may be begun. Cancel-safe: a request that is given up takes nothing from the others.
     pub async fn pass(self: &Arc<Self>, lane: Lane, cost: Cost) {
-        if !self.limited.load(Ordering::Acquire) {
+        if !self.is_limited() {
             return;
         }
         let (place, passed) = {

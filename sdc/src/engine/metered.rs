@@ -2,7 +2,8 @@
 //!
 //! An operation is a request of the client, and its bytes are those that travel: a TRIM or WRITE_ZEROES counts as one
 //! operation without bytes, FLUSH, CACHE and BLOCK_STATUS are free. The time of a request is what the client sees, with the
-//! time that it was held back; its deadline begins when it has passed.
+//! time that it was held back; its deadline begins when it has passed. A write that is held back has its place among
+//! overlapping writes already; what is held back when its client is gone is not begun any more.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use pflex_common::histogram::Histogram;
 use pflex_proto::ids::ByteOffset;
+use tokio_util::sync::CancellationToken;
 
 use super::limits::Throttle;
 use super::limits::queue::{Cost, Lane};
@@ -47,23 +49,27 @@ pub struct MeteredBackend {
     volume: VolumeBackend,
     usage: Arc<Usage>,
     lane: Lane,
+    gone: CancellationToken,
 }
+
+/// Bytes that a connection of a limited mapping may have under way: what is held back is memory that others need.
+const LIMITED_ROOM: usize = 4 << 20;
 
 impl MeteredBackend {
     /// The volume for one more connection.
     pub fn new(volume: VolumeBackend, usage: Arc<Usage>) -> Self {
         let lane = usage.throttle.lane();
-        Self { volume, usage, lane }
+        Self { volume, usage, lane, gone: CancellationToken::new() }
     }
 
-    async fn done<T>(
-        &self,
-        bytes: u64,
-        took: &Histogram,
-        request: impl Future<Output = Result<T, IoError>>,
-    ) -> Result<T, IoError> {
+    /// Opens when the limits let one more request pass.
+    async fn gate(&self, bytes: u64) -> Result<(), IoError> {
+        let pass = self.usage.throttle.pass(self.lane, Cost { operations: 1, bytes });
+        self.gone.run_until_cancelled(pass).await.ok_or(IoError::ShuttingDown)
+    }
+
+    async fn timed<T>(&self, took: &Histogram, request: impl Future<Output = T>) -> T {
         let began = Instant::now();
-        self.usage.throttle.pass(self.lane, Cost { operations: 1, bytes }).await;
         let outcome = request.await;
         took.record(began.elapsed());
         outcome
@@ -77,28 +83,37 @@ impl Drop for MeteredBackend {
 }
 
 impl BlockBackend for MeteredBackend {
+    fn hang_up(&self) {
+        self.gone.cancel();
+    }
+
+    fn room(&self) -> usize {
+        if self.usage.throttle.is_limited() { LIMITED_ROOM } else { usize::MAX }
+    }
+
     async fn read(&self, range: ByteRange) -> Result<Payload, IoError> {
-        self.done(range.length.0, &self.usage.reads, self.volume.read(range)).await
+        let request = async {
+            self.gate(range.length.0).await?;
+            self.volume.read(range).await
+        };
+        self.timed(&self.usage.reads, request).await
     }
 
     async fn write(&self, offset: ByteOffset, data: Bytes, durability: Durability) -> Result<(), IoError> {
-        let bytes = data.len() as u64;
-        self.done(bytes, &self.usage.writes, self.volume.write(offset, data, durability)).await
+        let gate = self.gate(data.len() as u64);
+        self.timed(&self.usage.writes, self.volume.write_after(gate, offset, data, durability)).await
     }
 
     async fn flush(&self) -> Result<(), IoError> {
-        let began = Instant::now();
-        let outcome = self.volume.flush().await;
-        self.usage.flushes.record(began.elapsed());
-        outcome
+        self.timed(&self.usage.flushes, self.volume.flush()).await
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), IoError> {
-        self.done(0, &self.usage.writes, self.volume.trim(range, durability)).await
+        self.timed(&self.usage.writes, self.volume.trim_after(self.gate(0), range, durability)).await
     }
 
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), IoError> {
-        self.done(0, &self.usage.writes, self.volume.write_zeroes(range, options)).await
+        self.timed(&self.usage.writes, self.volume.write_zeroes_after(self.gate(0), range, options)).await
     }
 
     async fn cache(&self, range: ByteRange) -> Result<(), IoError> {

@@ -259,8 +259,12 @@ pub struct VolumeBackend(pub Arc<Volume>);
 
 impl VolumeBackend {
     /// Changes a range: `data` is empty for zeros. The parts of it, `count` together, are changed at the same time.
+    ///
+    /// `gate` comes after the place in the order of overlapping writes: one that is held back is not overtaken by a later one
+    /// of the same bytes, which it would overwrite.
     async fn change(
         &self,
+        gate: impl Future<Output = Result<(), IoError>>,
         range: ByteRange,
         kind: WriteKind,
         data: Bytes,
@@ -270,6 +274,7 @@ impl VolumeBackend {
         let volume = &self.0;
         let outcome = async {
             let (ticket, allowed) = write::Ticket::enter(Arc::clone(volume), range, count).await?;
+            gate.await?;
             let mut taken = 0;
             let mut writes = parts.enumerate().map(|(nth, part)| {
                 let data = if data.is_empty() { Bytes::new() } else { data.slice(taken..taken + part.length as usize) };
@@ -286,6 +291,56 @@ impl VolumeBackend {
             }
         };
         volume.count(outcome.await, &volume.statistics.writes, &volume.statistics.written_bytes, range.length)
+    }
+
+    /// [`BlockBackend::write`], sent when `gate` has opened.
+    pub(super) async fn write_after(
+        &self,
+        gate: impl Future<Output = Result<(), IoError>>,
+        offset: ByteOffset,
+        data: Bytes,
+        durability: Durability,
+    ) -> Result<(), IoError> {
+        let range = ByteRange { offset, length: ByteCount(data.len() as u64) };
+        self.change(gate, range, WriteKind::Data, data, durability, self.parts(range)).await
+    }
+
+    /// [`BlockBackend::trim`], sent when `gate` has opened.
+    pub(super) async fn trim_after(
+        &self,
+        gate: impl Future<Output = Result<(), IoError>>,
+        range: ByteRange,
+        durability: Durability,
+    ) -> Result<(), IoError> {
+        match whole_blocks(range) {
+            Some(blocks) => {
+                let parts = self.parts(blocks);
+                self.change(gate, blocks, WriteKind::Trim, Bytes::new(), durability, parts).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// [`BlockBackend::write_zeroes`], sent when `gate` has opened. Whole blocks become holes, which is faster than writing.
+    /// Zeros that keep their space, and those of parts of blocks, are written like any bytes.
+    pub(super) async fn write_zeroes_after(
+        &self,
+        gate: impl Future<Output = Result<(), IoError>>,
+        range: ByteRange,
+        options: ZeroOptions,
+    ) -> Result<(), IoError> {
+        let ZeroOptions { durability, keep_provisioned, only_if_fast } = options;
+        if only_if_fast && (keep_provisioned || whole_blocks(range).is_none()) {
+            return Err(IoError::NotSupported("these zeros would be written like any bytes"));
+        }
+        if keep_provisioned {
+            let parts = self.parts(range);
+            return self.change(gate, range, WriteKind::ZeroNoHole, Bytes::new(), durability, parts).await;
+        }
+        let layout = self.0.spec().layout;
+        let count = at_block_borders(range).map(|piece| layout.parts(piece).len()).sum();
+        let parts = at_block_borders(range).flat_map(move |piece| layout.parts(piece));
+        self.change(gate, range, WriteKind::Zero, Bytes::new(), durability, (count, parts)).await
     }
 
     /// The parts of a range and their number.
@@ -309,8 +364,7 @@ impl BlockBackend for VolumeBackend {
     }
 
     async fn write(&self, offset: ByteOffset, data: Bytes, durability: Durability) -> Result<(), IoError> {
-        let range = ByteRange { offset, length: ByteCount(data.len() as u64) };
-        self.change(range, WriteKind::Data, data, durability, self.parts(range)).await
+        self.write_after(future::ready(Ok(())), offset, data, durability).await
     }
 
     /// Every write of a `sync` pool was answered when it was durable on every in-sync copy, so there is nothing to do;
@@ -320,26 +374,11 @@ impl BlockBackend for VolumeBackend {
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), IoError> {
-        match whole_blocks(range) {
-            Some(blocks) => self.change(blocks, WriteKind::Trim, Bytes::new(), durability, self.parts(blocks)).await,
-            None => Ok(()),
-        }
+        self.trim_after(future::ready(Ok(())), range, durability).await
     }
 
-    /// Whole blocks become holes, which is faster than writing. Zeros that keep their space, and those of parts of blocks,
-    /// are written like any bytes.
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), IoError> {
-        let ZeroOptions { durability, keep_provisioned, only_if_fast } = options;
-        if only_if_fast && (keep_provisioned || whole_blocks(range).is_none()) {
-            return Err(IoError::NotSupported("these zeros would be written like any bytes"));
-        }
-        if keep_provisioned {
-            return self.change(range, WriteKind::ZeroNoHole, Bytes::new(), durability, self.parts(range)).await;
-        }
-        let layout = self.0.spec().layout;
-        let count = at_block_borders(range).map(|piece| layout.parts(piece).len()).sum();
-        let parts = at_block_borders(range).flat_map(move |piece| layout.parts(piece));
-        self.change(range, WriteKind::Zero, Bytes::new(), durability, (count, parts)).await
+        self.write_zeroes_after(future::ready(Ok(())), range, options).await
     }
 
     async fn extents(&self, range: ByteRange, most: usize) -> Result<Vec<Extent>, IoError> {

@@ -308,7 +308,8 @@ where
     /// Whether this connection may hold so many more bytes, and whether all connections together may.
     fn has_room(&mut self, context: &mut Context<'_>, more: usize) -> bool {
         let held = self.held();
-        (held == 0 || (self.running < MAX_REQUESTS && held + more <= MAX_BYTES))
+        let most = MAX_BYTES.min(self.export.backend.room());
+        (held == 0 || (self.running < MAX_REQUESTS && held + more <= most))
             && self.account.poll_cover(context, held + more).is_ready()
     }
 
@@ -322,6 +323,7 @@ where
             Poll::Pending => Ok(false),
             Poll::Ready(0) if self.input.is_empty() => {
                 self.intake = Intake::Closed;
+                self.export.backend.hang_up();
                 Ok(true)
             }
             Poll::Ready(0) => Err(Violation::Truncated.into()),

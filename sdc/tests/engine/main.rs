@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fake_sds::{FakeCluster, Faults, PG_COUNT, POOL, Shared};
+use pflex_common::map::Limits;
 use pflex_proto::ids::{
     ByteOffset, ClusterId, DeviceId, KeyId, LayerId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId, VtreeId,
 };
 use pflex_proto::token::{Rights, Token, TokenMode};
 use pflex_sdc::block::{BlockBackend, ByteRange, Durability, Extent, ExtentState, IoError, ZeroOptions};
+use pflex_sdc::engine::metered::{MeteredBackend, Usage};
 use pflex_sdc::engine::plan::Layout;
 use pflex_sdc::engine::tokens::Issued;
 use pflex_sdc::engine::volume::VolumeBackend;
@@ -320,6 +322,34 @@ async fn overlapping_writes_of_this_client_over_a_chunk_border_are_not_mixed() {
         }
         let data = client.read(at, 200).await.unwrap();
         assert!(data.iter().all(|byte| *byte == data[0]), "one whole write, although it is two parts");
+    }
+}
+
+/// A client whose writes are held back is gone; another one writes the same bytes and is answered.
+#[tokio::test]
+async fn a_write_that_was_held_back_never_comes_after_a_later_one_of_the_same_bytes() {
+    for hangs_up in [false, true] {
+        let cluster = FakeCluster::start(1, 1).await;
+        let client = client(&cluster, patience());
+        let usage = Usage::new();
+        let connection = || Arc::new(MeteredBackend::new(client.volume.clone(), Arc::clone(&usage)));
+        let (first, second) = (connection(), connection());
+        usage.throttle.set(Limits { iops: 20, bandwidth: 0 });
+        let write = |of: &Arc<MeteredBackend>, offset: u64, fill: u8| {
+            let of = Arc::clone(of);
+            async move { of.write(ByteOffset(offset), vec![fill; 4096].into(), Durability::Policy).await }
+        };
+        let held: Vec<_> = (0..12).map(|nth| tokio::spawn(write(&first, nth * 4096, 1))).collect();
+        while usage.throttle.waiting() < 5 {
+            tokio::task::yield_now().await;
+        }
+        if hangs_up {
+            first.hang_up();
+        }
+        write(&second, 11 * 4096, 2).await.unwrap();
+        let ends: Vec<_> = futures::future::join_all(held).await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(ends[11].is_err(), hangs_up, "{:?}", ends[11]);
+        assert!(client.read(11 * 4096, 4096).await.unwrap().iter().all(|byte| *byte == 2), "hangs up: {hangs_up}");
     }
 }
 

@@ -27,8 +27,12 @@ pub(super) struct Space {
     /// Free too, but whether there is space for them is not known. The same order.
     unbacked: Vec<UnitId>,
     thin: bool,
+    /// Units that were taken before they were backed: they are backed as soon as may be.
+    trusted: BTreeSet<UnitId>,
     /// Being backed: the first, and how many.
     backing: Option<(UnitId, u32)>,
+    /// Those being backed are in use already.
+    in_use: bool,
     /// The file system had no space, the last time it was asked.
     refused: bool,
     /// It is time to ask it again.
@@ -71,9 +75,13 @@ impl Space {
 
     /// Units that are neither used nor reserved, and for which there is space as far as is known.
     pub(super) fn available(&self) -> usize {
-        let hoped =
-            if self.refused { 0 } else { self.unbacked.len() + self.backing.map_or(0, |(_, count)| count as usize) };
+        let hoped = if self.refused { 0 } else { self.unbacked.len() + self.coming() };
         (self.free.len() + hoped).saturating_sub(self.reserved_count)
+    }
+
+    /// Free units that are being backed.
+    fn coming(&self) -> usize {
+        self.backing.filter(|_| !self.in_use).map_or(0, |(_, count)| count as usize)
     }
 
     /// Free units for which the file system has no space.
@@ -125,8 +133,22 @@ impl Space {
         } else if self.available() == 0 {
             return None;
         }
-        // More chunks than were backed ahead: on trust, which the next allocation puts right or withdraws.
-        self.free.pop().or_else(|| self.unbacked.pop())
+        self.free.pop().or_else(|| self.take_on_trust())
+    }
+
+    /// More chunks at once than were backed ahead. The next allocation makes it good, or finds that there is no space.
+    fn take_on_trust(&mut self) -> Option<UnitId> {
+        let unit = match (self.unbacked.pop(), &mut self.backing) {
+            (Some(unit), _) => unit,
+            // What becomes of the one under way is not waited for.
+            (None, Some((first, count))) if !self.in_use && *count > 0 => {
+                *count -= 1;
+                UnitId(first.0 + *count)
+            }
+            (None, Some(_) | None) => return None,
+        };
+        self.trusted.insert(unit);
+        Some(unit)
     }
 
     /// A unit to write a whole chunk to instead of over its old one. Optional work, so it leaves some for new chunks.
@@ -137,7 +159,8 @@ impl Space {
 
     /// A unit is free. `discarded`: its space went back to the file system.
     pub(super) fn give_back(&mut self, unit: UnitId, discarded: bool) {
-        if discarded && self.thin {
+        let unbacked = self.trusted.remove(&unit);
+        if (discarded || unbacked) && self.thin {
             self.unbacked.push(unit);
             self.again = true;
         } else {
@@ -148,14 +171,26 @@ impl Space {
     /// Units to back now, if it is time: the first, and how many follow each other.
     pub(super) fn back_next(&mut self) -> Option<(UnitId, u32)> {
         let vain = self.refused && !self.again;
-        if self.backing.is_some() || vain || self.free.len() >= self.reserved_count + AHEAD {
+        if self.backing.is_some() || vain {
             return None;
         }
-        let first = self.unbacked.pop()?;
+        self.in_use = !self.trusted.is_empty();
+        let first = match self.trusted.first() {
+            Some(first) => *first,
+            None if self.free.len() >= self.reserved_count + AHEAD => return None,
+            None => self.unbacked.pop()?,
+        };
         self.again = false;
         let mut count = 1;
-        while count < self.batch && self.unbacked.last() == Some(&UnitId(first.0 + count)) {
-            self.unbacked.pop();
+        while count < self.batch {
+            let next = UnitId(first.0 + count);
+            let follows = if self.in_use { self.trusted.contains(&next) } else { self.unbacked.last() == Some(&next) };
+            if !follows {
+                break;
+            }
+            if !self.in_use {
+                self.unbacked.pop();
+            }
             count += 1;
         }
         self.backing = Some((first, count));
@@ -167,12 +202,18 @@ impl Space {
         let Some((first, count)) = self.backing.take() else { return false };
         let units = (first.0..first.0 + count).rev().map(UnitId);
         if done {
-            self.free.splice(0..0, units);
+            if self.in_use {
+                units.for_each(|unit| _ = self.trusted.remove(&unit));
+            } else {
+                self.free.splice(0..0, units);
+            }
             self.refused = false;
             self.batch = (self.batch * 2).min(BATCH);
             return false;
         }
-        self.unbacked.extend(units);
+        if !self.in_use {
+            self.unbacked.extend(units);
+        }
         self.batch = (count / 2).max(1);
         if count > 1 {
             self.again = true;
@@ -245,6 +286,38 @@ mod tests {
         );
         assert!(!space.backed(true));
         assert_eq!((space.available(), space.refused()), (111, 0));
+    }
+
+    #[test]
+    fn what_was_taken_on_trust_is_backed_first_and_shows_when_there_is_no_space() {
+        let mut space = Space::new(300, true, std::iter::empty()).unwrap();
+        assert_eq!(space.back_next(), Some((UnitId(0), BATCH)));
+        (0..100).for_each(|index| assert!(space.take(PgId::default(), id(index)).is_some()));
+        space.backed(true);
+        assert_eq!(space.back_next(), Some((UnitId(16), BATCH)), "units 16 to 115 are in use");
+        assert_eq!(space.available(), 200);
+        space.backed(true);
+        space.give_back(UnitId(40), false);
+        assert!(space.back_next().is_some());
+        assert!(back(&mut space, 0) | space.backed(false) | back(&mut space, 0), "it is known before they are written");
+        assert_eq!(space.available(), 16, "those of the first allocation");
+        space.ask_again();
+        back(&mut space, 1000);
+        assert!(space.trusted.is_empty() && space.refused() == 0);
+        assert_eq!(space.available(), 201);
+    }
+
+    #[test]
+    fn what_is_reserved_is_there_while_the_last_units_are_being_backed() {
+        let mut space = Space::new(10, true, std::iter::empty()).unwrap();
+        (0..10).for_each(|index| assert!(space.reserve(PgId::default(), id(index), 0)));
+        assert_eq!(space.back_next(), Some((UnitId(0), 10)));
+        (0..10).for_each(|index| assert!(space.take(PgId::default(), id(index)).is_some(), "{index}"));
+        assert_eq!(space.take(PgId::default(), id(11)), None);
+        space.backed(true);
+        assert_eq!((space.available(), space.back_next()), (0, Some((UnitId(0), 10))));
+        space.backed(true);
+        assert_eq!(space.back_next(), None);
     }
 
     #[test]
