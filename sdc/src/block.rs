@@ -175,6 +175,14 @@ pub enum OpenError {
         /// The name asked for.
         name: String,
     },
+    /// The volume is mapped, and has no such snapshot.
+    #[error("volume {volume} has no snapshot {snapshot:?}")]
+    NoSnapshot {
+        /// The volume of the name asked for.
+        volume: String,
+        /// The snapshot in it.
+        snapshot: String,
+    },
     /// It exists, and may not be used now.
     #[error("export {name:?} cannot be opened: {reason}")]
     Refused {

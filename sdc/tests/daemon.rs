@@ -123,6 +123,43 @@ async fn growth_is_seen_on_reconnect_and_an_unmapped_volume_ends_its_connections
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_snapshot_of_a_volume_is_err_unknown_with_its_reason_and_haggling_goes_on() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let (mdm, endpoint) = start_mdm(&cluster).await;
+    let dir = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(run(config(&endpoint, dir.path()), shutdown.clone()));
+    let mut registered = mdm.registered.subscribe();
+    let request = registered.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let address = request.addresses.unwrap().nbd;
+    let stream = async || tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut client = nbd::Client::greet(stream().await, 3).await;
+    for (name, why) in [
+        ("demo@monday", "volume demo has no snapshot \"monday\""),
+        ("demo@", "volume demo has no snapshot \"\""),
+        ("demo@a@b", "volume demo has no snapshot \"a@b\""),
+        ("nothing@monday", "no export is named \"nothing@monday\""),
+        ("@monday", "no export is named \"@monday\""),
+    ] {
+        for kind in [nbd::OPT_INFO, nbd::OPT_GO] {
+            let told = client.option(kind, &nbd::export(name, &[])).await;
+            assert_eq!(told, [(0x8000_0006, why.as_bytes().to_vec())], "ERR_UNKNOWN for {name}");
+        }
+        let told = client.option(nbd::OPT_LIST_META_CONTEXT, &nbd::meta(name, &[])).await;
+        assert_eq!(told, [(0x8000_0006, why.as_bytes().to_vec())]);
+    }
+    client.go("demo").await.unwrap();
+    assert_eq!(client.write(0, b"the volume itself is served").await, 0);
+    // The old way to open an export has no error reply.
+    let mut old = nbd::Client::greet(stream().await, 3).await;
+    old.send_option(nbd::OPT_EXPORT_NAME, b"demo@monday").await;
+    assert!(tokio::io::AsyncReadExt::read_u8(&mut old.stream).await.is_err(), "closed");
+    drop((client, old));
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_another_process_took_over_ends_by_itself() {
     let cluster = FakeCluster::start(1, 1).await;
     let (mdm, endpoint) = start_mdm(&cluster).await;

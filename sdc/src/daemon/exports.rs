@@ -1,4 +1,9 @@
 //! The volumes mapped to this client, as the map has them, offered as NBD exports under their names.
+//!
+//! `volume@snapshot` names a snapshot of one ([`name`]). No cluster has any yet, so each is answered as unknown, with the
+//! volume looked up first: what is wrong is said precisely.
+
+mod name;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -12,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use self::name::ExportName;
 use crate::block::{Export, ExportInfo, ExportSummary, Exports, OpenError};
 use crate::engine::metered::{MeteredBackend, Usage};
 use crate::engine::plan::Layout;
@@ -177,11 +183,13 @@ impl MappedVolumes {
         volumes.values().map(|one| (one.spec.id, (Arc::clone(&one.usage), one.info.read_only))).collect()
     }
 
-    fn find(&self, name: &str) -> Option<Mapped> {
+    /// The volume that a name speaks of.
+    fn find(&self, name: ExportName<'_>) -> Option<Mapped> {
         let volumes = self.read();
         match name {
-            "" if volumes.len() == 1 => volumes.values().next().cloned(),
-            _ => volumes.get(name).cloned(),
+            ExportName::Default if volumes.len() == 1 => volumes.values().next().cloned(),
+            ExportName::Default => None,
+            ExportName::Volume(volume) | ExportName::Snapshot { volume, .. } => volumes.get(volume).cloned(),
         }
     }
 
@@ -202,9 +210,10 @@ impl Exports for MappedVolumes {
 
     async fn open(&self, name: &str) -> Result<Export<MeteredBackend>, OpenError> {
         let mut changes = self.changes.subscribe();
+        let parsed = ExportName::parse(name);
         let found = async {
             loop {
-                if let Some(mapped) = self.find(name) {
+                if let Some(mapped) = self.find(parsed) {
                     return mapped;
                 }
                 if changes.changed().await.is_err() {
@@ -214,6 +223,9 @@ impl Exports for MappedVolumes {
         };
         let unknown = |_elapsed| OpenError::Unknown { name: name.to_owned() };
         let mapped = tokio::time::timeout(NAME_GRACE, found).await.map_err(unknown)?;
+        if let ExportName::Snapshot { volume, snapshot } = parsed {
+            return Err(OpenError::NoSnapshot { volume: volume.to_owned(), snapshot: snapshot.to_owned() });
+        }
         if let Some(reason) = mapped.refused {
             return Err(OpenError::Refused { name: name.to_owned(), reason: reason.to_owned() });
         }

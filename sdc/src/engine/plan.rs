@@ -33,7 +33,7 @@ pub struct Part {
 
 impl Layout {
     /// The parts of a range, in order.
-    pub fn parts(self, range: ByteRange) -> impl ExactSizeIterator<Item = Part> {
+    pub fn parts(self, range: ByteRange) -> impl ExactSizeIterator<Item = Part> + Clone {
         let first = range.offset.0 / u64::from(CHUNK_SIZE);
         let beyond = range.end().0.div_ceil(u64::from(CHUNK_SIZE)).max(first);
         (0..(beyond - first) as usize).map(move |nth| {

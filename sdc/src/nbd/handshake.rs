@@ -394,7 +394,7 @@ fn refuse(output: &mut BytesMut, option: u32, error: u32, why: &str) {
 
 fn refuse_open(output: &mut BytesMut, option: u32, error: &OpenError) {
     let code = match error {
-        OpenError::Unknown { .. } => rep::ERR_UNKNOWN,
+        OpenError::Unknown { .. } | OpenError::NoSnapshot { .. } => rep::ERR_UNKNOWN,
         OpenError::Refused { .. } => rep::ERR_POLICY,
         OpenError::ShuttingDown => rep::ERR_SHUTDOWN,
     };

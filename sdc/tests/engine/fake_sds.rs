@@ -50,6 +50,8 @@ pub(crate) struct Faults {
     pub(crate) refuse: u32,
     /// It is executed or not, and the answer is that nobody knows.
     pub(crate) unknown: u32,
+    /// No newer token is taken for a session that is open: this device has not heard of its issuer yet.
+    pub(crate) behind: bool,
     /// A read's payload is damaged on the way.
     pub(crate) damage: u32,
     /// PLANTED BUG: held requests are executed whatever came between.
@@ -80,6 +82,7 @@ pub(crate) struct Shared {
     /// Every write that was executed: what it did, how many bytes, whether it was FUA.
     pub(crate) writes: Vec<(WriteKind, u32, bool)>,
     pub(crate) sessions: u64,
+    pub(crate) renewals_refused: u64,
     sequence: u64,
     random: ChaCha8Rng,
 }
@@ -120,6 +123,7 @@ impl FakeCluster {
             requests: 0,
             writes: Vec::new(),
             sessions: 0,
+            renewals_refused: 0,
             sequence: 0,
             random: ChaCha8Rng::seed_from_u64(seed),
         };
@@ -326,6 +330,10 @@ fn open(
         return Err(refusal(RefusalCode::TokenExpired, None));
     }
     assert_eq!((token.volume, token.process), (message.volume, message.generation.process));
+    if message.renews.is_some() && shared.faults.behind {
+        shared.renewals_refused += 1;
+        return Err(refusal(RefusalCode::NotReady, None));
+    }
     let known = shared.generations.get(&(device, message.volume)).copied();
     if let Some(renewed) = message.renews {
         assert_eq!(sessions[&renewed].generation, message.generation, "a renewal keeps its generation");

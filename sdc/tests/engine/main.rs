@@ -99,6 +99,10 @@ impl Client {
         self.volume.write(ByteOffset(offset), data.into(), Durability::Policy).await
     }
 
+    fn retries(&self) -> u64 {
+        self.volume.0.statistics().retries.load(Ordering::Relaxed)
+    }
+
     async fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, IoError> {
         let payload = self.volume.read(ByteRange::new(offset, length)).await?;
         Ok(payload.pieces().flat_map(|piece: Bytes| piece.to_vec()).collect())
@@ -198,6 +202,33 @@ async fn an_expired_token_is_replaced_and_the_session_renewed() {
     written.unwrap();
 }
 
+/// After an outage of the MDMs the first tokens of the new leader are newer than what an SDS has heard.
+#[tokio::test]
+async fn a_newer_token_that_a_device_cannot_take_yet_holds_up_nothing() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    client.write(0, pattern(4096, 1)).await.unwrap();
+    // It may have waited for its first token.
+    let retries = client.retries();
+    cluster.shared().faults.behind = true;
+    let auth = client.keeper.auth(VOLUME);
+    auth.want_newer(auth.version()).changed().await.unwrap();
+    let mut salt = 0_u8;
+    while cluster.shared().renewals_refused < 3 {
+        salt = salt.wrapping_add(1);
+        client.write(0, pattern(4096, salt)).await.unwrap();
+        assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, salt));
+    }
+    assert_eq!((cluster.shared().sessions, client.retries()), (1, retries), "in the session there was, each once");
+    // Now it has heard: the session is renewed.
+    cluster.shared().faults.behind = false;
+    while cluster.shared().sessions == 1 {
+        client.write(0, pattern(4096, 7)).await.unwrap();
+    }
+    assert_eq!(client.retries(), retries);
+    assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, 7));
+}
+
 #[tokio::test]
 async fn a_volume_that_is_no_longer_mapped_fails_at_once() {
     let cluster = FakeCluster::start(1, 1).await;
@@ -218,7 +249,7 @@ async fn damage_on_the_way_is_noticed_and_read_again() {
         assert_eq!(client.read(3, 9000).await.unwrap(), pattern(9000, 1));
         assert_eq!(client.read(4096, 4096).await.unwrap(), pattern(9000, 1)[4093..4093 + 4096]);
     }
-    assert!(client.volume.0.statistics().retries.load(Ordering::Relaxed) > 0);
+    assert!(client.retries() > 0);
 }
 
 #[tokio::test]
@@ -253,6 +284,23 @@ async fn allocation_survives_a_move_and_what_cannot_be_known_is_data() {
     assert_eq!(states(client.volume.extents(range, 9).await.unwrap()), [ExtentState::Data], "never a hole by guess");
     client.volume.0.close();
     assert!(matches!(client.volume.extents(range, 9).await, Err(IoError::Unmapped(_))));
+}
+
+/// 1,024 questions, 32 at a time: each with a deadline of its own would be 32 deadlines. The clock is the test's.
+#[tokio::test(start_paused = true)]
+async fn a_question_about_many_chunks_that_nobody_answers_ends_at_one_deadline() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let client = client(&cluster, patience());
+    cluster.promote(None);
+    cluster.publish();
+    let started = tokio::time::Instant::now();
+    let told = client.volume.extents(ByteRange::new(5, 1 << 30), 100).await.unwrap();
+    let took = started.elapsed();
+    assert!(took >= patience().io_deadline && took < patience().io_deadline + Duration::from_secs(1), "{took:?}");
+    assert!(
+        matches!(told[..], [Extent { state: ExtentState::Data, length }] if length.0 + 1 >= (1 << 30) - 5),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]

@@ -185,6 +185,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// The one reply to an option that was sent in part, without what it says.
+    pub(crate) async fn option_reply(&mut self, kind: u32) -> u32 {
+        assert_eq!(self.stream.read_u64().await.unwrap(), 0x0003_e889_0455_65a9);
+        assert_eq!(self.stream.read_u32().await.unwrap(), kind, "a reply repeats its option");
+        let reply = self.stream.read_u32().await.unwrap();
+        let mut data = vec![0; self.stream.read_u32().await.unwrap() as usize];
+        self.stream.read_exact(&mut data).await.unwrap();
+        reply
+    }
+
     /// Enters the transmission phase; else the error.
     pub(crate) async fn go(&mut self, name: &str) -> Result<(), u32> {
         let replies = self.option(OPT_GO, &export(name, &[])).await;

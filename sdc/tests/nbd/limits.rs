@@ -128,7 +128,7 @@ async fn a_payload_that_trickles_in_gives_way_to_those_who_wait() {
 }
 
 /// Memory of this process, which is the server's and the client's.
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/statm").unwrap();
     status.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }

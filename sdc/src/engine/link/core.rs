@@ -2,7 +2,9 @@
 //!
 //! A session is opened for each volume that is used, always with a generation above all earlier ones, so opening one
 //! fences what was sent before on any connection (S9). A newer token renews the session in place; requests wait for that
-//! round trip, because the session key changes with it. Frames leave in the order the sequences were given out.
+//! round trip, because the session key changes with it. Frames leave in the order the sequences were given out. A device
+//! that cannot place the newer token yet (it has not heard the MDM leader that issued it) goes on with the session there is:
+//! that is good until its own token ends, and then the device says so.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,11 +19,15 @@ use pflex_proto::frame::{FrameError, FrameHeader, FrameKind, HEADER_SIZE, encode
 use pflex_proto::ids::{DeviceId, Generation, SessionId, VolumeId};
 use pflex_proto::token::{SessionKey, TokenKey};
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::super::Generations;
 use super::super::routes::Routes;
 use super::{Answer, AttemptError, Operation, Submission};
 use crate::buffers::Output;
+
+/// After a renewal that was refused for now: devices hear a new leader within a few seconds, and a token has 45 left.
+const RENEWAL_PAUSE: Duration = Duration::from_millis(500);
 
 /// A request that was sent.
 #[derive(Debug)]
@@ -60,6 +66,17 @@ struct Session {
     opening: Option<Opening>,
     /// What waits for the opening.
     waiting: Vec<Submission>,
+    /// The device could not take the newer token: not before this instant it is offered again.
+    renew_after: Option<Instant>,
+}
+
+impl Session {
+    /// Whether a request need not wait for anything: the session is open with the newest token, or with one that has to do
+    /// for now.
+    fn is_ready(&self, newest_token: u64, now: Instant) -> bool {
+        let held_off = self.renew_after.is_some_and(|after| now < after);
+        self.opened.as_ref().is_some_and(|opened| opened.token_version == newest_token || held_off)
+    }
 }
 
 /// Why the connection cannot go on.
@@ -121,7 +138,7 @@ impl Core {
                 self.open(volume, None, now);
             }
             (Some(_), _) => session.waiting.push(submission),
-            (None, Some(opened)) if !wants_fence && opened.token_version == newest => self.send(submission, now),
+            (None, Some(_)) if !wants_fence && session.is_ready(newest, now) => self.send(submission, now),
             (None, Some(opened)) => {
                 let renews = (!wants_fence).then_some((opened.id, opened.generation));
                 session.waiting.push(submission);
@@ -157,6 +174,21 @@ impl Core {
     fn abandon(&mut self, volume: VolumeId, error: &AttemptError) {
         if let Some(session) = self.sessions.remove(&volume) {
             session.waiting.into_iter().for_each(|submission| submission.answer(Err(error.clone())));
+        }
+    }
+
+    /// A session was not opened. A renewal that cannot be had yet costs nobody anything; else who waits hears of it.
+    fn opening_refused(&mut self, volume: VolumeId, refusal: Refusal, now: Instant) {
+        let session = self.sessions.get_mut(&volume).expect("the caller has found it");
+        let renews = session.opening.as_ref().is_some_and(|opening| opening.renews);
+        let can_wait = matches!(refusal.code, RefusalCode::NotReady | RefusalCode::Busy);
+        if !renews || !can_wait || session.opened.is_none() {
+            return self.abandon(volume, &AttemptError::Refused(refusal));
+        }
+        debug!(%volume, why = refusal.why, "the newer token cannot be used yet");
+        (session.opening, session.renew_after) = (None, Some(now + RENEWAL_PAUSE));
+        for submission in std::mem::take(&mut session.waiting) {
+            self.send(submission, now);
         }
     }
 
@@ -250,7 +282,7 @@ impl Core {
             FrameKind::Refusal => {
                 let refusal: Refusal = header.decode(body)?;
                 if let Some(volume) = self.opening_of(header.request_id) {
-                    self.abandon(volume, &AttemptError::Refused(refusal));
+                    self.opening_refused(volume, refusal, now);
                     return Ok(());
                 }
                 Err(AttemptError::Refused(refusal))
@@ -326,6 +358,7 @@ impl Core {
             sequence,
             token_version: opening.token_version,
         });
+        session.renew_after = None;
         let waiting = std::mem::take(&mut session.waiting);
         if !opening.renews {
             // All of them are ordered or discarded now, and the discarded ones may never be answered.

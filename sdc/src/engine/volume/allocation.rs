@@ -1,11 +1,13 @@
 //! Which parts of a volume hold data, as the primaries know it.
 //!
 //! The question goes to a primary like a read of the same range, so what it calls a hole was one with every change that was
-//! answered before. A chunk whose answer does not come is told as data: that is always right.
+//! answered before. A chunk whose answer does not come is told as data: that is always right. All questions of a request
+//! share one deadline, as the parts of a read do, however many of them wait.
 
 use futures::{StreamExt, pin_mut, stream};
 use pflex_proto::data::AllocationReply;
 use pflex_proto::geometry::BLOCK_SIZE;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::super::link::Answer;
@@ -21,12 +23,25 @@ const MOST_CHUNKS: usize = 1024;
 /// The extents of a range from its start: `most` at most, and perhaps not all of it.
 pub(super) async fn extents(volume: &Volume, range: ByteRange, most: usize) -> Result<Vec<Extent>, IoError> {
     let parts = volume.spec().layout.parts(range).take(MOST_CHUNKS);
-    let answers = stream::iter(parts.map(|part| ask(volume, part))).buffered(QUESTIONS_AT_ONCE);
+    let length: u64 = parts.clone().map(|part| u64::from(part.length)).sum();
+    let deadline = Instant::now() + volume.engine.patience.io_deadline;
+    let answers = stream::iter(parts.map(|part| ask(volume, part, deadline))).buffered(QUESTIONS_AT_ONCE);
     pin_mut!(answers);
-    let mut extents = Extents::new(most);
-    while let Some(answer) = answers.next().await {
-        let (part, reply) = answer?;
-        add(&mut extents, part, reply.as_ref());
+    let (mut extents, mut told) = (Extents::new(most), 0);
+    loop {
+        match timeout_at(deadline, answers.next()).await {
+            Ok(Some(answer)) => {
+                let (part, reply) = answer?;
+                add(&mut extents, part, reply.as_ref());
+                told += u64::from(part.length);
+            }
+            Ok(None) => break,
+            Err(_elapsed) => {
+                debug!(volume = %volume.id(), told, length, "the rest of its allocation is not known in time");
+                extents.push(ExtentState::Data, length - told);
+                break;
+            }
+        }
         if extents.is_full() {
             break;
         }
@@ -35,8 +50,9 @@ pub(super) async fn extents(volume: &Volume, range: ByteRange, most: usize) -> R
 }
 
 /// What the primary says of one part; nothing when it cannot be known.
-async fn ask(volume: &Volume, part: Part) -> Result<(Part, Option<AllocationReply>), IoError> {
-    match volume.attempt(part, volume.engine.patience.io_deadline, &mut Asking).await {
+async fn ask(volume: &Volume, part: Part, deadline: Instant) -> Result<(Part, Option<AllocationReply>), IoError> {
+    let allowed = deadline.saturating_duration_since(Instant::now());
+    match volume.attempt(part, allowed, &mut Asking).await {
         Ok(Answer::Allocation(reply)) => Ok((part, Some(reply))),
         Err(error @ (IoError::Unmapped(_) | IoError::ShuttingDown)) => Err(error),
         Ok(Answer::Read(_) | Answer::Done) => Ok((part, None)),
