@@ -16,7 +16,7 @@ export PFLEX ?= $(abspath $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PR
 ARGS ?=
 PEER ?=
 
-.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-fair bench-mdm clean
+.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-fair bench-nbd bench-mdm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -67,7 +67,7 @@ fix: rocksdb ## change the code so that `make check` passes, as far as tools can
 demo: setup build ## a real file system through NBD while the leader and an SDS are killed
 	@scripts/demo.sh $(ARGS)
 
-acceptance: setup build ## kill things under load and measure the stalls; takes about five minutes
+acceptance: setup build ## kill things under load and measure the stalls; takes about nine minutes
 	@scripts/acceptance.sh $(ARGS)
 
 bench: setup build ## six block jobs with fio; PEER="fio arguments" runs them beside another target
@@ -81,6 +81,10 @@ bench-store: setup build ## restart of a server with 100 GiB of chunks, and the 
 
 bench-fair: setup build ## 64 volumes on one client, each with an application: least and most IOPS
 	@scripts/bench-fair.sh $(ARGS)
+
+bench-nbd: setup rocksdb ## the NBD hop alone, over memory, beside nbdkit's
+	@cargo build --locked --profile $(PROFILE) --package pflex-sdc --example nbd_memory
+	@scripts/bench-nbd.sh $(ARGS)
 
 bench-mdm: build ## the MDMs beside three etcd members: writes, reads, leader kills, 100,000 volumes, 2,560 components
 	@scripts/setup.sh peers

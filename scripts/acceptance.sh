@@ -7,6 +7,8 @@
 #   device     one of two disks of a storage server fails, every read and write of it: the same under 1 s
 #   quorum     the leader dies: a volume is created within 2 s; two of three MDMs die: IO goes on, creates fail with
 #              exit status 6 in time, and both work again once one MDM is back
+#   tail       the leader dies under 4 KiB writes at depth 4, three times: p99.9 within 2 times of the runs between without
+#   outage     no MDM at all for 30 s under 4 KiB writes at depth 4, until they are back: no request is sent twice
 #   crash      everything dies at once under writes: every acknowledged synced write is there
 #   self-test  the checker of `crash` finds a planted loss (no cluster needed)
 set -euo pipefail
@@ -18,11 +20,11 @@ while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift 2 ;;
     --kill-at) kill_at=$2; shift 2 ;;
-    leader | sds | freeze | device | quorum | crash | self-test) checks+=("$1"); shift ;;
+    leader | sds | freeze | device | quorum | tail | outage | crash | self-test) checks+=("$1"); shift ;;
     *) die "unknown argument $1 (see the head of scripts/acceptance.sh)" ;;
   esac
 done
-[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze device quorum crash)
+[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze device quorum tail outage crash)
 [ "$kill_at" -lt "$seconds" ] || die "--kill-at $kill_at is not before --seconds $seconds"
 
 pass() { printf 'PASS %-9s %s\n' "$check" "$*"; }
@@ -140,6 +142,65 @@ check_quorum() {
   wait_for 15 "volume create with two of three MDMs" create_in_time quorum-back 5000 || fail "no create after $second came back"
   load load 5 & load=$!; verdict_before=$verdict; load_judged 1000
   pass "create $took ms after the leader's death; without quorum: exit status 6 after $start ms, $verdict_before; all well again"
+}
+
+# 4 KiB writes at depth 4 for $1 seconds over chunks that are there; `writes_end` waits for it: p99.9 is in $us then, the longest in $most (ms).
+writes() {
+  fio --name=writes --ioengine=nbd --uri="$(nbd_uri load)" --rw=randwrite --bs=4k --iodepth=4 --size=512m --norandommap=1 \
+    --percentile_list=99.9 --runtime="$1" --time_based --output-format=json --output="$cluster_dir/fio.out" \
+    >/dev/null 2>"$cluster_dir/fio.err"
+}
+writes_end() {
+  wait "$load" || fail "fio: $(head -n 2 "$cluster_dir/fio.err" | tr '\n' ' ')"
+  read -r us most < <(sed -n '/^{/,$p' "$cluster_dir/fio.out" |
+    jq -r '.jobs[0].write.clat_ns | [.percentile["99.900000"] / 1000, .max / 1e6] | map(floor) | @tsv')
+}
+filled() {
+  volume_ready load 1GiB
+  fio --name=fill --ioengine=nbd --uri="$(nbd_uri load)" --rw=write --bs=1m --iodepth=4 --size=512m --output=/dev/null ||
+    fail "the volume cannot be filled"
+}
+median() { printf '%s\n' "$@" | sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
+
+check_tail() {
+  local part=$((seconds / 3 > 6 ? seconds / 3 : 6)) quiet=() killed=() us most longest=0 a b
+  filled
+  for _ in 1 2 3; do
+    writes "$part" & load=$!
+    writes_end; quiet+=("$us")
+    writes "$part" & load=$!
+    sleep $((part / 3)); victim=$(leader); process_kill "$victim"
+    writes_end; killed+=("$us")
+    [ "$most" -le "$longest" ] || longest=$most
+    process_start "$victim"
+    wait_for 60 "status --check" "$pflex" status --check || fail "not healthy after $victim was started again"
+  done
+  a=$(median "${quiet[@]}") b=$(median "${killed[@]}")
+  verdict="p99.9 with the leader killed $b us (${killed[*]}), without $a us (${quiet[*]}), longest write with a kill $longest ms"
+  [ "$b" -le $((2 * a)) ] || fail "$verdict"
+  pass "$verdict"
+}
+
+# What the client counted of its requests to the volume: sent again, failed.
+counted() { "$pflex" sdc stats sdc1 -o json | jq -r '.[] | select(.volume == "load") | "\(.retries) sent again, \(.errors) failed"'; }
+
+check_outage() {
+  local n us most before after quiet
+  filled
+  writes 20 & load=$!
+  writes_end; quiet=$most
+  before=$(counted)
+  writes 50 & load=$!
+  sleep 5
+  for n in 0 1 2; do process_kill "mdm$n"; done
+  sleep 30
+  for n in 0 1 2; do process_start "mdm$n"; done
+  writes_end
+  wait_for 60 "status --check" "$pflex" status --check || fail "not healthy after the MDMs came back"
+  after=$(counted)
+  verdict="no MDM for 30 s: longest write $most ms (in 20 s before: $quiet ms), p99.9 $us us, requests: $after"
+  [ "$after" = "$before" ] || fail "$verdict; before: $before"
+  pass "$verdict"
 }
 
 check_crash() {

@@ -52,6 +52,25 @@ fn what_clients_saw_under_faults_is_linearizable() {
     judge(seed, 1, rounds(seed));
 }
 
+/// A volume that two SDCs write is one register for each block, whoever of them or of the servers is killed, or stands still
+/// with writes under way and goes on late.
+#[test]
+fn what_clients_of_two_sdcs_saw_of_one_volume_is_linearizable() {
+    let seed = seed();
+    let server = |nth: u64| Target::Sds(((seed + nth) % SERVERS) as u32);
+    let sdc = |nth: u64| Target::Sdc(((seed + nth) % 2) as u32);
+    let around = |middle_ms: u64| middle_ms + seed * 397 % 1_500;
+    let rounds = vec![
+        Round::one(1_500, Fault::Pause, server(0), around(4_000)),
+        Round::one(1_000, Fault::Pause, sdc(0), around(4_000)),
+        Round::one(1_000, Fault::Kill, sdc(1), around(500)),
+        Round::one(1_000, Fault::Kill, server(1), around(1_500)),
+        Round::one(1_000, Fault::Pause, sdc(1), around(7_000)),
+        Round::one(1_000, Fault::Pause, server(2), around(2_500)),
+    ];
+    judge(seed, 2, rounds);
+}
+
 fn judge(seed: u64, sdcs: u32, rounds: Vec<Round>) {
     println!("PFLEX_SEED={seed}");
     let scratch = scratch();

@@ -1,8 +1,8 @@
-//! An NBD server over memory: what the NBD hop costs by itself (`fio --ioengine=nbd --uri=nbd://127.0.0.1:PORT/memory`).
+//! The NBD server over memory, with the data plane's runtime and nothing behind it: what `make bench-nbd` measures.
 //!
-//! usage: `nbd_memory [ADDRESS [SIZE_MIB]]`, by default 127.0.0.1:10903 and 1024.
+//! `nbd_memory ADDRESS BYTES` offers one export, `memory`, until it is killed, and prints the address it got.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use pflex_proto::ids::ByteCount;
 use pflex_sdc::block::MemoryExports;
@@ -10,20 +10,23 @@ use pflex_sdc::nbd::{NbdServer, ServerLimits};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:10903".to_owned());
-    let size_mib: u64 = arguments.next().map_or(Ok(1024), |text| text.parse())?;
-    let exports = Arc::new(MemoryExports::default().with("memory", ByteCount(size_mib << 20), false));
-    let listener = TcpListener::bind(&address).await?;
-    println!("nbd://{}/memory", listener.local_addr()?);
-    let shutdown = CancellationToken::new();
-    let serving = NbdServer::new(exports, ServerLimits::default()).serve_tcp(listener, shutdown.clone());
-    let interrupted = async {
-        tokio::signal::ctrl_c().await.expect("signals can be listened for");
-        shutdown.cancel();
-    };
-    tokio::join!(serving, interrupted);
-    Ok(())
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [address, bytes] = &arguments[..] else { return Err("usage: nbd_memory ADDRESS BYTES".into()) };
+    let bytes = ByteCount(bytes.parse()?);
+    // As many threads as a client takes that was told nothing (`data_threads`).
+    let threads = (std::thread::available_parallelism()?.get() / 2).max(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    // Where a client's connections are accepted: not on the thread that waits here.
+    let serving = runtime.spawn({
+        let (address, exports) = (address.clone(), MemoryExports::default().with("memory", bytes, false));
+        async move {
+            let listener = TcpListener::bind(address).await?;
+            println!("{}", listener.local_addr()?);
+            let server = NbdServer::new(Arc::new(exports), ServerLimits::default());
+            server.serve_tcp(listener, CancellationToken::new()).await;
+            Ok::<_, std::io::Error>(())
+        }
+    });
+    Ok(runtime.block_on(serving)??)
 }
