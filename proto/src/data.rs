@@ -469,6 +469,7 @@ mod tests {
             replicas: vec![DeviceId(2), DeviceId(5)],
             volatility: VolatilityId(1),
             forced: false,
+            to_activate: true,
         };
         let refusal = Refusal { code: RefusalCode::WrongEpoch, config: Some(config), why: "epoch 3 is over".into() };
         assert_eq!(Refusal::from_bytes(&refusal.to_bytes()), Ok(refusal));

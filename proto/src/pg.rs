@@ -23,9 +23,12 @@ pub struct PgConfig {
     pub volatility: VolatilityId,
     /// An operator promoted this primary's copy by force (S12): chunks that are half copied there count as they are.
     pub forced: bool,
+    /// The primary answers nothing before it has activated this configuration: other copies have everything, too, and may
+    /// yet be chosen instead of it (S11).
+    pub to_activate: bool,
 }
 
-wire_fields!(PgConfig { pg, epoch, primary, in_sync, replicas, volatility, forced });
+wire_fields!(PgConfig { pg, epoch, primary, in_sync, replicas, volatility, forced, to_activate });
 
 impl PgConfig {
     /// The membership of `device`, if its copy is in sync.
@@ -104,6 +107,7 @@ impl From<&PgConfig> for pb::Pg {
             forced: config.forced,
             // For people; nobody acts by it.
             leaving_device_id: 0,
+            fallback_device_ids: Vec::new(),
         }
     }
 }
@@ -120,6 +124,7 @@ impl TryFrom<&pb::Pg> for PgConfig {
             replicas: pg.replica_device_ids.iter().copied().map(DeviceId).collect(),
             volatility: VolatilityId(pg.volatility),
             forced: pg.forced,
+            to_activate: !pg.fallback_device_ids.is_empty(),
         };
         if config.primary.is_some() && config.primary_member().is_none() {
             let value = pg.primary_device_id.into();

@@ -258,9 +258,16 @@ impl Groups {
                 "MOVES FROM",
                 Some(pg.leaving_device_id).filter(|id| *id != 0).map(|id| self.devices.of(id)),
             )
+            .hidden("may_yet_serve", list(&names(&mut fallback(pg))))
             .hidden("frozen_for", self.frozen_for(pg).map(|device| self.devices.of(device)))
             .hidden("forced", pg.forced)
     }
+}
+
+/// Copies that are not in sync and have everything, as long as the primary has answered nothing (S11).
+fn fallback(pg: &Pg) -> impl Iterator<Item = u32> + '_ {
+    let in_sync = |device: &u32| pg.in_sync.iter().any(|member| member.device_id == *device);
+    pg.fallback_device_ids.iter().copied().filter(move |device| !in_sync(device))
 }
 
 fn pg_pool(pg: &Pg) -> u32 {

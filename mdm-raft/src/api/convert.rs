@@ -108,6 +108,7 @@ pub(crate) fn pg(pg: &Pg) -> pb::Pg {
         volatility: pg.config.volatility.get(),
         forced: pg.forced,
         leaving_device_id: pg.leaving.map_or(0, DeviceId::get),
+        fallback_device_ids: pg.holders.iter().map(|member| member.device.get()).collect(),
     }
 }
 
@@ -128,6 +129,7 @@ pub(crate) fn pg_config(config: &proto::PgConfig) -> pb::Pg {
         // Only a primary that serves is told this way, and then it is one no more.
         forced: false,
         leaving_device_id: 0,
+        fallback_device_ids: Vec::new(),
     }
 }
 

@@ -29,6 +29,7 @@ impl Placement for Api {
                         })
                         .collect(),
                     primary_device_id: proposal.primary_device_id,
+                    activate: proposal.activate,
                 }
             })
             .collect();

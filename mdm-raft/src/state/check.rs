@@ -164,6 +164,22 @@ impl State {
                     "pg {id}: {member} is a life its device has not had"
                 );
             }
+            for holder in &pg.holders {
+                hold!(pg.replicas.contains(&holder.device), "pg {id}: {holder} has everything and is no replica");
+                let device = self.devices.get(holder.device);
+                hold!(
+                    device.is_some_and(|d| d.sds == holder.sds && d.incarnation >= holder.incarnation),
+                    "pg {id}: {holder} is a life its device has not had"
+                );
+            }
+            hold!(
+                pg.is_activated() || config.in_sync.iter().all(|member| pg.holders.contains(member)),
+                "pg {id} has a copy in sync that may lack something"
+            );
+            hold!(
+                pg.is_activated() || pg.holders.len() > config.in_sync.len(),
+                "pg {id} is to be activated for nothing"
+            );
             if pool.frozen.contains_key(&id.index) {
                 hold!(config.primary.is_none(), "pg {id} is frozen and has a primary");
             }
@@ -174,7 +190,7 @@ impl State {
                     "pg {id}: primary {primary} is not an in-sync copy that is alive"
                 ),
                 None => hold!(
-                    self.is_recovering() || !config.in_sync.iter().any(|member| self.is_alive(member)),
+                    self.is_recovering() || !pg.complete().iter().any(|member| self.is_alive(member)),
                     "pg {id} is unavailable although an in-sync copy is alive"
                 ),
             }
@@ -328,6 +344,18 @@ impl State {
                     "pg {id} has fewer copies after one has moved"
                 );
                 let (old, new) = (&before.config, &now.config);
+                // S11: the same configuration may only be activated, or its holders restart.
+                let same = Pg { holders: before.holders.clone(), ..now.clone() } == *before;
+                let devices = |pg: &Pg| pg.holders.iter().map(|member| member.device).collect::<Vec<_>>();
+                if same && (now.is_activated() || devices(now) == devices(before)) {
+                    continue;
+                }
+                // Copies are chosen from those that have everything, or come by a primary that answers.
+                let known = |member: &Member| before.is_complete_on(member.device);
+                hold!(
+                    !holds_data(id) || now.forced || before.is_activated() || new.in_sync.iter().all(known),
+                    "pg {id} takes in a copy while its configuration is not activated"
+                );
                 hold!(new.epoch > old.epoch, "pg {id} changed from epoch {} to {}", old.epoch, new.epoch);
                 hold!(new.volatility >= old.volatility, "pg {id} went back in volatility");
             }

@@ -75,7 +75,14 @@ impl State {
         table!(sds, Sds);
         table!(devices, Device);
         table!(sdcs, Sdc);
-        changes.extend(self.pgs.changes().filter_map(|(_, _, now)| now.cloned().map(MapChange::Pg)));
+        // Whose configuration was only activated (S11) has nothing that a client acts by; its primary asked for it, and is
+        // told by the answer.
+        let pgs = self.pgs.changes().filter(|(_, before, now)| {
+            before
+                .zip(*now)
+                .is_none_or(|(before, now)| before.config.epoch != now.config.epoch || before.forced != now.forced)
+        });
+        changes.extend(pgs.filter_map(|(_, _, now)| now.cloned().map(MapChange::Pg)));
         // A volume's mappings are part of it.
         let volumes: BTreeSet<VolumeId> = self
             .volumes

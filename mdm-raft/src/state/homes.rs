@@ -91,7 +91,7 @@ impl State {
     pub fn outlook(&self, pg: &Pg, device: DeviceId, places: &Places) -> Option<Outlook> {
         let lost = self.devices.get(device).filter(|device| !device.alive)?;
         // One that moves is on its way out: its new home is being filled already.
-        if pg.config.member(device).is_some() || pg.leaving == Some(device) {
+        if pg.is_complete_on(device) || pg.leaving == Some(device) {
             return None;
         }
         Some(if pg.config.primary.is_none() {

@@ -9,6 +9,7 @@
 //! - the rows of all applies, loaded, are the state: nothing lives only in memory but what `load` derives;
 //! - a refused command changes nothing but its session.
 
+mod activation;
 mod apply;
 mod check;
 mod event;

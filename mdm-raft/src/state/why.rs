@@ -434,6 +434,14 @@ impl State {
             let what = format!("it is frozen: its copy on device {} is being promoted by force (S12)", freeze.device);
             causes.push(by(what, freeze.at));
         }
+        if !pg.is_activated() {
+            let others = pg.fallback().map(|member| member.device.to_string()).collect::<Vec<_>>().join(", ");
+            let what = "its primary has answered nothing in this epoch yet";
+            causes.push(by(
+                format!("{what}: the copy on device {others} has everything, too, and may still be chosen (S11)"),
+                pg.since,
+            ));
+        }
         if pg.forced {
             causes.push(by(
                 "its copy was promoted by force: what only earlier in-sync copies had is lost (S12)",
@@ -445,6 +453,9 @@ impl State {
             let member = config.member(*device);
             let role = match member {
                 Some(_) if config.primary == Some(*device) => "the primary",
+                None if pg.is_complete_on(*device) => {
+                    "not in sync, and has everything until the present epoch is activated"
+                }
                 None if pg.newcomer() == Some(*device) => "being filled: a copy moves there",
                 Some(member) if self.is_alive(member) => "in sync",
                 Some(_) => "in sync, and lost: it holds writes that others may miss",

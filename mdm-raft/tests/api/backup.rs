@@ -208,7 +208,8 @@ async fn a_lost_copy_is_given_up_by_force_and_named() {
     let copies = |map: &ClusterMap, copies| map.pgs.len() == 8 && map.pgs.values().all(|pg| pg.in_sync.len() == copies);
     first.sees(|map| copies(map, 2)).await;
     second.die();
-    first.sees(|map| copies(map, 1)).await;
+    let alone = first.sees(|map| copies(map, 1)).await;
+    first.activate(&cluster, &alone).await;
     let second = FakeSds::start(&cluster, 2, 2).await;
     first.die();
     second.sees(|map| !map.pgs.is_empty() && map.pgs.values().all(|pg| pg.primary.is_none())).await;

@@ -49,6 +49,7 @@ async fn rebuilds(cluster: &Cluster) -> Vec<RebuildRow> {
 async fn filled(cluster: &Cluster, sds: &[FakeSds], map: &ClusterMap) -> usize {
     let mut done = 0;
     for server in sds {
+        server.activate(cluster, map).await;
         let mut proposals = Vec::new();
         for pg in map.pgs.values() {
             let leads = pg.primary.is_some_and(|device| map.devices[&device].sds.get() == server.id);
@@ -68,6 +69,7 @@ async fn filled(cluster: &Cluster, sds: &[FakeSds], map: &ClusterMap) -> usize {
                 expected_epoch: pg.epoch.get(),
                 in_sync,
                 primary_device_id: 0,
+                activate: false,
             });
         }
         done += proposals.len();

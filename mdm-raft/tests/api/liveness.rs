@@ -39,6 +39,7 @@ async fn a_dead_process_is_proven_dead_and_joins_again_as_a_new_life() {
         .values()
         .find(|pg| pg.in_sync.len() == 1 && pg.in_sync[0].sds.get() == two.id)
         .expect("two serves some of its groups alone");
+    two.activate(&cluster, &map).await;
     let mut in_sync: Vec<Member> = pg.in_sync.iter().map(|m| member(m.device.get(), m.sds.get(), 1)).collect();
     in_sync.push(member(1, one.id, 2));
     let proposal = PgProposal {
@@ -46,6 +47,7 @@ async fn a_dead_process_is_proven_dead_and_joins_again_as_a_new_life() {
         expected_epoch: pg.epoch.get(),
         in_sync,
         primary_device_id: 0,
+        activate: false,
     };
     let (process_id, sds_id) = (two.process.clone(), two.id);
     let message = ReconfigureRequest { request: None, sds_id, process_id, proposals: vec![proposal] };

@@ -9,10 +9,12 @@ use pflex_common::{
 };
 use pflex_proto::{
     pb::{
-        Addresses, Beat, ComponentKind, CreateSdsRequest, DeviceBeat, GroupReport, RegisterReply, RegisterRequest,
-        RegisteredDevice, ReportGroupsRequest, admin_client::AdminClient, discovery_client::DiscoveryClient,
-        liveness_client::LivenessClient, recovery_client::RecoveryClient,
+        Addresses, Beat, ComponentKind, CreateSdsRequest, DeviceBeat, GroupReport, PgProposal, ReconfigureRequest,
+        RegisterReply, RegisterRequest, RegisteredDevice, ReportGroupsRequest, admin_client::AdminClient,
+        discovery_client::DiscoveryClient, liveness_client::LivenessClient, placement_client::PlacementClient,
+        recovery_client::RecoveryClient,
     },
+    pg::PgConfig,
     status,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -137,6 +139,28 @@ impl FakeSds {
         self.shutdown.cancel();
         self.control.take();
         self.beats.abort();
+    }
+
+    /// It is about to answer in every group that it leads (S11).
+    pub(crate) async fn activate(&self, cluster: &Cluster, map: &ClusterMap) {
+        let leads = |pg: &PgConfig| pg.primary.is_some_and(|device| map.devices[&device].sds.get() == self.id);
+        let activation = |pg: &PgConfig| PgProposal {
+            pg: Some(pg.pg.into()),
+            expected_epoch: pg.epoch.get(),
+            activate: true,
+            ..Default::default()
+        };
+        let ready = map.pgs.values().filter(|pg| pg.to_activate && leads(pg));
+        let proposals: Vec<PgProposal> = ready.map(|pg| activation(pg)).collect();
+        let (sds_id, process_id) = (self.id, self.process.clone());
+        let message = ReconfigureRequest { request: None, sds_id, process_id, proposals };
+        let reply = cluster.client.read(PATIENCE, |connection| {
+            let message = message.clone();
+            async move { PlacementClient::new(connection).reconfigure(message).await }
+        });
+        for result in reply.await.unwrap().results {
+            assert!(result.accepted, "{}", result.why);
+        }
     }
 
     /// Waits until its map is as `wanted`.

@@ -112,7 +112,16 @@ mod tests {
     fn config(epoch: u64, primary: u32) -> PgConfig {
         let primary = Some(DeviceId(primary));
         let (pg, epoch, volatility) = (PgId::default(), Epoch(epoch), VolatilityId(1));
-        PgConfig { pg, epoch, primary, in_sync: vec![], replicas: vec![], volatility, forced: false }
+        PgConfig {
+            pg,
+            epoch,
+            primary,
+            in_sync: vec![],
+            replicas: vec![],
+            volatility,
+            forced: false,
+            to_activate: false,
+        }
     }
 
     #[test]

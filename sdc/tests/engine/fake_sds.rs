@@ -107,6 +107,7 @@ impl FakeCluster {
             replicas: (1..=count).map(DeviceId).collect(),
             volatility: VolatilityId(1),
             forced: false,
+            to_activate: false,
         };
         let shared = Shared {
             chunks: HashMap::new(),

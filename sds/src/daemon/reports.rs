@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{Server, liveness};
 use crate::{
-    replication::Proposal,
+    replication::{Proposal, ProposalReason},
     worker::{Command, Report},
 };
 
@@ -93,7 +93,7 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
                 pause = PROPOSAL_PAUSE;
                 waiting.clear();
                 for ((device, proposal), result) in asked.iter().zip(reply.results) {
-                    refused(&server, *device, proposal, &result);
+                    decided(&server, *device, proposal, &result);
                 }
             }
             // A command in the log was refused: that is a verdict.
@@ -110,9 +110,14 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
 }
 
 /// Tells the core that a proposal can never commit. Only where the epoch still stands: where it has moved on, an earlier
-/// attempt of this very proposal may be what moved it, and the configuration that the map brings decides (S3).
-fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgProposalResult) {
+/// attempt of this very proposal may be what moved it, and the configuration that the map brings decides (S3). Of what is
+/// accepted only an activation is told (S11): the others come as configurations.
+fn decided(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgProposalResult) {
+    let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
     if result.accepted {
+        if proposal.reason == ProposalReason::Activation {
+            tell(server, device, Command::Activated { pg, epoch: expected_epoch });
+        }
         return;
     }
     info!(pg = %proposal.pg, epoch = %proposal.expected_epoch, why = result.why, "the MDM refused a configuration");
@@ -120,10 +125,13 @@ fn refused(server: &Server, device: DeviceId, proposal: &Proposal, result: &PgPr
     if epoch != Some(proposal.expected_epoch.0) {
         return;
     }
-    let (pg, expected_epoch) = (proposal.pg, proposal.expected_epoch);
+    tell(server, device, Command::ProposalRejected { pg, expected_epoch });
+}
+
+/// Not waited for: a device that hangs must not hold up the proposals of others. It proposes nothing meanwhile.
+fn tell(server: &Server, device: DeviceId, command: Command) {
     if let Some(handle) = server.devices().iter().find(|handle| handle.own.device == device).cloned() {
-        // Not waited for here: one that hangs must not hold up the proposals of others. It proposes nothing meanwhile.
-        tokio::spawn(async move { handle.send(Command::ProposalRejected { pg, expected_epoch }).await });
+        tokio::spawn(async move { handle.send(command).await });
     }
 }
 
@@ -149,5 +157,6 @@ fn message(device: DeviceId, proposal: &Proposal) -> PgProposal {
         expected_epoch: proposal.expected_epoch.0,
         in_sync: proposal.in_sync.iter().copied().map(Into::into).collect(),
         primary_device_id: primary,
+        activate: proposal.reason == ProposalReason::Activation,
     }
 }

@@ -63,6 +63,11 @@ impl<D: Clone> Base<D> {
         self.config.as_ref().map_or(Epoch(0), |config| config.epoch)
     }
 
+    /// S11: the MDM does not know yet that this primary answers.
+    pub(super) fn is_to_be_activated(&self) -> bool {
+        !self.planted.is(Bug::AnswerUnactivated) && self.config.as_ref().is_some_and(|config| config.to_activate)
+    }
+
     /// S2: a membership names one life of a device.
     pub(super) fn same(&self, a: Member, b: Member) -> bool {
         a == b || (self.planted.is(Bug::AcceptOldIncarnation) && a.device == b.device)

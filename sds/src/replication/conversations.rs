@@ -116,7 +116,7 @@ impl Talk {
 
 fn config(epoch: u64, in_sync: Vec<Member>) -> PgConfig {
     let (pg, epoch, primary) = (PgId::default(), Epoch(epoch), Some(DeviceId(1)));
-    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(9), forced: false }
+    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(9), forced: false, to_activate: false }
 }
 
 fn applied(out: &Out) -> Vec<(u64, Extent)> {

@@ -177,6 +177,11 @@ pub enum Event<D> {
         /// The epoch it expected.
         expected_epoch: Epoch,
     },
+    /// The MDM has committed that the primary of this epoch answers (S11).
+    Activated {
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// The primary may copy one chunk more to a joiner, after [`super::Demand::wants`]; void if it has nothing to copy.
     SyncPermit,
     /// Time has passed; at least every `limits::TICK`.

@@ -97,6 +97,18 @@ impl Membership {
         self.remove(base, cx, backup, ProposalReason::BackupCannotApply(backup));
     }
 
+    /// S11: this copy is ready to answer, and says so before it does.
+    pub(super) fn activate<D: Clone>(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>) {
+        self.propose(base, cx, in_sync(base), ProposalReason::Activation);
+    }
+
+    /// That is committed: the configuration is as it was, and may be changed again.
+    pub(super) fn activated(&mut self) {
+        if self.open.as_ref().is_some_and(|open| open.reason == ProposalReason::Activation) {
+            self.open = None;
+        }
+    }
+
     /// S4: this copy leaves, if another one can go on.
     pub(super) fn give_up<D: Clone>(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>) {
         self.remove(base, cx, base.own, ProposalReason::PrimaryCannotApply(base.own));

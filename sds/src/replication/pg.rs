@@ -290,6 +290,14 @@ impl<D: Clone> Pg<D> {
                     primary.on_rejected(base, cx);
                 }
             }
+            (Event::Activated { epoch }, role) if epoch == base.epoch() => {
+                if let Some(config) = &mut base.config {
+                    config.to_activate = false;
+                }
+                if let Role::Primary(primary) = role {
+                    primary.on_activated(base, cx);
+                }
+            }
             (Event::SyncPermit, Role::Primary(primary)) => primary.on_sync_permit(base, cx),
             (Event::Tick { jitter }, Role::Primary(primary)) => {
                 base.jitter = jitter;
@@ -306,6 +314,7 @@ impl<D: Clone> Pg<D> {
                 | Event::Verified { .. }
                 | Event::Reserved { .. }
                 | Event::ProposalRejected { .. }
+                | Event::Activated { .. }
                 | Event::SyncPermit
                 | Event::Tick { .. },
                 _,

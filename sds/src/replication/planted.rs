@@ -24,6 +24,8 @@ pub(super) enum Bug {
     /// S8: a device that does not answer is taken for dead.
     #[cfg(test)]
     SilenceIsProof,
+    /// S11: a primary answers although the MDM may yet choose another copy.
+    AnswerUnactivated,
     /// S13: a block that cannot be read is put back whatever the version of the chunk is, here and there.
     RepairFromOtherVersion,
     /// S4: space that was set aside for a write that is not ordered stays so.

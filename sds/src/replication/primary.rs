@@ -281,8 +281,8 @@ impl<D: Clone> Primary<D> {
         self.membership.give_up(base, cx);
     }
 
-    /// Ends the opening once all copies are equal (S1), all is durable here too, and no earlier primary can still
-    /// read (S6).
+    /// Ends the opening once all copies are equal (S1), all is durable here too, no earlier primary can still read (S6),
+    /// and the MDM knows that this one answers (S11).
     pub(super) fn try_serve(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         let Phase::Opening(reconcile) = &self.phase else { return };
         let lapsed = base.waits.are_over(cx.now, cx.leases) || base.planted.is(Bug::NoLeaseWait);
@@ -290,6 +290,11 @@ impl<D: Clone> Primary<D> {
             return;
         }
         let Some(opened) = reconcile.opened() else { return };
+        // S11, as the very last: until this is committed the MDM may choose another copy, and the later it does, the fewer
+        // failures make those that left stale for nothing.
+        if base.is_to_be_activated() {
+            return self.membership.activate(base, cx);
+        }
         self.phase = Phase::Serving;
         self.backups = opened.into_iter().map(|(member, round)| Stream::new(member, round, base.last)).collect();
         // Everything this copy has is now everywhere: the writes in flight from the epoch before, too.
@@ -385,6 +390,12 @@ impl<D: Clone> Primary<D> {
             self.drop_joiner(base, cx, None);
         }
         self.start_join(base, cx);
+    }
+
+    /// S11: from now on nobody else is chosen without this copy's word.
+    pub(super) fn on_activated(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        self.membership.activated();
+        self.try_serve(base, cx);
     }
 
     /// The open proposal can never commit: its joiner counts no more (S3).

@@ -53,6 +53,8 @@ pub struct PgConfig {
     pub volatility: VolatilityId,
     /// An operator promoted the primary's copy, which was not in sync (S12): what it has counts, as it is.
     pub forced: bool,
+    /// The primary answers nothing before the MDM has committed that it will (S11).
+    pub to_activate: bool,
 }
 
 impl PgConfig {
@@ -266,6 +268,8 @@ pub enum ProposalReason {
     JoinerSynced(Member),
     /// The primary itself cannot apply an ordered write and gives the group up (S4).
     PrimaryCannotApply(Member),
+    /// Nothing changes: the primary is about to answer (S11). Committed, it is answered by `Event::Activated`.
+    Activation,
 }
 
 /// Why a request was not executed. Every one but `OldOperation` may be sent again, under the same operation id.

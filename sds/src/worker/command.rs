@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Scrub(Option<ScrubOrder>),
     /// The MDM refused a proposal for good.
     ProposalRejected { pg: PgId, expected_epoch: Epoch },
+    /// The MDM has committed that this primary answers in this epoch (S11).
+    Activated { pg: PgId, epoch: Epoch },
     /// Blocks the thread until the sender sends or is gone, to prove that this is noticed.
     #[cfg(test)]
     Hang { begun: oneshot::Sender<()>, until: std::sync::mpsc::Receiver<()> },

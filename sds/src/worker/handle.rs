@@ -265,6 +265,7 @@ mod stuck_tests {
             in_sync: [&[own], others].concat(),
             volatility: VolatilityId(1),
             forced: false,
+            to_activate: false,
         };
         worker.events.push_back((pg, Event::Config { config: config(&[]), joiners: Vec::new() }));
         worker.decide();

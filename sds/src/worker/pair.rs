@@ -142,7 +142,8 @@ impl Pair {
             for of in [pg(0), pg(1)] {
                 let primary = Some(members[self.leader(of)].device);
                 let (epoch, in_sync, volatility) = (self.epoch, members.to_vec(), VolatilityId(1));
-                let config = PgConfig { pg: of, epoch, primary, in_sync, volatility, forced: false };
+                let config =
+                    PgConfig { pg: of, epoch, primary, in_sync, volatility, forced: false, to_activate: false };
                 let worker = &mut self.copies[copy].worker;
                 worker.slot(of);
                 worker.events.push_back((of, Event::PeerConnected(peer)));

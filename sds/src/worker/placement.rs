@@ -94,6 +94,7 @@ impl Worker {
             in_sync: config.in_sync.clone(),
             volatility: config.volatility,
             forced: config.forced,
+            to_activate: config.to_activate,
         };
         let own = self.own;
         let other_life = new.in_sync.iter().any(|member| member.device == own.device && *member != own);

@@ -258,6 +258,7 @@ impl Worker {
             Command::ProposalRejected { pg, expected_epoch } => {
                 self.events.push_back((pg, Event::ProposalRejected { expected_epoch }));
             }
+            Command::Activated { pg, epoch } => self.events.push_back((pg, Event::Activated { epoch })),
             #[cfg(test)]
             Command::Hang { begun, until } => {
                 let _ = begun.send(());

@@ -79,13 +79,13 @@ impl State {
     pub fn sds_kept_out(&self, id: SdsId, now: LogTime) -> Option<LogTime> {
         let health = self.health.get(Component { kind: Kind::Sds, id: id.get() })?;
         let until = self.kept_out(&health.losses, now)?;
-        (!self.is_last_hope(|pg| pg.config.in_sync.iter().any(|member| member.sds == id))).then_some(until)
+        (!self.is_last_hope(|pg| pg.complete().iter().any(|member| member.sds == id))).then_some(until)
     }
 
     /// As of an SDS: a device that fails by itself.
     pub fn device_kept_out(&self, id: DeviceId, now: LogTime) -> Option<LogTime> {
         let until = self.kept_out(&self.devices.get(id)?.losses, now)?;
-        (!self.is_last_hope(|pg| pg.config.member(id).is_some())).then_some(until)
+        (!self.is_last_hope(|pg| pg.is_complete_on(id))).then_some(until)
     }
 
     fn kept_out(&self, losses: &Losses, now: LogTime) -> Option<LogTime> {

@@ -172,6 +172,12 @@ impl State {
         if pg.config.member(from).is_some() {
             return Err(format!("its copy on device {from} is in sync"));
         }
+        if pg.is_complete_on(from) {
+            return Err(format!(
+                "its copy on device {from} has everything until epoch {} is activated",
+                pg.config.epoch
+            ));
+        }
         if pg.leaving == Some(from) || pg.newcomer() == Some(from) {
             return Err(format!("its copy on device {from} is part of a move already"));
         }

@@ -43,6 +43,7 @@ impl State {
     ///   was left behind when its device came back empty (S13) is followed by none;
     /// - copies that are not alive leave, as long as one that is remains;
     /// - where none is alive nothing leaves, and there is no primary: unavailable, never a stale copy promoted;
+    /// - where none is alive, but one that has everything all the same, those in sync are the ones that do (S11);
     /// - a primary that is alive stays; else the live in-sync copy with the fewest primaries takes over;
     /// - a copy that moves stays where it is when its new home is lost, or when nobody serves (`state::moving`);
     /// - after a restore (S19) nothing leaves and nobody serves until the operator says that all have reported.
@@ -51,27 +52,38 @@ impl State {
             .pgs
             .values()
             .filter(|pg| {
-                let in_sync = pg.config.in_sync.iter().map(|member| member.device);
-                in_sync.chain(pg.newcomer()).any(|device| touched.contains(&device))
+                let complete = pg.complete().iter().map(|member| member.device);
+                complete.chain(pg.newcomer()).any(|device| touched.contains(&device))
             })
             .map(|pg| pg.id)
             .collect();
         let recovering = self.is_recovering();
         let mut primaries = self.primary_counts();
+        let follow = |member: &mut Member| {
+            if let Some(life) = restarted.get(&member.device).filter(|life| life.before == member.incarnation) {
+                member.incarnation = life.now;
+            }
+        };
         for id in hit {
+            if self.pgs.get(id).is_some_and(|pg| !pg.is_activated()) {
+                self.pgs.update(id, |pg| pg.holders.iter_mut().for_each(follow));
+            }
             let Some(pg) = self.pgs.get(id) else { continue };
             let config = &pg.config;
             let mut in_sync = config.in_sync.clone();
-            for member in &mut in_sync {
-                if let Some(life) = restarted.get(&member.device).filter(|life| life.before == member.incarnation) {
-                    member.incarnation = life.now;
-                }
-            }
+            in_sync.iter_mut().for_each(follow);
             if recovering {
                 self.open_epoch(id, in_sync, None);
                 continue;
             }
-            let alive: Vec<Member> = in_sync.iter().copied().filter(|member| self.is_alive(member)).collect();
+            let alive_of = |members: &[Member]| -> Vec<Member> {
+                members.iter().copied().filter(|member| self.is_alive(member)).collect()
+            };
+            let mut alive = alive_of(&in_sync);
+            if alive.is_empty() {
+                // S11: nobody has answered since these were in sync.
+                alive = alive_of(&pg.holders);
+            }
             let primary = config
                 .primary
                 .filter(|device| alive.iter().any(|member| member.device == *device))
@@ -136,17 +148,22 @@ impl State {
             if !in_sync.iter().any(|member| config.in_sync.contains(member)) {
                 config.volatility = config.volatility.next();
             }
+            let before = if pg.holders.is_empty() { config.in_sync.clone() } else { std::mem::take(&mut pg.holders) };
             config.epoch = config.epoch.next();
             config.in_sync = in_sync;
             config.primary = primary;
             pg.replicas = homes.replicas;
             pg.leaving = homes.leaving;
+            pg.carry_holders(before);
         });
     }
 
     /// Says in each group that this command gave a new configuration which command it was.
     pub(super) fn date_groups(&mut self, revision: Revision) {
-        let changed: Vec<PgId> = self.pgs.changes().filter(|(.., now)| now.is_some()).map(|(id, ..)| id).collect();
+        let changed = self.pgs.changes().filter(|(_, before, now)| {
+            now.is_some_and(|now| before.is_none_or(|before| before.config.epoch != now.config.epoch))
+        });
+        let changed: Vec<PgId> = changed.map(|(id, ..)| id).collect();
         for id in changed {
             self.pgs.update(id, |pg| pg.since = revision);
         }
@@ -168,9 +185,13 @@ impl State {
             match self.pgs.get(id) {
                 None => {
                     let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
-                    self.pgs.put(Pg { id, replicas, config, since: Revision(0), forced: false, leaving: None });
+                    let (since, holders) = (Revision(0), Vec::new());
+                    self.pgs.put(Pg { id, replicas, config, since, forced: false, leaving: None, holders });
                 }
-                Some(_) => self.open_epoch_on(id, replicas.into(), in_sync, primary),
+                Some(_) => {
+                    self.open_epoch_on(id, replicas.into(), in_sync, primary);
+                    self.activated_by_choice(id);
+                }
             }
         }
     }
@@ -201,24 +222,69 @@ impl State {
             .iter()
             .map(|proposal| {
                 let id = PgId { pool: PoolId(proposal.pool_id), index: PgIndex(proposal.index) };
+                if proposal.activate {
+                    let verdict = self.may_propose(sds, id, proposal.expected_epoch).map(drop);
+                    if verdict.is_ok() {
+                        self.activated_by_choice(id);
+                    }
+                    return self.result(id, verdict);
+                }
                 let verdict = self.proposed(sds, id, proposal);
                 if let Ok((in_sync, primary)) = &verdict {
+                    let before = self.pgs.get(id).map_or(0, |pg| pg.config.in_sync.len());
+                    let swaps = self.takes_in(id, in_sync);
                     let (homes, in_sync, primary) = self.after_arrival(id, in_sync, *primary, &mut primaries);
+                    let swaps = swaps && in_sync.len() >= before;
                     self.open_epoch_on(id, homes, in_sync, Some(primary));
+                    if swaps {
+                        self.activated_by_choice(id);
+                    }
                     // Its primary serves: it has made one state of what it had.
                     let expected = Epoch(proposal.expected_epoch);
                     if self.pgs.get(id).is_some_and(|pg| pg.forced && pg.config.epoch > expected) {
                         self.pgs.update(id, |pg| pg.forced = false);
                     }
                 }
-                proto::ProposalResult {
-                    accepted: verdict.is_ok(),
-                    why: verdict.err().unwrap_or_default(),
-                    current: self.pgs.get(id).map(config_message),
-                }
+                self.result(id, verdict.map(drop))
             })
             .collect();
         Ok(Answer::Reconfigured(proto::Reconfigured { results }))
+    }
+
+    fn result(&self, id: PgId, verdict: Result<(), String>) -> proto::ProposalResult {
+        proto::ProposalResult {
+            accepted: verdict.is_ok(),
+            why: verdict.err().unwrap_or_default(),
+            current: self.pgs.get(id).map(config_message),
+        }
+    }
+
+    /// The configuration of a group stands, and nobody else may be chosen any more (S11).
+    pub(super) fn activated_by_choice(&mut self, id: PgId) {
+        if self.pgs.get(id).is_some_and(|pg| !pg.is_activated()) {
+            self.pgs.update(id, Pg::activate);
+        }
+    }
+
+    fn takes_in(&self, id: PgId, in_sync: &[Member]) -> bool {
+        let Some(pg) = self.pgs.get(id) else { return false };
+        in_sync.iter().any(|member| !pg.config.in_sync.contains(member))
+    }
+
+    /// The group of a proposal, if its primary on this SDS makes it, at its present epoch.
+    fn may_propose(&self, sds: SdsId, id: PgId, expected_epoch: u64) -> Result<&Pg, String> {
+        let pg = self.pgs.get(id).ok_or_else(|| "there is no such placement group".to_owned())?;
+        let config = &pg.config;
+        if config.epoch != Epoch(expected_epoch) {
+            return Err(format!("the epoch is {}, not {expected_epoch}", config.epoch));
+        }
+        // Only the primary knows what a backup misses and what a joiner has (S3).
+        let proposer = config.primary.and_then(|device| config.member(device));
+        if proposer.is_some_and(|member| member.sds == sds && self.is_alive(member)) {
+            Ok(pg)
+        } else {
+            Err(format!("sds {sds} is not its primary"))
+        }
     }
 
     /// What an accepted proposal makes of a group: with the last of its copies that copy leaves that was to move, and if it
@@ -250,16 +316,8 @@ impl State {
 
     /// The configuration a proposal asks for, or why it may not be.
     fn proposed(&self, sds: SdsId, id: PgId, raw: &proto::Proposal) -> Result<(Vec<Member>, DeviceId), String> {
-        let pg = self.pgs.get(id).ok_or_else(|| "there is no such placement group".to_owned())?;
+        let pg = self.may_propose(sds, id, raw.expected_epoch)?;
         let config = &pg.config;
-        if config.epoch != Epoch(raw.expected_epoch) {
-            return Err(format!("the epoch is {}, not {}", config.epoch, raw.expected_epoch));
-        }
-        // Only the primary knows what a backup misses and what a joiner has (S3).
-        let proposer = config.primary.and_then(|device| config.member(device));
-        if !proposer.is_some_and(|member| member.sds == sds && self.is_alive(member)) {
-            return Err(format!("sds {sds} is not its primary"));
-        }
         let in_sync: Vec<Member> = raw
             .in_sync
             .iter()
@@ -278,6 +336,10 @@ impl State {
             }
             if !pg.replicas.contains(&member.device) {
                 return Err(format!("device {} has no copy to keep", member.device));
+            }
+            // S11: only who answers fills a joiner.
+            if !pg.is_activated() {
+                return Err(format!("epoch {} is not activated, so nobody can have joined", config.epoch));
             }
             // A joiner counts only in the life that was synced (S2).
             if self.present_life(member.device) != Some(*member) || !self.is_alive(member) {

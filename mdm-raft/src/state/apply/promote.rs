@@ -59,6 +59,7 @@ impl State {
             None => return done(0_u64),
         };
         self.open_epoch_on(id, homes, in_sync, Some(device));
+        self.activated_by_choice(id);
         self.pgs.update(id, |pg| pg.forced = true);
         self.thaw(id);
         done(u64::from(device.get()))
@@ -87,11 +88,10 @@ impl State {
         self.pools.get(id.pool)?.frozen.get(&id.index).copied()
     }
 
-    /// Whether every in-sync copy of a group is certainly over: its device has registered a newer life, and only one
+    /// Whether every copy that may have served a group is certainly over: its device has registered a newer life, and only one
     /// process has a device open (S8).
     pub fn old_copies_are_dead(&self, pg: &Pg) -> bool {
-        pg.config
-            .in_sync
+        pg.complete()
             .iter()
             .all(|member| self.devices.get(member.device).is_some_and(|device| device.incarnation > member.incarnation))
     }

@@ -154,6 +154,12 @@ impl State {
             let (mut in_sync, primary) = (pg.config.in_sync.clone(), pg.config.primary);
             in_sync.iter_mut().filter(|member| member.device == device).for_each(leave_behind);
             self.open_epoch(id, in_sync, primary);
+            self.pgs.update(id, |pg| {
+                // What it lost does not make it a holder (S11).
+                let mut others = std::mem::take(&mut pg.holders);
+                others.retain(|holder| holder.device != device);
+                pg.carry_holders(others);
+            });
         }
     }
 
@@ -298,6 +304,7 @@ impl State {
             pg.config.primary = None;
             pg.config.volatility = volatility.next();
             pg.forced = false;
+            pg.activate();
         });
         self.prefer(id, choice.newest.primary);
         let chosen = KnownConfig { epoch: choice.newest.epoch, ..choice.newest };

@@ -37,4 +37,7 @@ pub struct Pg {
     pub forced: bool,
     /// Its copy moves to the last of the replicas, and leaves when that is in sync (`state::moving`).
     pub leaving: Option<DeviceId>,
+    /// Who has every acknowledged write until this configuration is activated: the in-sync copies and others. Empty: it is
+    /// activated, or need not be (`state::activation`).
+    pub holders: Vec<Member>,
 }

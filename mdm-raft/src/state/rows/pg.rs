@@ -42,6 +42,7 @@ impl Row for Pg {
             since: self.since.get(),
             forced: self.forced,
             leaving: self.leaving.map_or(0, DeviceId::get),
+            holders: self.holders.iter().map(member_row).collect(),
         })
     }
 
@@ -63,6 +64,7 @@ impl Row for Pg {
             since: Revision(row.since),
             forced: row.forced,
             leaving: optional(row.leaving),
+            holders: row.holders.iter().map(member).collect(),
         })
     }
 }

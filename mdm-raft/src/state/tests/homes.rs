@@ -331,6 +331,7 @@ fn random_clusters_heal_by_themselves_and_only_what_is_lost_moves() {
                 }
                 _ => {}
             }
+            world.activate_all();
             let before: Vec<Pg> = world.state.all_pgs().cloned().collect();
             moves += lead(&mut world);
             for (before, now) in before.iter().zip(world.state.all_pgs()) {

@@ -144,7 +144,7 @@ fn an_absence_that_was_announced_moves_nothing_and_is_no_warning() {
     let mut world = with(4);
     world.ok(enter("s1"));
     world.ok(lost(1, 1));
-    let event = world.state.event(world.state.revision()).unwrap();
+    let event = world.state.event(world.said).unwrap();
     assert_eq!(event.severity, Severity::Info);
     assert!(event.what.starts_with("in maintenance: silent"), "{}", event.what);
     let job = world.state.open_rebuild(POOL).unwrap();

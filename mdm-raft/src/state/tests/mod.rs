@@ -1,5 +1,6 @@
 //! Conversations with the state: one file per noun, and random ones over all commands.
 
+mod activation;
 mod chosen;
 mod events;
 mod health;

@@ -167,6 +167,7 @@ fn a_move_is_not_over_while_a_copy_besides_the_old_one_is_missing() {
         expected_epoch: moving.config.epoch.get(),
         in_sync: vec![member_message(4, 1)],
         primary_device_id: 4,
+        activate: false,
     };
     let result = world.propose(1, 1, proposal);
     assert!(result.accepted, "{}", result.why);
@@ -485,6 +486,7 @@ fn random_clusters_are_drained_and_evened_out_whatever_is_lost_meanwhile() {
                 8 => drop(world.say(exit(&format!("s{n}")))),
                 _ => {}
             }
+            world.activate_all();
             moved += lead(&mut world, &mut looks);
             let groups: Vec<PgId> = fillable(&world);
             if let Some(group) = groups.choose(&mut rng) {

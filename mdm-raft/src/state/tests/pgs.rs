@@ -15,6 +15,7 @@ fn proposal(index: u32, epoch: u64, in_sync: &[(u32, u64)], primary: u32) -> pro
         expected_epoch: epoch,
         in_sync: in_sync.iter().map(|(n, life)| member_message(*n, *life)).collect(),
         primary_device_id: primary,
+        activate: false,
     }
 }
 

@@ -80,6 +80,7 @@ fn a_stale_copy_is_promoted_only_through_a_freeze_and_the_loss_is_named() {
             expected_epoch: world.pg(pg).config.epoch.get(),
             in_sync: vec![super::world::member_message(2, 1), super::world::member_message(1, 1)],
             primary_device_id: 0,
+            activate: false,
         },
     );
     assert!(accepted.accepted, "{}", accepted.why);

@@ -79,6 +79,17 @@ fn a_proposal(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
     let pg = *pgs.choose(rng)?;
     let primary = pg.config.primary.and_then(|device| pg.config.member(device))?;
     let process = world.state.sds(primary.sds)?.registration.as_ref()?.process;
+    if !pg.is_activated() && rng.random_bool(0.7) {
+        let proposals = vec![proto::Proposal {
+            pool_id: pg.id.pool.get(),
+            index: pg.id.index.get(),
+            expected_epoch: pg.config.epoch.get(),
+            activate: true,
+            ..Default::default()
+        }];
+        let (sds_id, process_id) = (primary.sds.get(), process.as_bytes().to_vec());
+        return Some(Body::ReconfigurePgs(proto::ReconfigurePgs { sds_id, process_id, proposals }));
+    }
     let mut in_sync = pg.config.in_sync.clone();
     if rng.random_bool(0.5) {
         in_sync.extend(world.state.joiners(pg).map(|d| pflex_proto::ids::Member {
@@ -106,6 +117,7 @@ fn a_proposal(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
                 })
                 .collect(),
             primary_device_id: 0,
+            activate: false,
         }],
     }))
 }

@@ -41,6 +41,7 @@ pub(super) fn fillable(world: &World) -> Vec<PgId> {
 
 /// The primary of a group takes its joiners in.
 pub(super) fn filled(world: &mut World, id: PgId) {
+    world.activate_all();
     let pg = world.state.pg(id).unwrap();
     let primary = *pg.config.member(pg.config.primary.unwrap()).unwrap();
     let process = world.state.sds(primary.sds).unwrap().registration.as_ref().unwrap().process;
@@ -55,6 +56,7 @@ pub(super) fn filled(world: &mut World, id: PgId) {
         expected_epoch: pg.config.epoch.get(),
         in_sync,
         primary_device_id: 0,
+        activate: false,
     };
     let result = world.propose(primary.sds.get() as u8, process.as_bytes()[0], proposal);
     assert!(result.accepted, "{}", result.why);
@@ -67,7 +69,7 @@ pub(super) fn fill_all(world: &mut World) {
 }
 
 fn event(world: &World) -> String {
-    world.state.event(world.state.revision()).map(|event| event.what.clone()).unwrap_or_default()
+    world.state.event(world.said).map(|event| event.what.clone()).unwrap_or_default()
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) fn restored(backup: &[StoredRow]) -> World {
         state: State::load(restored.state.dump().into_iter()).unwrap(),
         revision,
         now: 2_000_000,
-        last: None,
+        ..World::default()
     }
 }
 

@@ -24,7 +24,7 @@ fn a_lost_server_is_behind_its_devices_groups_pools_volumes_and_the_cluster() {
     assert_eq!(one(&world, "pool p").state, "ok");
 
     world.ok(lost(1, 1));
-    let verdict = world.state.revision().get();
+    let verdict = world.said.get();
     let sds = one(&world, "sds s1");
     assert_eq!((sds.state.as_str(), says(&sds, "sds s1 is lost")), ("lost", verdict));
     assert_eq!(says(&one(&world, "device 1"), "out of service"), verdict);

@@ -21,6 +21,10 @@ pub(super) struct World {
     pub(super) revision: u64,
     pub(super) now: u64,
     pub(super) last: Option<Applied>,
+    /// The revision of the last command that the conversation itself said.
+    pub(super) said: Revision,
+    /// Primaries answer nothing until the conversation says so (S11); else each does as soon as it may.
+    pub(super) primaries_wait: bool,
 }
 
 impl World {
@@ -93,6 +97,12 @@ impl World {
     pub(super) fn ok(&mut self, body: Body) -> Answer {
         let outcome = self.say(body);
         assert!(outcome.error().is_none(), "refused: {}", outcome.error().unwrap());
+        self.said = self.state.revision();
+        if !self.primaries_wait {
+            let last = self.last.take();
+            self.activate_all();
+            self.last = last;
+        }
         outcome.result.expect("an outcome has a result")
     }
 
@@ -110,6 +120,28 @@ impl World {
     pub(super) fn pg_between(&self, primary: u32, backup: u32) -> u32 {
         let found = self.state.all_pgs().find(|pg| pg.replicas == [DeviceId(primary), DeviceId(backup)]);
         found.expect("groups of three devices cover every pair").id.index.get()
+    }
+
+    /// Every primary is about to answer (S11).
+    pub(super) fn activate_all(&mut self) {
+        let mut ready: BTreeMap<SdsId, Vec<proto::Proposal>> = BTreeMap::new();
+        for pg in self.state.all_pgs().filter(|pg| !pg.is_activated()) {
+            let Some(primary) = pg.config.primary.and_then(|device| pg.config.member(device)) else { continue };
+            ready.entry(primary.sds).or_default().push(proto::Proposal {
+                pool_id: pg.id.pool.get(),
+                index: pg.id.index.get(),
+                expected_epoch: pg.config.epoch.get(),
+                activate: true,
+                ..Default::default()
+            });
+        }
+        for (sds, proposals) in ready {
+            let process_id = self.state.sds(sds).unwrap().registration.as_ref().unwrap().process.as_bytes().to_vec();
+            let outcome =
+                self.say(Body::ReconfigurePgs(proto::ReconfigurePgs { sds_id: sds.get(), process_id, proposals }));
+            let Some(Answer::Reconfigured(answer)) = outcome.result else { panic!("{outcome:?}") };
+            assert!(answer.results.iter().all(|result| result.accepted), "{answer:?}");
+        }
     }
 
     pub(super) fn propose(&mut self, sds: u8, process: u8, proposal: proto::Proposal) -> proto::ProposalResult {

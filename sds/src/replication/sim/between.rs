@@ -2,7 +2,7 @@
 
 use pflex_proto::ids::{DeviceId, Incarnation, PgId};
 
-use crate::replication::{Event, LeaseRequest, Message, Proposal};
+use crate::replication::{Event, LeaseRequest, Message, Proposal, ProposalReason};
 
 use super::network::Pair;
 use super::store::Data;
@@ -93,6 +93,7 @@ impl World {
                 let news = (self.mdm.config(pg).epoch, joiners);
                 if up && self.told.get(&(device, pg)) != Some(&news) && self.mdm.replicas(pg).contains(&device) {
                     self.told.insert((device, pg), news);
+                    super::faults::aim_at_successor(self, device, pg);
                     self.tell(device, incarnation, pg);
                 }
             }
@@ -116,6 +117,10 @@ impl World {
         if !accepted {
             let delay = self.mdm_delay(device);
             let event = Event::ProposalRejected { expected_epoch: proposal.expected_epoch };
+            self.after(delay, Happening::ToNode(device, incarnation, Item::Pg(proposal.pg, event)));
+        } else if proposal.reason == ProposalReason::Activation {
+            let delay = self.mdm_delay(device);
+            let event = Event::Activated { epoch: proposal.expected_epoch };
             self.after(delay, Happening::ToNode(device, incarnation, Item::Pg(proposal.pg, event)));
         }
         self.tell(device, incarnation, proposal.pg);

@@ -1,6 +1,6 @@
 //! What goes wrong, and when.
 
-use pflex_proto::ids::DeviceId;
+use pflex_proto::ids::{DeviceId, PgId};
 
 use crate::replication::{Body, Proposal, ProposalReason};
 
@@ -88,6 +88,16 @@ pub(super) fn aim_at_proposal(world: &mut World, primary: DeviceId, proposal: &P
             world.cut(pair);
         }
         world.nodes.get_mut(&primary).expect("known node").mdm_cut_until = until;
+    }
+}
+
+/// Who takes over without the others dies soon after, while they are on their way back (S11).
+pub(super) fn aim_at_successor(world: &mut World, device: DeviceId, pg: PgId) {
+    let config = world.mdm.config(pg);
+    let alone = config.to_activate && config.primary == Some(device);
+    if world.stormy && alone && world.rng.percent(15) {
+        let (delay, down) = (length(&mut world.rng, 1, 5000), world.rng.between(3500, 8000) * MS);
+        world.crash_after(delay, device, down);
     }
 }
 

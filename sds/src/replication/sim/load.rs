@@ -95,6 +95,10 @@ impl World {
         self.check_history()?;
         let (mut promoted, mut halves) = (0, 0);
         for pg in self.mdm.pgs() {
+            // Old copies that live on answer nobody by then: tokens, which are no part of this model, have expired.
+            if self.mdm.complete(pg).iter().any(|member| self.nodes[&member.device].up) {
+                continue;
+            }
             let Some(device) = self.mdm.force(pg) else { continue };
             promoted += 1;
             let store = &self.nodes[&device].stores[&pg].applied;

@@ -12,6 +12,8 @@ const LOST_AFTER_NS: u64 = 3_000_000_000;
 struct Placement {
     replicas: Vec<DeviceId>,
     config: PgConfig,
+    /// As in the MDM: who has everything until the configuration is activated; empty: it is (S11).
+    holders: Vec<Member>,
 }
 
 /// See the module.
@@ -32,7 +34,7 @@ impl Mdm {
         let in_sync = replicas.iter().map(|device| member(*device, incarnation)).collect();
         let primary = replicas.first().copied();
         let config = new_config(pg, Epoch(1), primary, in_sync, false);
-        self.pgs.insert(pg, Placement { replicas, config });
+        self.pgs.insert(pg, Placement { replicas, config, holders: Vec::new() });
     }
 
     pub(super) fn pgs(&self) -> Vec<PgId> {
@@ -80,15 +82,18 @@ impl Mdm {
         self.devices.insert(device, (incarnation, now));
         self.lost.remove(&device);
         for pg in self.pgs() {
+            for holder in &mut self.pgs.get_mut(&pg).expect("known group").holders {
+                if holder.device == device {
+                    holder.incarnation = holder.incarnation.max(incarnation);
+                }
+            }
             let config = self.config(pg).clone();
             let mut in_sync = config.in_sync.clone();
-            let Some(old) = in_sync.iter_mut().find(|member| member.device == device) else { continue };
-            if old.incarnation >= incarnation {
-                if config.primary.is_none() {
-                    self.commit(pg, None, config.in_sync);
-                }
+            let old = in_sync.iter_mut().find(|member| member.device == device);
+            let Some(old) = old.filter(|old| old.incarnation < incarnation) else {
+                self.serve_again(pg);
                 continue;
-            }
+            };
             // S2: in a `sync` pool it stays, under its new name, through S1.
             *old = member(device, incarnation);
             let primary = config.primary.filter(|primary| *primary != device);
@@ -100,13 +105,25 @@ impl Mdm {
         let Some(known) = self.devices.get_mut(&device).filter(|known| known.0 == incarnation) else { return };
         known.1 = now;
         if self.lost.remove(&device) {
-            for pg in self.pgs() {
-                let config = self.config(pg).clone();
-                if config.primary.is_none() {
-                    self.commit(pg, None, config.in_sync);
-                }
-            }
+            self.pgs().into_iter().for_each(|pg| self.serve_again(pg));
         }
+    }
+
+    /// Somebody is back: a group that nobody serves may have one again, perhaps one that had left (S11).
+    fn serve_again(&mut self, pg: PgId) {
+        let placement = &self.pgs[&pg];
+        if placement.config.primary.is_none() {
+            let in_sync = self.fallback(pg).unwrap_or_else(|| placement.config.in_sync.clone());
+            self.commit(pg, None, in_sync);
+        }
+    }
+
+    /// Who has everything and is alive, when nobody in sync is.
+    fn fallback(&self, pg: PgId) -> Option<Vec<Member>> {
+        let Placement { config, holders, .. } = &self.pgs[&pg];
+        let nobody = !config.in_sync.iter().any(|member| self.is_alive(*member));
+        let alive: Vec<Member> = holders.iter().copied().filter(|member| self.is_alive(*member)).collect();
+        (nobody && !alive.is_empty()).then_some(alive)
     }
 
     /// Takes every lost device out of every group that has another live copy.
@@ -125,6 +142,8 @@ impl Mdm {
                 let primary = config.primary.filter(|primary| *primary != device);
                 if remaining.iter().any(|member| self.is_alive(*member)) {
                     self.commit(pg, primary, remaining);
+                } else if let Some(chosen) = self.fallback(pg) {
+                    self.commit(pg, None, chosen);
                 } else if config.primary == Some(device) {
                     self.commit(pg, None, config.in_sync);
                 }
@@ -139,8 +158,15 @@ impl Mdm {
         if !current || proposal.in_sync.is_empty() {
             return false;
         }
+        if proposal.reason == ProposalReason::Activation {
+            let placement = self.pgs.get_mut(&proposal.pg).expect("known group");
+            placement.holders.clear();
+            placement.config.to_activate = false;
+            return true;
+        }
         let added_live = match proposal.reason {
-            ProposalReason::JoinerSynced(joiner) => self.is_alive(joiner),
+            ProposalReason::Activation => false,
+            ProposalReason::JoinerSynced(joiner) => self.is_alive(joiner) && self.pgs[&proposal.pg].holders.is_empty(),
             ProposalReason::BackupSilent(_) | ProposalReason::BackupCannotApply(_) => true,
             ProposalReason::PrimaryCannotApply(_) => proposal.in_sync.iter().any(|member| self.is_alive(*member)),
         };
@@ -152,6 +178,12 @@ impl Mdm {
         added_live
     }
 
+    /// Who has everything that was acknowledged.
+    pub(super) fn complete(&self, pg: PgId) -> &[Member] {
+        let Placement { config, holders, .. } = &self.pgs[&pg];
+        if holders.is_empty() { &config.in_sync } else { holders }
+    }
+
     /// S12: an operator promotes a copy that is not in sync, as no in-sync one is alive. The one that it makes primary.
     pub(super) fn force(&mut self, pg: PgId) -> Option<DeviceId> {
         let config = self.config(pg).clone();
@@ -160,7 +192,9 @@ impl Mdm {
         }
         let chosen = *self.joiners(pg).first()?;
         let (epoch, primary) = (config.epoch.next(), Some(chosen.device));
-        self.pgs.get_mut(&pg).expect("known group").config = new_config(pg, epoch, primary, vec![chosen], true);
+        let placement = self.pgs.get_mut(&pg).expect("known group");
+        placement.config = new_config(pg, epoch, primary, vec![chosen], true);
+        placement.holders.clear();
         primary
     }
 
@@ -175,10 +209,31 @@ impl Mdm {
         let epoch = self.config(pg).epoch.next();
         let forced = self.config(pg).forced;
         let config = new_config(pg, epoch, primary, in_sync, forced);
-        self.pgs.get_mut(&pg).expect("known group").config = config;
+        let placement = self.pgs.get_mut(&pg).expect("known group");
+        let before = std::mem::replace(&mut placement.config, config);
+        placement.follow_holders(before.in_sync);
+    }
+}
+
+impl Placement {
+    /// S11, as the MDM has it: whoever had everything is remembered until the group is answered for without them.
+    fn follow_holders(&mut self, before: Vec<Member>) {
+        if self.holders.is_empty() {
+            self.holders = before;
+        }
+        let in_sync = &self.config.in_sync;
+        for holder in &mut self.holders {
+            if let Some(now) = in_sync.iter().find(|now| now.device == holder.device) {
+                holder.incarnation = holder.incarnation.max(now.incarnation);
+            }
+        }
+        if self.holders.iter().all(|holder| in_sync.contains(holder)) {
+            self.holders.clear();
+        }
+        self.config.to_activate = !self.holders.is_empty();
     }
 }
 
 fn new_config(pg: PgId, epoch: Epoch, primary: Option<DeviceId>, in_sync: Vec<Member>, forced: bool) -> PgConfig {
-    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(1), forced }
+    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(1), forced, to_activate: false }
 }

@@ -206,6 +206,7 @@ planted! {
     s8_silence_taken_for_death_is_noticed: SilenceIsProof within 300,
     s7_a_forgotten_operation_is_noticed: ForgetOperations within 200,
     s7_an_undone_write_with_its_id_kept_is_noticed: KeepUndoneOperations within 300,
+    s11_an_answer_before_activation_is_noticed: AnswerUnactivated within 400,
     s13_a_repair_with_another_version_is_noticed: RepairFromOtherVersion within 300,
     s13_a_mend_while_it_is_written_is_noticed: MendWhileWritten within 300,
     s13_a_repair_with_unverified_bytes_is_noticed: RepairUnverified within 200,

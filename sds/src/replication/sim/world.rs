@@ -189,7 +189,9 @@ impl World {
                     self.arrive(device, incarnation, item)?;
                 }
             }
-            Happening::Crash(device, back_after) => self.crash(device, back_after),
+            // What was aimed and comes after the storm misses.
+            Happening::Crash(device, back_after) if self.stormy => self.crash(device, back_after),
+            Happening::Crash(..) => {}
             Happening::Restart(device) => self.restart(device),
             Happening::Reconnect(pair) => self.reconnect(pair),
             Happening::MdmRound => self.mdm_round(),

@@ -99,7 +99,11 @@ impl State {
 
     /// What the configurations of groups became, if any changed.
     fn group_changes(&self) -> Option<(String, Severity)> {
-        let changed: Vec<_> = self.pgs.changes().filter_map(|(_, before, now)| Some((before, now?))).collect();
+        // One that was only activated (S11) is what it was.
+        let changed = self.pgs.changes().filter_map(|(_, before, now)| Some((before, now?)));
+        let changed: Vec<_> = changed
+            .filter(|(before, now)| before.is_none_or(|before| before.config.epoch != now.config.epoch))
+            .collect();
         if changed.is_empty() {
             return None;
         }
@@ -132,6 +136,7 @@ impl State {
             | Body::RecordSample(_) => {
                 return None;
             }
+            Body::ReconfigurePgs(_) if self.group_changes().is_none() => return None,
             // The registration that follows the last part says it.
             Body::ReportGroups(report) if !report.last => return None,
             Body::ReportGroups(report) => {
