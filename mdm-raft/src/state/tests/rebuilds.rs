@@ -87,8 +87,8 @@ fn a_lost_server_opens_one_that_waits_for_it_and_is_done_when_all_groups_are_who
         "{}",
         event(&world)
     );
-    assert_eq!(job.opened.revision, world.state.revision());
-    let said = world.state.event(world.state.revision()).and_then(|event| event.told_of("pool p"));
+    assert_eq!(job.opened.revision, world.said);
+    let said = world.state.event(world.said).and_then(|event| event.told_of("pool p"));
     assert_eq!(said.map(|said| said.kind), Some("rebuild.begin"), "the pool's events have it");
 
     world.now += 5_000;
