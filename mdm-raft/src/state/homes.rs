@@ -91,7 +91,7 @@ impl State {
     pub fn outlook(&self, pg: &Pg, device: DeviceId, places: &Places) -> Option<Outlook> {
         let lost = self.devices.get(device).filter(|device| !device.alive)?;
         // One that moves is on its way out: its new home is being filled already.
-        if pg.is_complete_on(device) || pg.leaving == Some(device) {
+        if pg.config.member(device).is_some() || pg.leaving == Some(device) {
             return None;
         }
         Some(if pg.config.primary.is_none() {
@@ -103,6 +103,8 @@ impl State {
         } else {
             match (places.wait_ms(lost), places.hold) {
                 (0, Some(hold)) => Outlook::Held(hold),
+                // S11: as long as it may yet be chosen it keeps its place; its group's primary answers nothing so far.
+                (0, None) if pg.is_complete_on(device) => Outlook::Unserved,
                 (0, None) => Outlook::Due,
                 (wait, _) => Outlook::Later(wait),
             }
