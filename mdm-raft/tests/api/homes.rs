@@ -100,8 +100,12 @@ async fn one_dies(cluster: &Cluster, sds: &mut Vec<FakeSds>) -> (u32, RebuildRow
     let dead = sds.remove(3);
     let gone = dead.id;
     dead.die();
-    sds[0].sees(|map| map.pgs.values().any(|pg| pg.in_sync.len() == 1)).await;
+    let map = sds[0].sees(|map| map.pgs.values().any(|pg| pg.in_sync.len() == 1)).await;
     let [row] = rebuilds(cluster).await.try_into().unwrap();
+    // S11: until its primary answers without them, a copy on the dead server keeps its place.
+    for server in sds.iter() {
+        server.activate(cluster, &map).await;
+    }
     (gone, row)
 }
 
