@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 
 use pflex_common::net::Endpoint;
 use pflex_proto::pb::{
-    SdcStats, SdcStatsRequest, SdsStats, SdsStatsRequest, sdc_management_client::SdcManagementClient,
+    Addresses, SdcStats, SdcStatsRequest, SdsStats, SdsStatsRequest, sdc_management_client::SdcManagementClient,
     sds_management_client::SdsManagementClient,
 };
 use tokio::net::TcpStream;
@@ -39,6 +39,29 @@ pub(crate) async fn client(endpoint: Endpoint, limit: Duration) -> Answer<SdcSta
     let channel = endpoint.channel();
     let call = async move { SdcManagementClient::new(channel).stats(SdcStatsRequest {}).await };
     ask(&endpoint, limit, call).await
+}
+
+/// For one process of a table. They are asked side by side.
+const TABLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What `who` (`sds sds1`) says by `probe`, for a table of all: one that does not answer is said on stderr, because the
+/// others are worth showing.
+pub(crate) async fn for_table<T, A: Future<Output = Answer<T>>>(
+    who: &str,
+    addresses: Option<&Addresses>,
+    probe: impl FnOnce(Endpoint, Duration) -> A,
+) -> Option<T> {
+    let management = addresses.map(|addresses| addresses.management.as_str()).unwrap_or_default();
+    let Ok(endpoint) = management.parse::<Endpoint>() else {
+        eprintln!("{who} has no management port");
+        return None;
+    };
+    match probe(endpoint, TABLE_LIMIT).await {
+        Answer::Serves(stats) => return Some(stats),
+        Answer::Nobody => eprintln!("{who}: nobody listens at its management port {management}"),
+        Answer::Silent | Answer::Unreachable => eprintln!("{who}: no answer from its management port {management}"),
+    }
+    None
 }
 
 /// Connects once by itself: a refusal and a packet filter look alike in the error of a call.

@@ -1,6 +1,5 @@
 //! `pflex device stats`: what the storage servers themselves say of their devices, at their management ports.
 
-use pflex_common::net::Endpoint;
 use pflex_proto::pb::{DeviceStats, Latency, SdsRow, admin_client::AdminClient};
 
 use super::{
@@ -12,12 +11,9 @@ use crate::{
     client::{Session, ask},
     error::Failure,
     output::{Document, Record, Value},
-    probe::{self, Answer},
+    probe,
     units::format_size,
 };
-
-/// For one server. They are asked side by side.
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 pub(super) async fn show(tool: &Tool, session: &Session, sds: Option<String>, view: &ViewArgs) -> Result<(), Failure> {
     view.show(tool, async || {
@@ -30,30 +26,14 @@ pub(super) async fn show(tool: &Tool, session: &Session, sds: Option<String>, vi
     .await
 }
 
-/// A server that does not answer is said on stderr: the others are worth showing.
 async fn of_server(row: &SdsRow) -> Vec<Record> {
     let Some(sds) = &row.sds else { return Vec::new() };
-    let management = sds.addresses.as_ref().map(|addresses| addresses.management.as_str()).unwrap_or_default();
-    let Ok(endpoint) = management.parse::<Endpoint>() else {
-        eprintln!("sds {} has no management port", sds.name);
-        return Vec::new();
-    };
-    match probe::server(endpoint, LIMIT).await {
-        Answer::Serves(stats) => {
-            for device in &stats.refused {
-                eprintln!("sds {}: {} is refused, and left as it is: {}", sds.name, device.path, device.why);
-            }
-            stats.devices.iter().map(|device| record(&sds.name, device)).collect()
-        }
-        Answer::Nobody => {
-            eprintln!("sds {}: nobody listens at its management port {management}", sds.name);
-            Vec::new()
-        }
-        Answer::Silent | Answer::Unreachable => {
-            eprintln!("sds {}: no answer from its management port {management}", sds.name);
-            Vec::new()
-        }
+    let who = format!("sds {}", sds.name);
+    let Some(stats) = probe::for_table(&who, sds.addresses.as_ref(), probe::server).await else { return Vec::new() };
+    for device in &stats.refused {
+        eprintln!("{who}: {} is refused, and left as it is: {}", device.path, device.why);
     }
+    stats.devices.iter().map(|device| record(&sds.name, device)).collect()
 }
 
 fn record(sds: &str, device: &DeviceStats) -> Record {

@@ -1,6 +1,5 @@
 //! `pflex sdc stats`: what the storage clients themselves say of the volumes mapped to them, at their management ports.
 
-use pflex_common::net::Endpoint;
 use pflex_proto::pb::{SdcRow, VolumeStats, admin_client::AdminClient};
 
 use super::{
@@ -13,12 +12,9 @@ use crate::{
     client::{Session, ask},
     error::Failure,
     output::{Document, Record, Value},
-    probe::{self, Answer},
+    probe,
     units::format_size,
 };
-
-/// For one client. They are asked side by side.
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 pub(super) async fn show(tool: &Tool, session: &Session, sdc: Option<String>, view: &ViewArgs) -> Result<(), Failure> {
     view.show(tool, async || {
@@ -31,30 +27,14 @@ pub(super) async fn show(tool: &Tool, session: &Session, sdc: Option<String>, vi
     .await
 }
 
-/// A client that does not answer is said on stderr: the others are worth showing.
 async fn of_client(row: &SdcRow) -> Vec<Record> {
     let Some(sdc) = &row.sdc else { return Vec::new() };
-    let management = sdc.addresses.as_ref().map(|addresses| addresses.management.as_str()).unwrap_or_default();
-    let Ok(endpoint) = management.parse::<Endpoint>() else {
-        eprintln!("sdc {} has no management port", sdc.name);
-        return Vec::new();
-    };
-    match probe::client(endpoint, LIMIT).await {
-        Answer::Serves(stats) => {
-            if stats.resumed {
-                eprintln!("sdc {}: goes on with the map and tokens it kept; no MDM has answered it yet", sdc.name);
-            }
-            stats.volumes.iter().map(|volume| record(&sdc.name, volume)).collect()
-        }
-        Answer::Nobody => {
-            eprintln!("sdc {}: nobody listens at its management port {management}", sdc.name);
-            Vec::new()
-        }
-        Answer::Silent | Answer::Unreachable => {
-            eprintln!("sdc {}: no answer from its management port {management}", sdc.name);
-            Vec::new()
-        }
+    let who = format!("sdc {}", sdc.name);
+    let Some(stats) = probe::for_table(&who, sdc.addresses.as_ref(), probe::client).await else { return Vec::new() };
+    if stats.resumed {
+        eprintln!("{who}: goes on with the map and tokens it kept; no MDM has answered it yet");
     }
+    stats.volumes.iter().map(|volume| record(&sdc.name, volume)).collect()
 }
 
 fn record(sdc: &str, volume: &VolumeStats) -> Record {

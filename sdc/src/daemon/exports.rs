@@ -21,7 +21,6 @@ use self::name::ExportName;
 use crate::block::{Export, ExportInfo, ExportSummary, Exports, OpenError};
 use crate::engine::metered::{MeteredBackend, Usage};
 use crate::engine::plan::Layout;
-use crate::engine::volume::VolumeBackend;
 use crate::engine::{Engine, TokenKeeper, VolumeSpec};
 
 /// How long a name that is not there is waited for: the map reaches this client a moment after `volume map` has returned.
@@ -237,7 +236,7 @@ impl Exports for MappedVolumes {
             self.keeper.forget(id);
             return Err(OpenError::Unknown { name: name.to_owned() });
         }
-        let backend = Arc::new(MeteredBackend::new(VolumeBackend(volume), mapped.usage));
+        let backend = Arc::new(MeteredBackend::new(volume, mapped.usage));
         Ok(Export { info: mapped.info, backend, ended: mapped.ended })
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::Throttle;
 use super::limits::queue::{Cost, Lane};
-use super::volume::VolumeBackend;
+use super::volume::{Gate, Volume, VolumeBackend};
 use crate::block::{BlockBackend, ByteRange, Durability, Extent, IoError, Payload, ZeroOptions};
 
 /// What all connections of a mapping share.
@@ -43,13 +43,32 @@ impl Usage {
     }
 }
 
+/// The limits of a mapping, as one connection meets them.
+#[derive(Debug)]
+struct Limited {
+    throttle: Arc<Throttle>,
+    lane: Lane,
+    gone: CancellationToken,
+}
+
+impl Gate for Limited {
+    async fn pass(&self, bytes: u64) -> Result<(), IoError> {
+        let pass = self.throttle.pass(self.lane, Cost { operations: 1, bytes });
+        self.gone.run_until_cancelled(pass).await.ok_or(IoError::ShuttingDown)
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        self.throttle.leave(self.lane);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct MeteredBackend {
-    volume: VolumeBackend,
+    volume: VolumeBackend<Limited>,
     usage: Arc<Usage>,
-    lane: Lane,
-    gone: CancellationToken,
 }
 
 /// Bytes that a connection of a limited mapping may have under way: what is held back is memory that others need.
@@ -57,15 +76,10 @@ const LIMITED_ROOM: usize = 4 << 20;
 
 impl MeteredBackend {
     /// The volume for one more connection.
-    pub fn new(volume: VolumeBackend, usage: Arc<Usage>) -> Self {
-        let lane = usage.throttle.lane();
-        Self { volume, usage, lane, gone: CancellationToken::new() }
-    }
-
-    /// Opens when the limits let one more request pass.
-    async fn gate(&self, bytes: u64) -> Result<(), IoError> {
-        let pass = self.usage.throttle.pass(self.lane, Cost { operations: 1, bytes });
-        self.gone.run_until_cancelled(pass).await.ok_or(IoError::ShuttingDown)
+    pub fn new(volume: Arc<Volume>, usage: Arc<Usage>) -> Self {
+        let (throttle, lane) = (Arc::clone(&usage.throttle), usage.throttle.lane());
+        let gate = Limited { throttle, lane, gone: CancellationToken::new() };
+        Self { volume: VolumeBackend(volume, gate), usage }
     }
 
     async fn timed<T>(&self, took: &Histogram, request: impl Future<Output = T>) -> T {
@@ -76,15 +90,9 @@ impl MeteredBackend {
     }
 }
 
-impl Drop for MeteredBackend {
-    fn drop(&mut self) {
-        self.usage.throttle.leave(self.lane);
-    }
-}
-
 impl BlockBackend for MeteredBackend {
     fn hang_up(&self) {
-        self.gone.cancel();
+        self.volume.1.gone.cancel();
     }
 
     fn room(&self) -> usize {
@@ -92,16 +100,11 @@ impl BlockBackend for MeteredBackend {
     }
 
     async fn read(&self, range: ByteRange) -> Result<Payload, IoError> {
-        let request = async {
-            self.gate(range.length.0).await?;
-            self.volume.read(range).await
-        };
-        self.timed(&self.usage.reads, request).await
+        self.timed(&self.usage.reads, self.volume.read(range)).await
     }
 
     async fn write(&self, offset: ByteOffset, data: Bytes, durability: Durability) -> Result<(), IoError> {
-        let gate = self.gate(data.len() as u64);
-        self.timed(&self.usage.writes, self.volume.write_after(gate, offset, data, durability)).await
+        self.timed(&self.usage.writes, self.volume.write(offset, data, durability)).await
     }
 
     async fn flush(&self) -> Result<(), IoError> {
@@ -109,11 +112,11 @@ impl BlockBackend for MeteredBackend {
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), IoError> {
-        self.timed(&self.usage.writes, self.volume.trim_after(self.gate(0), range, durability)).await
+        self.timed(&self.usage.writes, self.volume.trim(range, durability)).await
     }
 
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), IoError> {
-        self.timed(&self.usage.writes, self.volume.write_zeroes_after(self.gate(0), range, options)).await
+        self.timed(&self.usage.writes, self.volume.write_zeroes(range, options)).await
     }
 
     async fn cache(&self, range: ByteRange) -> Result<(), IoError> {

@@ -253,18 +253,33 @@ impl Volume {
     }
 }
 
-/// A handle on a volume that NBD connections share.
-#[derive(Clone, Debug)]
-pub struct VolumeBackend(pub Arc<Volume>);
+/// What a request passes before it is sent: the limits of a mapping, or nothing.
+pub trait Gate: Send + Sync + 'static {
+    /// Returns when a request of so many bytes may go on.
+    fn pass(&self, bytes: u64) -> impl Future<Output = Result<(), IoError>> + Send;
+}
 
-impl VolumeBackend {
+/// A gate that is always open.
+#[derive(Clone, Copy, Debug)]
+pub struct Open;
+
+impl Gate for Open {
+    async fn pass(&self, _bytes: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+/// A handle on a volume that NBD connections share, and the gate of who holds it.
+#[derive(Clone, Debug)]
+pub struct VolumeBackend<G = Open>(pub Arc<Volume>, pub G);
+
+impl<G: Gate> VolumeBackend<G> {
     /// Changes a range: `data` is empty for zeros. The parts of it, `count` together, are changed at the same time.
     ///
-    /// `gate` comes after the place in the order of overlapping writes: one that is held back is not overtaken by a later one
-    /// of the same bytes, which it would overwrite.
+    /// The gate comes after the place in the order of overlapping writes: one that is held back is not overtaken by a later
+    /// one of the same bytes, which it would overwrite.
     async fn change(
         &self,
-        gate: impl Future<Output = Result<(), IoError>>,
         range: ByteRange,
         kind: WriteKind,
         data: Bytes,
@@ -274,7 +289,7 @@ impl VolumeBackend {
         let volume = &self.0;
         let outcome = async {
             let (ticket, allowed) = write::Ticket::enter(Arc::clone(volume), range, count).await?;
-            gate.await?;
+            self.1.pass(data.len() as u64).await?;
             let mut taken = 0;
             let mut writes = parts.enumerate().map(|(nth, part)| {
                 let data = if data.is_empty() { Bytes::new() } else { data.slice(taken..taken + part.length as usize) };
@@ -293,65 +308,16 @@ impl VolumeBackend {
         volume.count(outcome.await, &volume.statistics.writes, &volume.statistics.written_bytes, range.length)
     }
 
-    /// [`BlockBackend::write`], sent when `gate` has opened.
-    pub(super) async fn write_after(
-        &self,
-        gate: impl Future<Output = Result<(), IoError>>,
-        offset: ByteOffset,
-        data: Bytes,
-        durability: Durability,
-    ) -> Result<(), IoError> {
-        let range = ByteRange { offset, length: ByteCount(data.len() as u64) };
-        self.change(gate, range, WriteKind::Data, data, durability, self.parts(range)).await
-    }
-
-    /// [`BlockBackend::trim`], sent when `gate` has opened.
-    pub(super) async fn trim_after(
-        &self,
-        gate: impl Future<Output = Result<(), IoError>>,
-        range: ByteRange,
-        durability: Durability,
-    ) -> Result<(), IoError> {
-        match whole_blocks(range) {
-            Some(blocks) => {
-                let parts = self.parts(blocks);
-                self.change(gate, blocks, WriteKind::Trim, Bytes::new(), durability, parts).await
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// [`BlockBackend::write_zeroes`], sent when `gate` has opened. Whole blocks become holes, which is faster than writing.
-    /// Zeros that keep their space, and those of parts of blocks, are written like any bytes.
-    pub(super) async fn write_zeroes_after(
-        &self,
-        gate: impl Future<Output = Result<(), IoError>>,
-        range: ByteRange,
-        options: ZeroOptions,
-    ) -> Result<(), IoError> {
-        let ZeroOptions { durability, keep_provisioned, only_if_fast } = options;
-        if only_if_fast && (keep_provisioned || whole_blocks(range).is_none()) {
-            return Err(IoError::NotSupported("these zeros would be written like any bytes"));
-        }
-        if keep_provisioned {
-            let parts = self.parts(range);
-            return self.change(gate, range, WriteKind::ZeroNoHole, Bytes::new(), durability, parts).await;
-        }
-        let layout = self.0.spec().layout;
-        let count = at_block_borders(range).map(|piece| layout.parts(piece).len()).sum();
-        let parts = at_block_borders(range).flat_map(move |piece| layout.parts(piece));
-        self.change(gate, range, WriteKind::Zero, Bytes::new(), durability, (count, parts)).await
-    }
-
     /// The parts of a range and their number.
-    fn parts(&self, range: ByteRange) -> (usize, impl Iterator<Item = Part> + use<>) {
+    fn parts(&self, range: ByteRange) -> (usize, impl Iterator<Item = Part> + use<G>) {
         let parts = self.0.spec().layout.parts(range);
         (parts.len(), parts)
     }
 }
 
-impl BlockBackend for VolumeBackend {
+impl<G: Gate> BlockBackend for VolumeBackend<G> {
     async fn read(&self, range: ByteRange) -> Result<Payload, IoError> {
+        self.1.pass(range.length.0).await?;
         let volume = &self.0;
         let mut parts = volume.spec().layout.parts(range);
         let outcome = if parts.len() == 1 {
@@ -364,7 +330,8 @@ impl BlockBackend for VolumeBackend {
     }
 
     async fn write(&self, offset: ByteOffset, data: Bytes, durability: Durability) -> Result<(), IoError> {
-        self.write_after(future::ready(Ok(())), offset, data, durability).await
+        let range = ByteRange { offset, length: ByteCount(data.len() as u64) };
+        self.change(range, WriteKind::Data, data, durability, self.parts(range)).await
     }
 
     /// Every write of a `sync` pool was answered when it was durable on every in-sync copy, so there is nothing to do;
@@ -374,11 +341,24 @@ impl BlockBackend for VolumeBackend {
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), IoError> {
-        self.trim_after(future::ready(Ok(())), range, durability).await
+        let Some(blocks) = whole_blocks(range) else { return Ok(()) };
+        self.change(blocks, WriteKind::Trim, Bytes::new(), durability, self.parts(blocks)).await
     }
 
+    /// Whole blocks become holes, which is faster than writing. Zeros that keep their space, and those of parts of blocks,
+    /// are written like any bytes.
     async fn write_zeroes(&self, range: ByteRange, options: ZeroOptions) -> Result<(), IoError> {
-        self.write_zeroes_after(future::ready(Ok(())), range, options).await
+        let ZeroOptions { durability, keep_provisioned, only_if_fast } = options;
+        if only_if_fast && (keep_provisioned || whole_blocks(range).is_none()) {
+            return Err(IoError::NotSupported("these zeros would be written like any bytes"));
+        }
+        if keep_provisioned {
+            return self.change(range, WriteKind::ZeroNoHole, Bytes::new(), durability, self.parts(range)).await;
+        }
+        let layout = self.0.spec().layout;
+        let count = at_block_borders(range).map(|piece| layout.parts(piece).len()).sum();
+        let parts = at_block_borders(range).flat_map(move |piece| layout.parts(piece));
+        self.change(range, WriteKind::Zero, Bytes::new(), durability, (count, parts)).await
     }
 
     async fn extents(&self, range: ByteRange, most: usize) -> Result<Vec<Extent>, IoError> {

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pflex_common::net::{Endpoint, incoming};
-use pflex_proto::ids::{ByteOffset, ClusterId, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId};
+use pflex_proto::ids::{ClusterId, ProcessId, SdcId, TokenId, VolumeId};
 use pflex_proto::pb;
 use pflex_proto::status::{Reason, status};
-use pflex_proto::token::{Rights, Token, TokenMode};
 use pflex_sdc::daemon::{ConfigFile, SdcConfig};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -73,23 +72,10 @@ impl pb::tokens_server::Tokens for FakeMdm {
             return Err(status(Reason::StaleEpoch, "sdc 3: this process is not the one that registered last"));
         }
         let id = TokenId(self.tokens.fetch_add(1, Ordering::Relaxed));
+        let process = ProcessId::from_slice(&request.process_id).unwrap();
+        let owner = (ClusterId::from_bytes(CLUSTER), SdcId(request.sdc_id), process);
         let issue = |volume: u64| {
-            let token = Token {
-                cluster: ClusterId::from_bytes(CLUSTER),
-                key: KeyId(1),
-                id,
-                sdc: SdcId(request.sdc_id),
-                process: ProcessId::from_slice(&request.process_id).unwrap(),
-                volume: VolumeId(volume),
-                rights: Rights::ReadWrite,
-                from: ByteOffset(0),
-                to: ByteOffset(u64::MAX),
-                volume_epoch: VolumeEpoch(1),
-                issued: LogTime(0),
-                expires: LogTime(u64::MAX),
-                mode: TokenMode::Lease,
-            };
-            let (token, key) = self.shared.lock().unwrap().secret.sign(&token);
+            let (token, key) = self.shared.lock().unwrap().token(owner, id, VolumeId(volume));
             let token_key = key.as_bytes().to_vec();
             pb::IssuedToken { volume_id: volume, token, token_key, expires_log_ms: u64::MAX }
         };

@@ -19,11 +19,11 @@ use pflex_proto::data::{
 use pflex_proto::frame::FrameKind;
 use pflex_proto::geometry::CHUNK_SIZE;
 use pflex_proto::ids::{
-    ChunkId, DeviceId, Epoch, Generation, Incarnation, LogTime, Member, OperationId, PgId, PgIndex, PoolId, SdsId,
-    SessionId, TokenId, Version, VolatilityId, VolumeId,
+    ByteOffset, ChunkId, ClusterId, DeviceId, Epoch, Generation, Incarnation, KeyId, LogTime, Member, OperationId,
+    PgId, PgIndex, PoolId, ProcessId, SdcId, SdsId, SessionId, TokenId, Version, VolatilityId, VolumeEpoch, VolumeId,
 };
 use pflex_proto::pg::PgConfig;
-use pflex_proto::token::{self, Secret, SessionKey};
+use pflex_proto::token::{self, Rights, Secret, SessionKey, Token, TokenKey, TokenMode};
 use pflex_sdc::engine::Routes;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -118,7 +118,7 @@ impl FakeCluster {
             highest_low_water: OperationId(0),
             below_low_water: Vec::new(),
             generations: HashMap::new(),
-            secret: Secret::new(pflex_proto::ids::KeyId(1), &[7; 32]),
+            secret: Secret::new(KeyId(1), &[7; 32]),
             oldest_token: TokenId(0),
             faults: Faults::default(),
             requests: 0,
@@ -185,6 +185,30 @@ impl FakeCluster {
 }
 
 impl Shared {
+    /// A token for all of a volume that never expires, and its key.
+    pub(crate) fn token(
+        &self,
+        (cluster, sdc, process): (ClusterId, SdcId, ProcessId),
+        id: TokenId,
+        volume: VolumeId,
+    ) -> (Vec<u8>, TokenKey) {
+        self.secret.sign(&Token {
+            cluster,
+            key: KeyId(1),
+            id,
+            sdc,
+            process,
+            volume,
+            rights: Rights::ReadWrite,
+            from: ByteOffset(0),
+            to: ByteOffset(u64::MAX),
+            volume_epoch: VolumeEpoch(1),
+            issued: LogTime(0),
+            expires: LogTime(u64::MAX),
+            mode: TokenMode::Lease,
+        })
+    }
+
     fn luck(&mut self, permille: u32) -> bool {
         permille > 0 && self.random.random_range(0..1000) < permille
     }

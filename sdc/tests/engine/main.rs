@@ -12,15 +12,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fake_sds::{FakeCluster, Faults, PG_COUNT, POOL, Shared};
 use pflex_common::map::Limits;
-use pflex_proto::ids::{
-    ByteOffset, ClusterId, DeviceId, KeyId, LayerId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId, VtreeId,
-};
-use pflex_proto::token::{Rights, Token, TokenMode};
+use pflex_proto::ids::{ByteOffset, ClusterId, DeviceId, LayerId, ProcessId, SdcId, TokenId, VolumeId, VtreeId};
 use pflex_sdc::block::{BlockBackend, ByteRange, Durability, Extent, ExtentState, IoError, ZeroOptions};
 use pflex_sdc::engine::metered::{MeteredBackend, Usage};
 use pflex_sdc::engine::plan::Layout;
 use pflex_sdc::engine::tokens::Issued;
-use pflex_sdc::engine::volume::VolumeBackend;
+use pflex_sdc::engine::volume::{Open, VolumeBackend};
 use pflex_sdc::engine::{Engine, Identity, Patience, TokenKeeper, TokenSource, VolumeSpec};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -39,24 +36,9 @@ struct Issuer {
 impl TokenSource for Issuer {
     async fn issue(&self, volumes: &[VolumeId]) -> anyhow::Result<Vec<Issued>> {
         let id = TokenId(self.next.fetch_add(1, Ordering::Relaxed));
-        let secret = self.shared.lock().unwrap().secret.clone();
+        let owner = (ClusterId::default(), SdcId(1), ProcessId::from_bytes(PROCESS));
         let issue = |volume: &VolumeId| {
-            let token = Token {
-                cluster: ClusterId::default(),
-                key: KeyId(1),
-                id,
-                sdc: SdcId(1),
-                process: ProcessId::from_bytes(PROCESS),
-                volume: *volume,
-                rights: Rights::ReadWrite,
-                from: ByteOffset(0),
-                to: ByteOffset(u64::MAX),
-                volume_epoch: VolumeEpoch(1),
-                issued: LogTime(0),
-                expires: LogTime(u64::MAX),
-                mode: TokenMode::Lease,
-            };
-            let (signed, key) = secret.sign(&token);
+            let (signed, key) = self.shared.lock().unwrap().token(owner, id, *volume);
             Issued { volume: *volume, signed, key }
         };
         Ok(volumes.iter().map(issue).collect())
@@ -82,7 +64,7 @@ fn client(cluster: &FakeCluster, patience: Patience) -> Client {
     tokio::spawn(async move { running.run(issuer, stop).await });
     let layout = Layout { pool: POOL, pg_count: PG_COUNT, vtree: VtreeId(9), layer: LayerId(0) };
     let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout }, &auth);
-    Client { volume: VolumeBackend(volume), engine, keeper, _tokens: shutdown.drop_guard() }
+    Client { volume: VolumeBackend(volume, Open), engine, keeper, _tokens: shutdown.drop_guard() }
 }
 
 /// Short enough for tests, long enough for a busy machine.
@@ -380,7 +362,7 @@ async fn a_write_that_was_held_back_never_comes_after_a_later_one_of_the_same_by
         let cluster = FakeCluster::start(1, 1).await;
         let client = client(&cluster, patience());
         let usage = Usage::new();
-        let connection = || Arc::new(MeteredBackend::new(client.volume.clone(), Arc::clone(&usage)));
+        let connection = || Arc::new(MeteredBackend::new(Arc::clone(&client.volume.0), Arc::clone(&usage)));
         let (first, second) = (connection(), connection());
         usage.throttle.set(Limits { iops: 20, bandwidth: 0 });
         let write = |of: &Arc<MeteredBackend>, offset: u64, fill: u8| {
