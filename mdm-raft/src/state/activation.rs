@@ -67,5 +67,16 @@ impl Pg {
     /// The configuration is activated, or chosen for good.
     pub(super) fn activate(&mut self) {
         self.holders.clear();
+        self.drop_forgetful();
+    }
+
+    /// S14: who serves has the memory that counts from now on; and only of copies that count it matters what they forgot.
+    pub(super) fn drop_forgetful(&mut self) {
+        let mut forgot = std::mem::take(&mut self.forgot);
+        forgot.retain(|device| match self.config.member(*device) {
+            Some(_in_sync) => self.config.primary.is_none(),
+            None => self.is_complete_on(*device),
+        });
+        self.forgot = forgot;
     }
 }

@@ -14,7 +14,7 @@ use crate::{
             MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_REGISTRATIONS_KEPT,
             MAX_SNAPSHOTS_PER_VOLUME,
         },
-        model::{Component, Kind, MAX_LOSSES_KEPT, Pg},
+        model::{Component, Kind, MAX_LOSSES_KEPT, Pg, WritePolicy},
     },
 };
 
@@ -183,6 +183,7 @@ impl State {
             if pool.frozen.contains_key(&id.index) {
                 hold!(config.primary.is_none(), "pg {id} is frozen and has a primary");
             }
+            let serves = |pg: &Pg, member: &Member| self.is_alive(member) && !pg.forgot.contains(&member.device);
             match config.primary {
                 // I3 and S2: the primary is an in-sync copy in its present life.
                 Some(primary) => hold!(
@@ -190,10 +191,19 @@ impl State {
                     "pg {id}: primary {primary} is not an in-sync copy that is alive"
                 ),
                 None => hold!(
-                    self.is_recovering() || !pg.complete().iter().any(|member| self.is_alive(member)),
+                    self.is_recovering() || !pg.complete().iter().any(|member| serves(pg, member)),
                     "pg {id} is unavailable although an in-sync copy is alive"
                 ),
             }
+            // S14: who waits for another one's memory counts, and nobody serves meanwhile.
+            hold!(
+                pg.forgot.iter().all(|device| pg.is_complete_on(*device)),
+                "pg {id}: a copy that does not count has forgotten something"
+            );
+            hold!(
+                config.primary.is_none() || !config.in_sync.iter().any(|member| pg.forgot.contains(&member.device)),
+                "pg {id} is served and waits for memory"
+            );
         }
         for (pool, count) in placed {
             let all = self.pools.get(pool).map_or(0, |pool| pool.pg_count);
@@ -345,7 +355,8 @@ impl State {
                 );
                 let (old, new) = (&before.config, &now.config);
                 // S11: the same configuration may only be activated, or its holders restart.
-                let same = Pg { holders: before.holders.clone(), ..now.clone() } == *before;
+                let same =
+                    Pg { holders: before.holders.clone(), forgot: before.forgot.clone(), ..now.clone() } == *before;
                 let devices = |pg: &Pg| pg.holders.iter().map(|member| member.device).collect::<Vec<_>>();
                 if same && (now.is_activated() || devices(now) == devices(before)) {
                     continue;
@@ -358,6 +369,18 @@ impl State {
                 );
                 hold!(new.epoch > old.epoch, "pg {id} changed from epoch {} to {}", old.epoch, new.epoch);
                 hold!(new.volatility >= old.volatility, "pg {id} went back in volatility");
+                // S14: a copy serves that kept its memory, or the id is another one.
+                let kept = |member: &Member| old.in_sync.contains(member) && !before.forgot.contains(&member.device);
+                let policy = self.pools.get(id.pool).map(|pool| pool.write_policy);
+                hold!(
+                    policy != Some(WritePolicy::Writeback)
+                        || !holds_data(id)
+                        || new.primary.is_none()
+                        || new.volatility > old.volatility
+                        || new.in_sync.iter().any(kept),
+                    "pg {id} is served without its memory under volatility id {}",
+                    new.volatility
+                );
             }
         }
         for (id, before, now) in self.devices.changes() {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use pflex_proto::ids::{ClusterGeneration, Epoch, KeyId, LogTime, ProcessId, Revision, VolumeEpoch};
+use pflex_proto::ids::{ClusterGeneration, Epoch, KeyId, LogTime, ProcessId, Revision, VolatilityId, VolumeEpoch};
 
 use super::{
     LoadError, State, StoredRow,
@@ -129,8 +129,10 @@ impl State {
         for id in pgs {
             self.pgs.update(id, |pg| {
                 pg.config.epoch = Epoch(pg.config.epoch.get() + SKIP);
-                pg.config.volatility = pg.config.volatility.next();
+                // No id of after the backup comes again: a client may still name it in a FLUSH (S14).
+                pg.config.volatility = VolatilityId(pg.config.volatility.get() + SKIP);
                 pg.config.primary = None;
+                pg.forgot.clear();
             });
         }
         let pools: Vec<_> = self.pools.values().map(|pool| pool.id).collect();

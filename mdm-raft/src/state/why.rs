@@ -453,6 +453,10 @@ impl State {
             let member = config.member(*device);
             let role = match member {
                 Some(_) if config.primary == Some(*device) => "the primary",
+                Some(_) if pg.forgot.contains(device) => {
+                    "in sync but restarted: it waits for another copy, which may still hold writes that were not flushed \
+                     (S14); `pflex pg force-promote` gives those up"
+                }
                 None if pg.is_complete_on(*device) => {
                     "not in sync, and has everything until the present epoch is activated"
                 }

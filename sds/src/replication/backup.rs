@@ -54,9 +54,14 @@ impl Backup {
     }
 
     /// A new connection starts with the primary's resends.
-    pub(super) fn reconnected(&mut self) {
+    pub(super) fn reconnected<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         self.gap_told = None;
         self.mending = None;
+        // What became durable while the connection was down was not said, and the primary need not send anything (S14).
+        if self.opened && base.is_writeback() {
+            let (round, through) = (self.round, self.received);
+            base.send_when_durable(cx, self.primary, Body::Durable { round, through });
+        }
     }
 
     pub(super) fn on_message<D: Clone>(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, body: Body<D>) {
@@ -68,7 +73,7 @@ impl Backup {
             Body::Collect { round } if round > self.round => {
                 self.round = round;
                 self.opened = false;
-                base.gate.clear();
+                base.clear_gates();
                 cx.emit(Effect::ListVersions { round, above: Some(base.committed) });
             }
             Body::SumsRequest { round, chunk } if round == self.round => {
@@ -146,6 +151,7 @@ impl Backup {
             | Body::SyncChunk { .. }
             | Body::JoinEnd { .. }
             | Body::WriteAck { .. }
+            | Body::Durable { .. }
             | Body::Gap { .. }
             | Body::CannotApply
             | Body::VersionList { .. }
@@ -175,7 +181,7 @@ impl Backup {
         let sequence = write.version.sequence;
         if sequence <= self.received {
             // A resend after a reconnect: what it wants is the acknowledgement.
-            return base.send_when_durable(cx, self.primary, Body::WriteAck { round, through: self.received });
+            return base.acknowledge(cx, self.primary, round, self.received);
         }
         // S4: a missing write is never skipped.
         if previous != self.received && !base.planted.is(Bug::AcceptGap) {
@@ -190,7 +196,7 @@ impl Backup {
             self.mending = None;
         }
         base.apply(cx, write);
-        base.send_when_durable(cx, self.primary, Body::WriteAck { round, through: sequence });
+        base.acknowledge(cx, self.primary, round, sequence);
     }
 
     pub(super) fn on_listed<D: Clone>(

@@ -43,9 +43,14 @@ pub(super) struct Base<D> {
     pub(super) committed: Sequence,
     /// The last ticket given to a store effect.
     pub(super) issued: Ticket,
+    /// Every store effect up to here is applied; only told in writeback pools (S14).
+    pub(super) held: Ticket,
     /// Every store effect up to here is durable.
     pub(super) durable: Ticket,
+    /// What waits for tickets to be durable.
     pub(super) gate: Gate<D>,
+    /// What waits for tickets to be held.
+    pub(super) held_gate: Gate<D>,
     /// As primary, answer nothing before these are over (S6).
     pub(super) waits: Waits,
     /// A store effect failed: this copy applies nothing more until it joins anew (S4).
@@ -66,6 +71,11 @@ impl<D: Clone> Base<D> {
     /// S11: the MDM does not know yet that this primary answers.
     pub(super) fn is_to_be_activated(&self) -> bool {
         !self.planted.is(Bug::AnswerUnactivated) && self.config.as_ref().is_some_and(|config| config.to_activate)
+    }
+
+    /// S14: acknowledged is what every in-sync copy holds.
+    pub(super) fn is_writeback(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.writeback)
     }
 
     /// S2: a membership names one life of a device.
@@ -104,7 +114,25 @@ impl<D: Clone> Base<D> {
         self.open_gate(cx);
     }
 
+    /// Acknowledges a write of this stream: when it is durable, in a writeback pool when it is held (S14).
+    pub(super) fn acknowledge(&mut self, cx: &mut Cx<'_, D>, to: Member, round: Round, through: Sequence) {
+        if !self.is_writeback() {
+            return self.send_when_durable(cx, to, Body::WriteAck { round, through });
+        }
+        self.held_gate.push(self.issued, to, Body::WriteAck { round, through });
+        self.send_when_durable(cx, to, Body::Durable { round, through });
+    }
+
+    /// What waits belongs to an epoch or attempt that is over.
+    pub(super) fn clear_gates(&mut self) {
+        self.gate.clear();
+        self.held_gate.clear();
+    }
+
     pub(super) fn open_gate(&mut self, cx: &mut Cx<'_, D>) {
+        while let Some((to, body)) = self.held_gate.pop(self.held.max(self.durable)) {
+            self.send(cx, to, body);
+        }
         while let Some((to, body)) = self.gate.pop(self.durable) {
             self.send(cx, to, body);
         }

@@ -104,6 +104,7 @@ impl Talk {
             kind: WriteKind::Data(operation),
             merge: false,
             creates_chunk: false,
+            fua: false,
         };
         change(&mut write);
         self.tell(Event::Write(write))
@@ -116,7 +117,8 @@ impl Talk {
 
 fn config(epoch: u64, in_sync: Vec<Member>) -> PgConfig {
     let (pg, epoch, primary) = (PgId::default(), Epoch(epoch), Some(DeviceId(1)));
-    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(9), forced: false, to_activate: false }
+    let (writeback, forced, to_activate) = (false, false, false);
+    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(9), writeback, forced, to_activate }
 }
 
 fn applied(out: &Out) -> Vec<(u64, Extent)> {

@@ -1,7 +1,7 @@
 //! What happens to a placement group's replica. The driver turns packets, completions and timers into these, one at a
 //! time; it decides nothing.
 
-use pflex_proto::ids::{ChunkId, Epoch, Member, OperationId, Version};
+use pflex_proto::ids::{ChunkId, Epoch, Member, OperationId, Version, VolatilityId};
 
 use super::message::Message;
 use super::types::{
@@ -31,6 +31,19 @@ pub struct ClientWrite<D> {
     pub merge: bool,
     /// The local store has no such chunk yet, so every other copy reserves space before the write is ordered (S4).
     pub creates_chunk: bool,
+    /// Answered only when it is durable on every in-sync copy, in a writeback pool too (S14).
+    pub fua: bool,
+}
+
+/// A FLUSH that was admitted: for groups of writeback pools only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClientFlush {
+    /// The driver's handle for the answer.
+    pub request: RequestId,
+    /// The epoch the client believes in (S9).
+    pub epoch: Epoch,
+    /// What its writes were acknowledged with (S14).
+    pub volatility: VolatilityId,
 }
 
 /// A read that was admitted.
@@ -62,6 +75,8 @@ pub enum Event<D> {
     Write(ClientWrite<D>),
     /// A client's read.
     Read(ClientRead),
+    /// A client's FLUSH.
+    Flush(ClientFlush),
     /// Discard a write unless it is ordered already: its session or token is void (S9, S20). Answered `Cancelled`.
     Cancel {
         /// Which.
@@ -73,6 +88,13 @@ pub enum Event<D> {
         request: RequestId,
         /// Whole blocks; none when the store could not read the edges.
         merged: Option<(Extent, D)>,
+    },
+    /// Every store effect up to this ticket is applied: reads see it, and only the loss of this process or of its device
+    /// can undo it. Cumulative; what is durable is held. Used in writeback pools only (S14); a driver gives it late to
+    /// hold back whoever writes faster than the disk.
+    Held {
+        /// The last one of the prefix.
+        through: Ticket,
     },
     /// Every store effect up to this ticket is durable. Cumulative.
     Durable {

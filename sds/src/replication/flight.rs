@@ -18,6 +18,8 @@ pub(super) struct InFlight<D> {
     pub(super) ticket: Ticket,
     /// Who waits: the request that was ordered, and resends of it.
     pub(super) waiting: Vec<RequestId>,
+    /// Its answer waits until it is durable everywhere (S14).
+    pub(super) fua: bool,
 }
 
 /// See the module.
@@ -44,7 +46,7 @@ impl<D> Flight<D> {
         self.window.len() >= MAX_IN_FLIGHT
     }
 
-    pub(super) fn push(&mut self, write: OrderedWrite<D>, ticket: Ticket, request: RequestId) {
+    pub(super) fn push(&mut self, write: OrderedWrite<D>, ticket: Ticket, request: RequestId, fua: bool) {
         debug_assert!(
             self.window.back().is_none_or(|last| last.write.version.sequence.next() == write.version.sequence),
             "S4: the order has no gaps"
@@ -52,7 +54,7 @@ impl<D> Flight<D> {
         *self.per_chunk.entry(write.chunk).or_default() += 1;
         let mut waiting = self.spare.pop().unwrap_or_default();
         waiting.push(request);
-        self.window.push_back(InFlight { write, ticket, waiting });
+        self.window.push_back(InFlight { write, ticket, waiting, fua });
     }
 
     pub(super) fn front(&self) -> Option<&InFlight<D>> {

@@ -1,4 +1,4 @@
-//! Persist before send: messages that may go once the store reported a ticket durable.
+//! Persist before send: messages that may go once the store reported a ticket durable (or held, S14).
 
 use std::collections::VecDeque;
 
@@ -28,15 +28,16 @@ impl<D> Gate<D> {
 
     /// The next one that may go. Of acknowledgements that may go together only the last is returned: they are
     /// cumulative.
-    pub(super) fn pop(&mut self, durable: Ticket) -> Option<(Member, Body<D>)> {
+    pub(super) fn pop(&mut self, reached: Ticket) -> Option<(Member, Body<D>)> {
         loop {
-            if self.waiting.front().is_none_or(|(ticket, ..)| *ticket > durable) {
+            if self.waiting.front().is_none_or(|(ticket, ..)| *ticket > reached) {
                 return None;
             }
             let (_, to, body) = self.waiting.pop_front()?;
-            let superseded = matches!(&body, Body::WriteAck { .. })
+            let superseded = matches!(&body, Body::WriteAck { .. } | Body::Durable { .. })
                 && self.waiting.front().is_some_and(|(ticket, next_to, next)| {
-                    *ticket <= durable && *next_to == to && matches!(next, Body::WriteAck { .. })
+                    let same = std::mem::discriminant(next) == std::mem::discriminant(&body);
+                    *ticket <= reached && *next_to == to && same
                 });
             if !superseded {
                 return Some((to, body));

@@ -222,6 +222,9 @@ impl Join {
             (Body::WriteAck { round: of, through }, _) if *of == round => {
                 self.stream.acknowledge(cx.now, *through);
             }
+            (Body::Durable { round: of, through }, _) if *of == round => {
+                self.stream.made_durable(cx.now, *through);
+            }
             _ => {}
         }
         None

@@ -100,6 +100,7 @@ impl<D: Clone> Joiner<D> {
             | Body::Verify { .. }
             | Body::Verified { .. }
             | Body::WriteAck { .. }
+            | Body::Durable { .. }
             | Body::Gap { .. }
             | Body::CannotApply
             | Body::VersionList { .. }
@@ -126,7 +127,7 @@ impl<D: Clone> Joiner<D> {
         if std::mem::take(&mut self.reserved) {
             cx.emit(Effect::ReleaseReservations);
         }
-        base.gate.clear();
+        base.clear_gates();
         if base.failed {
             (base.failed, base.no_space) = (false, false);
             let ticket = base.ticket();
@@ -157,7 +158,7 @@ impl<D: Clone> Joiner<D> {
         let through = write.version.sequence;
         self.received = through;
         base.apply(cx, write);
-        base.send_when_durable(cx, primary, Body::WriteAck { round, through });
+        base.acknowledge(cx, primary, round, through);
     }
 
     fn on_chunk(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, image: ChunkImage<D>) {

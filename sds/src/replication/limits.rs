@@ -26,6 +26,9 @@ pub const MAX_OPERATIONS_PER_PG: usize = 48 << 10;
 pub const MAX_CLIENTS_PER_PG: usize = 48 << 10;
 const _: () = assert!(56 * (MAX_OPERATIONS_PER_PG + 4096) + 20 * MAX_CLIENTS_PER_PG < (4 << 20) - (64 << 10));
 
+/// FLUSHes and FUA writes of one group that wait for the disks. Each client has a few at once.
+pub const MAX_FLUSHES: usize = 4096;
+
 /// Entries in one page of a version list: 40 bytes each stay far below the frame limit.
 pub const LIST_PAGE: usize = 8192;
 

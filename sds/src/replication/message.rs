@@ -38,8 +38,15 @@ pub enum Body<D> {
         /// The write.
         write: OrderedWrite<D>,
     },
-    /// R: durable here up to this sequence. Cumulative.
+    /// R: durable here up to this sequence; in a writeback pool held here in memory (S14). Cumulative.
     WriteAck {
+        /// As in `Write`.
+        round: Round,
+        /// Everything sent on this stream up to here.
+        through: Sequence,
+    },
+    /// R, in a writeback pool: durable here up to this sequence (S14). Cumulative.
+    Durable {
         /// As in `Write`.
         round: Round,
         /// Everything sent on this stream up to here.

@@ -12,6 +12,7 @@
 mod backoff;
 mod backup;
 mod base;
+mod durability;
 pub mod effect;
 pub mod event;
 mod flight;
@@ -43,7 +44,7 @@ mod conversations;
 mod sim;
 
 pub use effect::Effect;
-pub use event::{ClientRead, ClientWrite, Event};
+pub use event::{ClientFlush, ClientRead, ClientWrite, Event};
 pub use join::Demand;
 pub use lease::{LeaseGrant, LeaseRequest, Leases};
 pub use message::{Body, Message};

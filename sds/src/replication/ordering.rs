@@ -1,10 +1,11 @@
 //! The write path of a primary: dedupe, wait for the chunk, order, commit, answer.
 
-use pflex_proto::ids::{ChunkId, Member, Sequence, Version};
+use pflex_proto::ids::{ChunkId, Member, Sequence, Version, VolatilityId};
 
 use super::base::{Base, Cx};
+use super::durability::Waiter;
 use super::effect::Effect;
-use super::event::ClientWrite;
+use super::event::{ClientFlush, ClientWrite};
 use super::flight::Flight;
 use super::holds::{Hold, Reason};
 use super::join::Forward;
@@ -26,7 +27,7 @@ impl<D: Clone> Primary<D> {
         match base.operations.lookup(write.client, write.operation) {
             _ if base.planted.is(Bug::ForgetOperations) => {}
             Lookup::New => {}
-            Lookup::Executed(version) => return self.on_resend(base, cx, write.request, version),
+            Lookup::Executed(version) => return self.on_resend(base, cx, write.request, version, write.fua),
             Lookup::Old => return cx.refuse(write.request, Refusal::OldOperation),
             Lookup::Full => return cx.refuse(write.request, Refusal::Busy),
             Lookup::TableFull => return cx.refuse(write.request, Refusal::OperationsFull),
@@ -61,23 +62,65 @@ impl<D: Clone> Primary<D> {
         }
     }
 
-    pub(super) fn on_resend(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version) {
+    fn on_resend(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version, fua: bool) {
         if version.sequence > base.committed
             && let Some(entry) = self.flight.get_mut(version.sequence)
         {
             if entry.waiting.len() < MAX_WAITERS {
+                entry.fua |= fua;
                 entry.waiting.push(request);
             } else {
                 cx.refuse(request, Refusal::Busy);
             }
             return;
         }
-        written(base, cx, request, version);
+        self.held_everywhere(base, cx, request, version, fua);
+    }
+
+    /// S14: a FUA write is answered when it is durable everywhere, any other one now.
+    fn held_everywhere(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version, fua: bool) {
+        if !fua || version.sequence <= base.committed || base.planted.is(Bug::AnswerFuaWhenHeld) {
+            return written(base, cx, request, version);
+        }
+        if !self.durability.wait(version.sequence, request, Waiter::Fua(version)) {
+            cx.refuse(request, Refusal::Busy);
+        }
+    }
+
+    /// S14: what was acknowledged is in the memory of every in-sync copy if this is still the memory it was acknowledged
+    /// with. All that is ordered by now is waited for, until it is durable on each of them.
+    pub(super) fn on_flush(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, flush: ClientFlush) {
+        if let Some(refusal) = self.not_ready(base) {
+            return cx.refuse(flush.request, refusal);
+        }
+        if !base.is_writeback() {
+            return cx.emit(flushed(flush.request, flush.volatility));
+        }
+        let present = base.config.as_ref().map(|config| config.volatility).unwrap_or_default();
+        if flush.volatility != present && !base.planted.is(Bug::FlushOfOtherMemory) {
+            return cx.refuse(flush.request, Refusal::LostMemory { named: flush.volatility, present });
+        }
+        if !self.durability.wait(base.last, flush.request, Waiter::Flush) {
+            return cx.refuse(flush.request, Refusal::Busy);
+        }
+        self.advance(base, cx);
+    }
+
+    /// The epoch or this copy's part in it is over: nobody here can say any more when what waits is durable. FUA writes are
+    /// ordered; whoever is primary then answers their resends.
+    pub(super) fn end_flushes(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, refusal: Refusal) {
+        for (request, waiter) in self.durability.end() {
+            let refusal = match waiter {
+                Waiter::Flush => refusal,
+                Waiter::Fua(_) => Refusal::OutcomeUnknown { epoch: base.epoch() },
+            };
+            cx.refuse(request, refusal);
+        }
     }
 
     /// S4: a sequence is taken here, and never given back.
     pub(super) fn order(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, write: ClientWrite<D>) {
-        let ClientWrite { request, client, operation, low_water, chunk, extent, kind, .. } = write;
+        let ClientWrite { request, client, operation, low_water, chunk, extent, kind, fua, .. } = write;
         let version = Version { epoch: base.epoch(), sequence: base.last.next() };
         if matches!(kind, WriteKind::Data(_)) {
             self.reservations.used(chunk);
@@ -93,7 +136,10 @@ impl<D: Clone> Primary<D> {
             join.stream.send_write(base, cx, &write);
         }
         let ticket = base.apply(cx, write.clone());
-        self.flight.push(write, ticket, request);
+        if base.is_writeback() {
+            self.durability.ordered(version.sequence, ticket);
+        }
+        self.flight.push(write, ticket, request, fua);
     }
 
     /// S4: every copy has room before the write that needs it is ordered.
@@ -207,7 +253,8 @@ impl<D: Clone> Primary<D> {
     }
 
     /// Commits and answers what is durable on every copy that counts: this one, the in-sync ones, and a joiner, which
-    /// counts until it is dropped, and which cannot be dropped while its proposal is open (S3).
+    /// counts until it is dropped, and which cannot be dropped while its proposal is open (S3). In a writeback pool what
+    /// they hold is answered, and the watermark and FLUSHes follow when it is durable (S14).
     pub(super) fn advance(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         // S4: a primary that could not apply a write acknowledges nothing after it.
         if !self.is_serving() || base.failed {
@@ -215,7 +262,7 @@ impl<D: Clone> Primary<D> {
         }
         while let Some(first) = self.flight.front() {
             let sequence = first.write.version.sequence;
-            let here = first.ticket <= base.durable;
+            let here = first.ticket <= if base.is_writeback() { base.held.max(base.durable) } else { base.durable };
             let backups =
                 self.backups.iter().all(|backup| backup.covers(sequence)) || base.planted.is(Bug::AckBeforeBackup);
             let joiner = self.join.as_ref().is_none_or(|join| join.stream.covers(sequence))
@@ -225,17 +272,49 @@ impl<D: Clone> Primary<D> {
             }
             self.commit_first(base, cx);
         }
+        self.advance_watermark(base, cx);
         self.release_reads(base, cx);
         self.start_repairs(base, cx);
     }
 
-    pub(super) fn commit_first(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+    fn commit_first(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         let Some(mut entry) = self.flight.pop_front() else { return };
-        base.committed = entry.write.version.sequence;
+        let version = entry.write.version;
+        if !base.is_writeback() || base.planted.is(Bug::WatermarkOfMemory) {
+            base.committed = version.sequence;
+        }
         for request in entry.waiting.drain(..) {
-            written(base, cx, request, entry.write.version);
+            self.held_everywhere(base, cx, request, version, entry.fua && base.is_writeback());
         }
         self.flight.recycle(entry.waiting);
+    }
+
+    /// S14: the watermark says durable on every copy that counts, as in a `sync` pool.
+    fn advance_watermark(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
+        if !base.is_writeback() {
+            return;
+        }
+        let (backups, join) = (&self.backups, &self.join);
+        let elsewhere = |sequence| {
+            let backups = backups.iter().all(|backup| backup.covers_durably(sequence));
+            (backups || base.planted.is(Bug::FlushHereAlone))
+                && join.as_ref().is_none_or(|join| join.stream.covers_durably(sequence))
+        };
+        if let Some(reached) = self.durability.advance(base.durable, elsewhere) {
+            base.committed = base.committed.max(reached);
+        }
+        let volatility = base.config.as_ref().map(|config| config.volatility).unwrap_or_default();
+        while let Some((request, waiter)) = self.durability.release(base.committed) {
+            match waiter {
+                Waiter::Flush => cx.emit(flushed(request, volatility)),
+                Waiter::Fua(version) => written(base, cx, request, version),
+            }
+        }
+    }
+
+    /// Every write up to here was answered, or is with the others that the FLUSHes wait for.
+    pub(super) fn answered(&self, base: &Base<D>) -> Sequence {
+        self.flight.front().map_or(base.last, |first| Sequence(first.write.version.sequence.0 - 1))
     }
 }
 
@@ -251,6 +330,10 @@ pub(super) fn resend<D: Clone>(
     for entry in flight.after(after) {
         backup.send_write(base, cx, &entry.write);
     }
+}
+
+const fn flushed<D>(request: RequestId, volatility: VolatilityId) -> Effect<D> {
+    Effect::Reply { request, outcome: Outcome::Flushed { volatility } }
 }
 
 pub(super) fn written<D: Clone>(base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version) {

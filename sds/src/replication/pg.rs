@@ -115,8 +115,10 @@ impl<D: Clone> Pg<D> {
             last: recovered.highest.max(recovered.watermark),
             committed: recovered.watermark,
             issued: Ticket(0),
+            held: Ticket(0),
             durable: Ticket(0),
             gate: Gate::default(),
+            held_gate: Gate::default(),
             waits: Waits::new(if planted.is(Bug::AcceptOldIncarnation) {
                 Time(0)
             } else {
@@ -140,6 +142,11 @@ impl<D: Clone> Pg<D> {
     /// The configuration this copy knows.
     pub fn config(&self) -> Option<&PgConfig> {
         self.base.config.as_ref()
+    }
+
+    /// Whether acknowledged means held (S14): then the driver says what is.
+    pub fn is_writeback(&self) -> bool {
+        self.base.is_writeback()
     }
 
     /// Whether a read or write would be taken now.
@@ -209,6 +216,10 @@ impl<D: Clone> Pg<D> {
             (Event::Read(read), Role::Primary(primary)) if read.epoch == base.epoch() => {
                 primary.on_read(base, cx, read);
             }
+            (Event::Flush(flush), Role::Primary(primary)) if flush.epoch == base.epoch() => {
+                primary.on_flush(base, cx, flush);
+            }
+            (Event::Flush(flush), _) => self.refuse_request(cx, flush.request, flush.epoch),
             (Event::Write(write), _) => self.refuse_request(cx, write.request, write.epoch),
             (Event::Read(read), _) => self.refuse_request(cx, read.request, read.epoch),
             (Event::Cancel { request }, Role::Primary(primary)) => primary.on_cancel(cx, request),
@@ -217,6 +228,13 @@ impl<D: Clone> Pg<D> {
             }
             (Event::ReadDone { request, data }, Role::Primary(primary)) => {
                 primary.on_read_done(base, cx, request, data);
+            }
+            (Event::Held { through }, role) => {
+                base.held = base.held.max(through);
+                base.open_gate(cx);
+                if let Role::Primary(primary) = role {
+                    primary.advance(base, cx);
+                }
             }
             (Event::Durable { through }, _) => self.on_durable(cx, through),
             (Event::StoreFailed { no_space, .. }, _) => self.on_store_failed(cx, no_space),
@@ -275,7 +293,7 @@ impl<D: Clone> Pg<D> {
                 }
                 match role {
                     Role::Primary(primary) => primary.on_connected(base, cx, member),
-                    Role::Backup(backup) => backup.reconnected(),
+                    Role::Backup(backup) => backup.reconnected(base, cx),
                     Role::Joiner(_) | Role::Outside | Role::Orphan => {}
                 }
             }
@@ -354,7 +372,7 @@ impl<D: Clone> Pg<D> {
         if config.epoch == Epoch(1) && config.in_sync.contains(&base.own) {
             base.waits.nothing_was_granted();
         }
-        base.gate.clear();
+        base.clear_gates();
         base.config = Some(config);
         let before = std::mem::replace(&mut self.role, Role::Outside);
         let flight = leave(before, base, cx);

@@ -42,6 +42,20 @@ pub(super) enum Bug {
     SkipUnsyncedMark,
     /// S10: writes ordered while the lists are taken are taken to be synced.
     ForgetDirtyDuringList,
+    /// S14: a FLUSH that names memory that is gone succeeds.
+    FlushOfOtherMemory,
+    /// S14: a FLUSH does not wait for the other copies' disks.
+    FlushHereAlone,
+    /// S14: a FUA write is answered when it is in memory.
+    AnswerFuaWhenHeld,
+    /// S14: the watermark that is persisted says held, not durable.
+    WatermarkOfMemory,
+    /// S14: the MDM keeps the volatility id when every copy has restarted.
+    #[cfg(test)]
+    KeepVolatility,
+    /// S2: the MDM takes a restarted copy of a writeback pool for one that kept its memory.
+    #[cfg(test)]
+    RestartStaysInSync,
 }
 
 /// The bug planted in one replica, if any.

@@ -7,6 +7,7 @@
 use pflex_proto::ids::{ChunkId, Member};
 
 use super::base::{Base, Cx};
+use super::durability::Durability;
 use super::effect::Effect;
 use super::flight::Flight;
 use super::holds::Holds;
@@ -32,6 +33,8 @@ pub(super) struct Primary<D> {
     pub(super) join: Option<Join>,
     pub(super) membership: Membership,
     pub(super) flight: Flight<D>,
+    /// What was answered before it was durable everywhere, and who waits for that (S14).
+    pub(super) durability: Durability,
     pub(super) reads: Reads<D>,
     pub(super) holds: Holds<D>,
     pub(super) repairs: Repairs,
@@ -65,6 +68,7 @@ impl<D: Clone> Primary<D> {
             join: None,
             membership: Membership::new(joiners),
             flight,
+            durability: Durability::default(),
             reads: Reads::default(),
             holds: Holds::default(),
             repairs: Repairs::default(),
@@ -83,6 +87,7 @@ impl<D: Clone> Primary<D> {
         for request in self.holds.drain() {
             cx.refuse(request, refusal);
         }
+        self.end_flushes(base, cx, refusal);
         self.flight
     }
 
@@ -128,6 +133,10 @@ impl<D: Clone> Primary<D> {
         match (body, backup) {
             (Body::WriteAck { round, through }, Some(backup)) if round == backup.round => {
                 backup.acknowledge(cx.now, through);
+                self.advance(base, cx);
+            }
+            (Body::Durable { round, through }, Some(backup)) if round == backup.round => {
+                backup.made_durable(cx.now, through);
                 self.advance(base, cx);
             }
             (Body::Gap { round, after }, Some(backup)) if round == backup.round && after >= backup.acknowledged() => {
@@ -275,6 +284,7 @@ impl<D: Clone> Primary<D> {
         for request in self.holds.drain() {
             cx.refuse(request, Refusal::CopyFailed);
         }
+        self.end_flushes(base, cx, Refusal::CopyFailed);
         self.give_up_scrub(cx);
         self.repairs.clear();
         self.drop_joiner(base, cx, None);

@@ -119,7 +119,8 @@ impl<D: Clone> Primary<D> {
     }
 
     pub(super) fn release_reads(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>) {
-        while let Some((request, data)) = self.reads.release(base.committed) {
+        let answered = self.answered(base);
+        while let Some((request, data)) = self.reads.release(answered) {
             self.answer_read(base, cx, request, data);
         }
     }

@@ -18,6 +18,10 @@ pub(super) struct Stream {
     sent: Sequence,
     /// Sent and not acknowledged. A joiner's have gaps: what is not synced yet is not forwarded.
     outstanding: VecDeque<Sequence>,
+    /// Sent and not known to be durable there; in a writeback pool only (S14).
+    volatile: VecDeque<Sequence>,
+    /// Since when none of these has become durable.
+    volatile_since: Option<Time>,
     /// Since when the copy owes an answer.
     owes_since: Option<Time>,
     /// Since when its connection is down.
@@ -33,6 +37,8 @@ impl Stream {
             round,
             sent,
             outstanding: VecDeque::new(),
+            volatile: VecDeque::new(),
+            volatile_since: None,
             owes_since: None,
             down_since: None,
             told: Sequence(0),
@@ -43,6 +49,10 @@ impl Stream {
         let sequence = write.version.sequence;
         self.outstanding.push_back(sequence);
         self.owes_since.get_or_insert(cx.now);
+        if base.is_writeback() {
+            self.volatile.push_back(sequence);
+            self.volatile_since.get_or_insert(cx.now);
+        }
         self.told = base.committed;
         let (round, previous, committed) = (self.round, self.sent, base.committed);
         self.sent = sequence;
@@ -53,6 +63,7 @@ impl Stream {
     pub(super) fn rewind(&mut self, acknowledged: Sequence) {
         self.sent = acknowledged;
         self.outstanding.retain(|sequence| *sequence <= acknowledged);
+        self.volatile.retain(|sequence| *sequence <= acknowledged);
         self.owes_since = None;
     }
 
@@ -68,6 +79,15 @@ impl Stream {
         self.answered(now);
     }
 
+    /// S14: what is durable there is held there.
+    pub(super) fn made_durable(&mut self, now: Time, through: Sequence) {
+        while self.volatile.front().is_some_and(|first| *first <= through) {
+            self.volatile.pop_front();
+        }
+        self.volatile_since = (!self.volatile.is_empty()).then_some(now);
+        self.acknowledge(now, through);
+    }
+
     /// Something else was asked of this copy.
     pub(super) fn owe(&mut self, now: Time) {
         self.owes_since.get_or_insert(now);
@@ -78,13 +98,20 @@ impl Stream {
         self.owes_since = (!self.outstanding.is_empty()).then_some(now);
     }
 
-    /// Whether this copy has durably all it needs for the write of this sequence to be committed.
+    /// Whether this copy has all it needs for the write of this sequence to be answered: durably, or in a writeback pool
+    /// in memory.
     pub(super) fn covers(&self, sequence: Sequence) -> bool {
         self.outstanding.front().is_none_or(|first| *first > sequence)
     }
 
+    /// The same, durably in both kinds of pools.
+    pub(super) fn covers_durably(&self, sequence: Sequence) -> bool {
+        self.covers(sequence) && self.volatile.front().is_none_or(|first| *first > sequence)
+    }
+
+    /// A disk that takes what it is sent and makes nothing of it durable owes as well.
     pub(super) fn owes_since(&self) -> Option<Time> {
-        self.owes_since
+        self.owes_since.into_iter().chain(self.volatile_since).min()
     }
 
     pub(super) fn down_since(&self) -> Option<Time> {

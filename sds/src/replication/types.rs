@@ -49,8 +49,10 @@ pub struct PgConfig {
     pub primary: Option<DeviceId>,
     /// The copies that hold every acknowledged write.
     pub in_sync: Vec<Member>,
-    /// Travels with acknowledgements (S14).
+    /// Names the memory that holds what was acknowledged and not flushed; travels with acknowledgements (S14).
     pub volatility: VolatilityId,
+    /// The pool acknowledges what every in-sync copy holds in memory (S14); else what is durable on all. Never changes.
+    pub writeback: bool,
     /// An operator promoted the primary's copy, which was not in sync (S12): what it has counts, as it is.
     pub forced: bool,
     /// The primary answers nothing before the MDM has committed that it will (S11).
@@ -272,7 +274,7 @@ pub enum ProposalReason {
     Activation,
 }
 
-/// Why a request was not executed. Every one but `OldOperation` may be sent again, under the same operation id.
+/// Why a request was not executed. Every one but `OldOperation` and `LostMemory` may be sent again, under the same operation id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     /// Ask the primary of the present epoch.
@@ -323,6 +325,14 @@ pub enum Refusal {
     /// The store could not read.
     #[error("the store cannot read this extent")]
     Unreadable,
+    /// A FLUSH named memory that no copy has any more: what was acknowledged with it and not flushed may be lost (S14).
+    #[error("no copy kept the memory that held these writes: they name {named}, this is {present}; some may be lost")]
+    LostMemory {
+        /// What the writes were acknowledged with.
+        named: VolatilityId,
+        /// The present one.
+        present: VolatilityId,
+    },
     /// The write was not ordered yet when its session or token became void (S9, S20).
     #[error("the request was discarded before it was ordered")]
     Cancelled,
@@ -334,12 +344,17 @@ pub enum Refusal {
 /// The answer to a client request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome<D> {
-    /// The write is durable on every in-sync copy. Also the answer to every resend of it.
+    /// The write is durable on every in-sync copy, or in a writeback pool held by each. Also the answer to every resend.
     Written {
         /// Of the present epoch (S14).
         volatility: VolatilityId,
         /// The place the write was given when it was first executed.
         version: Version,
+    },
+    /// Everything that was acknowledged in this group with this volatility id is durable on every in-sync copy (S14).
+    Flushed {
+        /// Of the present epoch, and as the request named it.
+        volatility: VolatilityId,
     },
     /// The bytes asked for.
     Read {

@@ -249,6 +249,11 @@ impl Store {
         self.chunks.get(&chunk).is_some_and(|entry| entry.claimed) || self.space.reserve(pg, chunk, keep)
     }
 
+    /// Whether a change of this group still waits for journal space: reads see it, and it is in no hurry to become durable.
+    pub fn is_waiting(&self, pg: PgId) -> bool {
+        self.pgs.get(&pg).is_some_and(|pg| pg.queued > 0)
+    }
+
     /// Whether the chunk has a unit of its own, so that writing to it needs no space.
     pub fn has_unit(&self, chunk: ChunkId) -> bool {
         self.chunks.get(&chunk).is_some_and(|entry| entry.claimed)

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     admission::{Authority, ConnectionId, Heard, Intent, Surroundings},
     payload::Payload,
-    replication::{self, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
+    replication::{self, ClientFlush, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
     store,
 };
 
@@ -199,16 +199,23 @@ impl Worker {
             merge: needs_space && !whole_blocks,
             kind,
             creates_chunk,
+            fua: write.fua,
         };
         self.ask(io.pg, request, Event::Write(write));
         Ok(())
     }
 
-    /// In a `sync` pool whatever was acknowledged is durable already. Writeback pools are refused by the MDM until the
-    /// cores know volatility (S14).
+    /// In a `sync` pool whatever was acknowledged is durable already, whatever the volatility id is (S14).
     fn on_flush(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
         let request: FlushRequest = token::unsealed(&frame.body).map_err(malformed)?;
-        self.admit(id, &request.io, Intent::Flush, frame)?;
+        let io = &request.io;
+        let admitted = self.admit(id, io, Intent::Flush, frame)?;
+        if self.map.pools.get(&io.pg.pool).is_none_or(|pool| pool.writeback) {
+            let pended = self.pend(id, admitted, io, (Asks::Flush, None), frame.header.request_id);
+            let flush = ClientFlush { request: pended, epoch: io.epoch, volatility: request.volatility };
+            self.ask(io.pg, pended, Event::Flush(flush));
+            return Ok(());
+        }
         let reply = FlushReply { volatility: request.volatility };
         self.push(id, FrameKind::FlushReply, frame.header.request_id, &reply, Bytes::new());
         Ok(())
@@ -269,6 +276,9 @@ impl Worker {
                 self.count(&pending);
                 let reply = WriteReply { volatility, version };
                 self.push(id, FrameKind::WriteReply, request_id, &reply, Bytes::new());
+            }
+            Outcome::Flushed { volatility } => {
+                self.push(id, FrameKind::FlushReply, request_id, &FlushReply { volatility }, Bytes::new());
             }
             Outcome::Read { data } => {
                 // S20: checked again now that the data is here.
@@ -365,6 +375,7 @@ const fn code(refusal: replication::Refusal) -> RefusalCode {
         R::OldOperation => RefusalCode::BadRequest,
         R::OutcomeUnknown { .. } => RefusalCode::OutcomeUnknown,
         R::Unreadable => RefusalCode::Unreadable,
+        R::LostMemory { .. } => RefusalCode::LostMemory,
         R::Cancelled => RefusalCode::StaleGeneration,
     }
 }

@@ -264,6 +264,7 @@ mod stuck_tests {
             primary: Some(own.device),
             in_sync: [&[own], others].concat(),
             volatility: VolatilityId(1),
+            writeback: false,
             forced: false,
             to_activate: false,
         };
@@ -282,6 +283,7 @@ mod stuck_tests {
             kind: WriteKind::Data(Payload::computed(vec![7; 4096].into())),
             merge: false,
             creates_chunk: true,
+            fua: false,
         };
         worker.events.push_back((pg, Event::Write(write)));
         worker.decide();

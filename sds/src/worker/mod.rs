@@ -8,6 +8,7 @@
 mod clients;
 mod command;
 mod connection;
+mod convert;
 mod deaths;
 mod departed;
 mod effects;

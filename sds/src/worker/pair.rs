@@ -142,8 +142,8 @@ impl Pair {
             for of in [pg(0), pg(1)] {
                 let primary = Some(members[self.leader(of)].device);
                 let (epoch, in_sync, volatility) = (self.epoch, members.to_vec(), VolatilityId(1));
-                let config =
-                    PgConfig { pg: of, epoch, primary, in_sync, volatility, forced: false, to_activate: false };
+                let (writeback, forced, to_activate) = (false, false, false);
+                let config = PgConfig { pg: of, epoch, primary, in_sync, volatility, writeback, forced, to_activate };
                 let worker = &mut self.copies[copy].worker;
                 worker.slot(of);
                 worker.events.push_back((of, Event::PeerConnected(peer)));
@@ -265,6 +265,7 @@ impl Pair {
             kind: if tag == 0 { WriteKind::Zeroes } else { WriteKind::Data(Payload::computed(bytes.into())) },
             merge: false,
             creates_chunk,
+            fua: false,
         };
         self.history.get_mut(&id).expect("a chunk of the test").push(Write { request, blocks, tag, answered: false });
         worker.events.push_back((of, Event::Write(write)));

@@ -20,6 +20,8 @@ pub(super) enum Asks {
     Allocation,
     /// A change.
     Write,
+    /// That what was acknowledged become durable; of a writeback pool.
+    Flush,
 }
 
 /// One request.

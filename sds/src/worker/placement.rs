@@ -87,12 +87,14 @@ impl Worker {
         }
         slot.config = Some(Arc::clone(config));
         slot.joiners.clone_from(&joiners);
+        let writeback = self.map.pools.get(&pg.pool).is_some_and(|pool| pool.writeback);
         let config = replication::PgConfig {
             pg,
             epoch: config.epoch,
             primary: config.primary,
             in_sync: config.in_sync.clone(),
             volatility: config.volatility,
+            writeback,
             forced: config.forced,
             to_activate: config.to_activate,
         };

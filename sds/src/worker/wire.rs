@@ -51,6 +51,7 @@ impl Encoder<'_> {
                 self.put(&1_u8).put(&round.0).put(previous).put(committed).write(write)
             }
             Body::WriteAck { round, through } => self.put(&2_u8).put(&round.0).put(through),
+            Body::Durable { round, through } => self.put(&30_u8).put(&round.0).put(through),
             Body::Gap { round, after } => self.put(&3_u8).put(&round.0).put(after),
             Body::CannotApply => self.put(&4_u8),
             Body::Committed { round, through } => self.put(&5_u8).put(&round.0).put(through),
@@ -188,6 +189,7 @@ impl Decoder<'_> {
                 write: self.write()?,
             },
             2 => Body::WriteAck { round: self.round()?, through: self.get()? },
+            30 => Body::Durable { round: self.round()?, through: self.get()? },
             3 => Body::Gap { round: self.round()?, after: self.get()? },
             4 => Body::CannotApply,
             5 => Body::Committed { round: self.round()?, through: self.get()? },
@@ -420,6 +422,7 @@ mod tests {
             ordered(WriteKind::Data(data(2, 5))),
             ordered(WriteKind::Zeroes),
             Body::WriteAck { round, through: seq },
+            Body::Durable { round, through: seq },
             Body::Gap { round, after: seq },
             Body::CannotApply,
             Body::Committed { round, through: seq },

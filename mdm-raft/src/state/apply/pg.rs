@@ -17,7 +17,7 @@ use crate::{
     state::{
         State,
         limits::MAX_BATCH,
-        model::{Pg, PgConfig, Registration},
+        model::{Pg, PgConfig, Registration, WritePolicy},
         moving::Homes,
     },
 };
@@ -41,6 +41,9 @@ impl State {
     /// Makes every group with a copy on a `touched` device follow what is alive now, in one step (ARCHITECTURE 6):
     /// - a copy whose device `restarted` keeps its place under its new life (S2), from one life to the next: a life that
     ///   was left behind when its device came back empty (S13) is followed by none;
+    /// - of a writeback pool such a copy has lost what was acknowledged and not flushed (S14): it leaves while one that
+    ///   kept its memory is alive, nobody serves while one that is away may have kept it, and when none has it stays. As
+    ///   long as it may yet be chosen (S11) it is known to have forgotten; whoever is chosen so has another memory;
     /// - copies that are not alive leave, as long as one that is remains;
     /// - where none is alive nothing leaves, and there is no primary: unavailable, never a stale copy promoted;
     /// - where none is alive, but one that has everything all the same, those in sync are the ones that do (S11);
@@ -65,9 +68,8 @@ impl State {
             }
         };
         for id in hit {
-            if self.pgs.get(id).is_some_and(|pg| !pg.is_activated()) {
-                self.pgs.update(id, |pg| pg.holders.iter_mut().for_each(follow));
-            }
+            let forgot = self.note_forgetful(id, restarted);
+            self.follow_holders(id, follow);
             let Some(pg) = self.pgs.get(id) else { continue };
             let config = &pg.config;
             let mut in_sync = config.in_sync.clone();
@@ -76,14 +78,7 @@ impl State {
                 self.open_epoch(id, in_sync, None);
                 continue;
             }
-            let alive_of = |members: &[Member]| -> Vec<Member> {
-                members.iter().copied().filter(|member| self.is_alive(member)).collect()
-            };
-            let mut alive = alive_of(&in_sync);
-            if alive.is_empty() {
-                // S11: nobody has answered since these were in sync.
-                alive = alive_of(&pg.holders);
-            }
+            let alive = self.who_goes_on(pg, &in_sync, &forgot);
             let primary = config
                 .primary
                 .filter(|device| alive.iter().any(|member| member.device == *device))
@@ -98,11 +93,67 @@ impl State {
             let goes_on = primary.is_some() && pg.newcomer().is_none_or(is_there);
             let homes = if goes_on { pg.homes() } else { pg.called_off(&in_sync) };
             self.open_epoch_on(id, homes, in_sync, primary);
+            // One that restarted and left has everything but memory.
+            self.follow_holders(id, follow);
             if primary.is_some() {
                 // S12: the copy that was to be given up is here.
                 self.thaw(id);
             }
         }
+    }
+
+    fn follow_holders(&mut self, id: PgId, follow: impl Fn(&mut Member)) {
+        if self.pgs.get(id).is_some_and(|pg| !pg.is_activated()) {
+            self.pgs.update(id, |pg| pg.holders.iter_mut().for_each(follow));
+        }
+    }
+
+    /// The live copies that go on as the in-sync ones; none: nobody may.
+    fn who_goes_on(&self, pg: &Pg, in_sync: &[Member], forgot: &BTreeSet<DeviceId>) -> Vec<Member> {
+        let alive = |members: &[Member]| -> Vec<Member> {
+            members.iter().copied().filter(|member| self.is_alive(member)).collect()
+        };
+        // S11: when no one in sync can, those that were when somebody answered last.
+        let choices = [alive(in_sync), alive(&pg.holders)];
+        let knows = |member: &Member| !forgot.contains(&member.device);
+        for choice in &choices {
+            if choice.iter().any(knows) {
+                return choice.iter().copied().filter(knows).collect();
+            }
+        }
+        let mut all = in_sync.iter().chain(&pg.holders);
+        if !forgot.is_empty() && all.any(|member| knows(member) && self.may_remember(member)) {
+            // Who comes back first does not decide that what the other one knows is lost.
+            return Vec::new();
+        }
+        choices.into_iter().find(|choice| !choice.is_empty()).unwrap_or_default()
+    }
+
+    /// Adds to the copies of a writeback group that have forgotten those that `restarted` now; returns them all.
+    fn note_forgetful(&mut self, id: PgId, restarted: &Restarts) -> BTreeSet<DeviceId> {
+        let Some(pg) = self.pgs.get(id) else { return BTreeSet::new() };
+        let policy = self.pools.get(id.pool).map(|pool| pool.write_policy);
+        if policy != Some(WritePolicy::Writeback) {
+            return BTreeSet::new();
+        }
+        let now = pg.complete().iter().filter(|member| {
+            restarted
+                .get(&member.device)
+                .is_some_and(|life| life.before == member.incarnation && life.now > life.before)
+        });
+        let now: BTreeSet<DeviceId> = now.map(|member| member.device).collect();
+        let all: BTreeSet<DeviceId> = pg.forgot.union(&now).copied().collect();
+        if all != pg.forgot {
+            self.pgs.update(id, |pg| pg.forgot.clone_from(&all));
+        }
+        all
+    }
+
+    /// Whether a copy that is away may come back with its memory: its device has not been opened since, and its process is
+    /// not proven dead (S8).
+    fn may_remember(&self, member: &Member) -> bool {
+        let proven_dead = self.sds.get(member.sds).is_some_and(|sds| sds.proven_dead);
+        self.present_life(member.device) == Some(*member) && !proven_dead
     }
 
     /// The live copy that is to lead: the one with the fewest primaries, and if another one is there, not in maintenance
@@ -145,7 +196,8 @@ impl State {
                 return;
             }
             // S14: no member of the old epoch is in the new one with its memory.
-            if !in_sync.iter().any(|member| config.in_sync.contains(member)) {
+            let kept = |member: &Member| config.in_sync.contains(member) && !pg.forgot.contains(&member.device);
+            if !in_sync.iter().any(kept) {
                 config.volatility = config.volatility.next();
             }
             let before = if pg.holders.is_empty() { config.in_sync.clone() } else { std::mem::take(&mut pg.holders) };
@@ -155,6 +207,7 @@ impl State {
             pg.replicas = homes.replicas;
             pg.leaving = homes.leaving;
             pg.carry_holders(before);
+            pg.drop_forgetful();
         });
     }
 
@@ -185,8 +238,8 @@ impl State {
             match self.pgs.get(id) {
                 None => {
                     let config = PgConfig { epoch: Epoch(1), primary, in_sync, volatility: VolatilityId(1) };
-                    let (since, holders) = (Revision(0), Vec::new());
-                    self.pgs.put(Pg { id, replicas, config, since, forced: false, leaving: None, holders });
+                    let (since, holders, forgot) = (Revision(0), Vec::new(), BTreeSet::new());
+                    self.pgs.put(Pg { id, replicas, config, since, forced: false, leaving: None, holders, forgot });
                 }
                 Some(_) => {
                     self.open_epoch_on(id, replicas.into(), in_sync, primary);

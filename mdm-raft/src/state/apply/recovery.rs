@@ -159,6 +159,7 @@ impl State {
                 let mut others = std::mem::take(&mut pg.holders);
                 others.retain(|holder| holder.device != device);
                 pg.carry_holders(others);
+                pg.drop_forgetful();
             });
         }
     }
@@ -299,6 +300,7 @@ impl State {
         self.pgs.update(id, |pg| {
             pg.replicas = replicas;
             pg.leaving = None;
+            pg.forgot.clear();
             pg.config.epoch = epoch.next();
             pg.config.in_sync = in_sync;
             pg.config.primary = None;

@@ -11,7 +11,7 @@ use crate::{
     state::{
         State,
         limits::{MAX_COPIES, MAX_DOMAINS, MAX_PGS_PER_POOL, MAX_POOLS, MAX_SDCS, MAX_SDS},
-        model::{Component, Domain, Kind, Pool, Sdc, Sds, Setting, WritePolicy},
+        model::{Component, Domain, Kind, Pool, Sdc, Sds, Setting},
     },
 };
 
@@ -63,10 +63,6 @@ impl State {
             return Err(validate::invalid(object, what));
         }
         let write_policy = validate::write_policy(create.write_policy)?;
-        if write_policy == WritePolicy::Writeback {
-            let what = "the write policy `writeback` is not available yet; use `sync`";
-            return Err(Refusal::new(ErrorCode::Precondition, object, what));
-        }
         if self.pools.len() >= MAX_POOLS {
             return Err(validate::limit(object, MAX_POOLS, "pools"));
         }

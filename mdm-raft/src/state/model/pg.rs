@@ -1,5 +1,7 @@
 //! Placement groups and their configurations (PacificA: the Raft group is the configuration manager).
 
+use std::collections::BTreeSet;
+
 use pflex_proto::ids::{DeviceId, Epoch, Member, PgId, Revision, VolatilityId};
 
 /// Who may serve a group. Changes only by compare-and-set on the epoch.
@@ -40,4 +42,7 @@ pub struct Pg {
     /// Who has every acknowledged write until this configuration is activated: the in-sync copies and others. Empty: it is
     /// activated, or need not be (`state::activation`).
     pub holders: Vec<Member>,
+    /// Copies of a writeback pool, in sync or holders, that restarted while another one may have kept its memory: none of
+    /// these serves before that is known (S2, S14). While there is a primary only holders that are not in sync.
+    pub forgot: BTreeSet<DeviceId>,
 }

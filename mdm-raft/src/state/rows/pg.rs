@@ -43,6 +43,7 @@ impl Row for Pg {
             forced: self.forced,
             leaving: self.leaving.map_or(0, DeviceId::get),
             holders: self.holders.iter().map(member_row).collect(),
+            forgot: self.forgot.iter().map(|device| device.get()).collect(),
         })
     }
 
@@ -65,6 +66,7 @@ impl Row for Pg {
             forced: row.forced,
             leaving: optional(row.leaving),
             holders: row.holders.iter().map(member).collect(),
+            forgot: row.forgot.into_iter().map(DeviceId).collect(),
         })
     }
 }

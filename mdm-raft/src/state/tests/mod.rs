@@ -28,5 +28,6 @@ mod verdicts;
 mod volumes;
 mod why;
 mod world;
+mod writeback;
 
 use world::{World, code};

@@ -13,7 +13,10 @@ use crate::{
     command::{Body, Request, proto},
     state::{
         State,
-        model::{JobId, JobState, Link, Moment, Pg, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume},
+        model::{
+            JobId, JobState, Link, Moment, Pg, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume,
+            WritePolicy,
+        },
     },
 };
 
@@ -65,6 +68,8 @@ fn check_finds_bad_groups() {
     found(|s| s.pgs.update(PG, |pg| pg.config.in_sync.clear()), "no in-sync copy");
     found(|s| s.pgs.update(PG, |pg| pg.config.primary = None), "although an in-sync copy is alive");
     found(|s| s.pgs.update(PG, |pg| pg.config.primary = Some(DeviceId(77))), "not an in-sync copy");
+    found(|s| s.pgs.update(PG, |pg| pg.forgot = [DeviceId(77)].into()), "has forgotten");
+    found(|s| s.pgs.update(PG, |pg| pg.forgot = [pg.config.in_sync[0].device].into()), "waits for memory");
     found(|s| s.pgs.update(PG, |pg| pg.config.in_sync[0].incarnation.0 = 9), "has not had");
     found(|s| s.pgs.update(PG, |pg| pg.config.in_sync.push(member(77, 1))), "no replica");
     found(|s| drop(s.pgs.remove(PG)), "of 8 groups placed");
@@ -212,6 +217,15 @@ fn check_finds_secrets_that_do_not_fit_their_tokens() {
     assert!(state.check().unwrap_err().contains("outlives its secret"));
 }
 
+/// S14: under the volatility id of before.
+fn all_restart(state: &mut State) {
+    state.pools.update(POOL, |pool| pool.write_policy = WritePolicy::Writeback);
+    state.pgs.update(PG, |pg| {
+        pg.config.epoch = pg.config.epoch.next();
+        pg.config.in_sync.iter_mut().for_each(|member| member.incarnation = member.incarnation.next());
+    });
+}
+
 #[test]
 fn check_step_finds_what_does_not_grow() {
     let step = |plant: fn(&mut State)| {
@@ -221,9 +235,10 @@ fn check_step_finds_what_does_not_grow() {
     };
     assert_eq!(step(|_| {}), Ok(()));
     type Plant = fn(&mut State);
-    let steps: [(Plant, &str); 12] = [
+    let steps: [(Plant, &str); 13] = [
         (|s| s.pgs.update(PG, |pg| pg.config.primary = None), "epoch"),
         (|s| s.pgs.update(PG, |pg| pg.config.epoch = Epoch(0)), "epoch"),
+        (all_restart, "served without its memory"),
         (|s| s.devices.update(DeviceId(1), |d| d.incarnation.0 = 0), "older life"),
         (|s| s.devices.update(DeviceId(1), |d| d.alive = false), "nobody knows since when"),
         (|s| s.devices.update(DeviceId(3), |d| d.lost_at = Some(LogTime(5))), "since another time"),

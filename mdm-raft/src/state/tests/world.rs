@@ -42,9 +42,16 @@ impl World {
     /// A cluster with domain `d`, pool `p` (two copies, eight groups) and `n` SDSs `s1`.. with one device each, whose
     /// processes, incarnations and devices all have number n.
     pub(super) fn with_sds(n: u8) -> Self {
+        Self::with_policy(n, proto::WritePolicy::Sync)
+    }
+
+    /// The same with this write policy.
+    pub(super) fn with_policy(n: u8, policy: proto::WritePolicy) -> Self {
         let mut world = Self::new();
         world.ok(Body::CreateDomain(proto::CreateDomain { name: "d".into(), if_not_exists: false }));
-        world.ok(create_pool("p", 2, 8));
+        let Body::CreatePool(mut pool) = create_pool("p", 2, 8) else { unreachable!() };
+        pool.write_policy = policy.into();
+        world.ok(Body::CreatePool(pool));
         for i in 1..=n {
             world.ok(create_sds(&format!("s{i}")));
             world.ok(register_sds(i, i, 1));

@@ -18,6 +18,15 @@ pub(super) fn strike(world: &mut World) {
     let pairs = world.pairs();
     let pair = *world.rng.pick(&pairs);
     let now = world.now;
+    if world.mdm.writeback && world.rng.percent(12) {
+        // Power fails everywhere, a little earlier here than there (S14).
+        for device in devices {
+            let (delay, down) = (world.rng.below(30 * MS), length(&mut world.rng, 20, 4500));
+            world.crash_after(delay, device, down);
+        }
+        let calm = length(&mut world.rng, 5, 4500);
+        return world.next_fault_after(calm);
+    }
     match world.rng.below(100) {
         0..22 => {
             let down = length(&mut world.rng, 20, 4000);

@@ -4,9 +4,9 @@
 //! "Testing Shared Memories", 1997, section 5): each value with its write and reads is a zone from the earliest end to
 //! the latest start of them. No two forward zones may overlap, no backward zone may lie inside a forward one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use pflex_proto::ids::ChunkId;
+use pflex_proto::ids::{ChunkId, Version};
 
 /// A block of a volume.
 pub(super) type Register = (ChunkId, usize);
@@ -22,31 +22,86 @@ struct Zone {
     earliest_read_end: Moment,
     acked: bool,
     read: bool,
+    /// Its place among the writes of its chunk, as it was answered.
+    version: Option<Version>,
+    /// A FLUSH or FUA promised that it, or what came after it, survives (S14).
+    flushed: bool,
 }
 
-/// See the module.
-#[derive(Default)]
-pub(super) struct History {
-    zones: BTreeMap<Register, BTreeMap<u64, Zone>>,
-}
-
-impl History {
-    pub(super) fn write_called(&mut self, register: Register, value: u64, at: Moment) {
-        let zone = Zone {
+impl Zone {
+    /// As if it had been asked for, and nothing been seen of it yet.
+    const fn asked(at: Moment) -> Self {
+        Self {
             written_from: at,
             earliest_end: Moment::MAX,
             latest_start: at,
             earliest_read_end: Moment::MAX,
             acked: false,
             read: false,
-        };
-        self.zones.entry(register).or_default().insert(value, zone);
+            version: None,
+            flushed: false,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct History {
+    zones: BTreeMap<Register, BTreeMap<u64, Zone>>,
+    /// Values that no loss of memory can bring back: something later was flushed (S14).
+    gone: BTreeSet<(Register, u64)>,
+}
+
+impl History {
+    pub(super) fn write_called(&mut self, register: Register, value: u64, at: Moment) {
+        self.zones.entry(register).or_default().insert(value, Zone::asked(at));
     }
 
     pub(super) fn write_returned(&mut self, register: Register, value: u64, at: Moment) {
         let zone = self.zones.entry(register).or_default().get_mut(&value).expect("called before");
         zone.acked = true;
         zone.earliest_end = zone.earliest_end.min(at);
+    }
+
+    /// Where the write stands in its chunk's order.
+    pub(super) fn write_placed(&mut self, register: Register, value: u64, version: Version) {
+        if let Some(zone) = self.zones.entry(register).or_default().get_mut(&value) {
+            zone.version = Some(version);
+        }
+    }
+
+    pub(super) fn version(&self, register: Register, value: u64) -> Option<Version> {
+        self.zones.get(&register)?.get(&value)?.version
+    }
+
+    /// S14: it survives every loss of memory from now on, unless something later does.
+    pub(super) fn flushed(&mut self, register: Register, value: u64) {
+        if let Some(zone) = self.zones.entry(register).or_default().get_mut(&value) {
+            zone.flushed = true;
+        }
+    }
+
+    /// S14: no copy of these chunks kept its memory. What was not flushed may be there or not, as if it had not been answered
+    /// yet; what was flushed hides all that came before it, for ever.
+    pub(super) fn lose_unflushed(&mut self, chunk: impl Fn(ChunkId) -> bool) {
+        for (register, values) in self.zones.iter_mut().filter(|((of, _), _)| chunk(*of)) {
+            let floor = values.values().filter(|zone| zone.flushed).filter_map(|zone| zone.version).max();
+            if floor.is_some() {
+                self.gone.insert((*register, 0));
+            }
+            values.remove(&0);
+            values.retain(|value, zone| {
+                let superseded = zone.version.is_some() && zone.version < floor;
+                if superseded {
+                    self.gone.insert((*register, *value));
+                }
+                !superseded
+            });
+            for zone in values.values_mut() {
+                let Zone { version, flushed, .. } = *zone;
+                *zone = Zone { version, flushed, ..Zone::asked(zone.written_from) };
+            }
+        }
     }
 
     /// Zero is what every block held before the beginning.
@@ -57,6 +112,9 @@ impl History {
         called: Moment,
         returned: Moment,
     ) -> Result<(), String> {
+        if self.gone.contains(&(register, value)) {
+            return Err(format!("S14: {register:?}: {value} is back, and something after it was flushed"));
+        }
         let values = self.zones.entry(register).or_default();
         if value == 0 {
             values.entry(0).or_insert(Zone {
@@ -66,6 +124,8 @@ impl History {
                 earliest_read_end: Moment::MAX,
                 acked: true,
                 read: true,
+                version: None,
+                flushed: false,
             });
         }
         let Some(zone) = values.get_mut(&value) else {
@@ -84,14 +144,7 @@ impl History {
         for (_, values) in self.zones.iter_mut().filter(|((of, _), _)| chunk(*of)) {
             values.remove(&0);
             for zone in values.values_mut() {
-                *zone = Zone {
-                    written_from: zone.written_from,
-                    earliest_end: Moment::MAX,
-                    latest_start: zone.written_from,
-                    earliest_read_end: Moment::MAX,
-                    acked: false,
-                    read: false,
-                };
+                *zone = Zone::asked(zone.written_from);
             }
         }
     }

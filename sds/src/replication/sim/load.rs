@@ -2,7 +2,9 @@
 
 use pflex_proto::ids::{ChunkId, ChunkIndex, DeviceId, Epoch, LayerId, OperationId, PgId, VtreeId};
 
-use crate::replication::{ClientRead, ClientWrite, Event, Extent, Outcome, PgConfig, Refusal, RequestId, WriteKind};
+use crate::replication::{
+    ClientFlush, ClientRead, ClientWrite, Event, Extent, Outcome, PgConfig, Refusal, RequestId, WriteKind,
+};
 
 use super::client::{Action, Pending};
 use super::store::{BLOCKS, Data};
@@ -27,6 +29,9 @@ impl World {
         }
         let pgs = self.mdm.pgs();
         let pg = *self.rng.pick(&pgs);
+        if self.mdm.writeback && self.rng.percent(12) {
+            return self.begin_flush(client, pg);
+        }
         let chunk = chunk(pg, self.rng.below(CHUNKS_PER_PG));
         let block = self.rng.below(BLOCKS as u64) as usize;
         let blocks = self.rng.between(1, (BLOCKS - block) as u64) as usize;
@@ -37,6 +42,7 @@ impl World {
     pub(super) fn begin(&mut self, client: usize, pg: PgId, chunk: ChunkId, block: usize, blocks: usize, reads: bool) {
         self.next += 1;
         let called = self.next;
+        let fua = !reads && self.mdm.writeback && self.rng.percent(15);
         let action = if reads {
             Action::Read
         } else {
@@ -47,8 +53,42 @@ impl World {
             }
             Action::Write(self.clients[client].next_operation(), values)
         };
-        let pending = self.clients[client].call(Pending { pg, chunk, block, blocks, action, called, tries: 0 });
+        let pending = self.clients[client].call(Pending { pg, chunk, block, blocks, action, called, tries: 0, fua });
         self.resend(client, pending, 0);
+    }
+
+    /// S14: as an SDC does: with the id that the writes since the last FLUSH were acknowledged with, and if there are none
+    /// with the one it was told.
+    fn begin_flush(&mut self, client: usize, pg: PgId) {
+        self.next += 1;
+        let called = self.next;
+        let (volatility, chunks) = match self.clients[client].dirty.get(&pg) {
+            Some(dirty) => (dirty.volatility, dirty.chunks.clone()),
+            None => (self.mdm.config(pg).volatility, Default::default()),
+        };
+        let action = Action::Flush(volatility, chunks);
+        let chunk = chunk(pg, 0);
+        let pending = Pending { pg, chunk, block: 0, blocks: 1, action, called, tries: 0, fua: false };
+        let pending = self.clients[client].call(pending);
+        self.resend(client, pending, 0);
+    }
+
+    pub(super) fn flush_everything(&mut self) {
+        for pg in self.mdm.pgs() {
+            for client in 0..self.clients.len() {
+                self.begin_flush(client, pg);
+            }
+        }
+    }
+
+    /// What the MDM says of memory that is gone (S14).
+    pub(super) fn memory_lost(&mut self) -> Result<(), String> {
+        for pg in std::mem::take(&mut self.mdm.forgotten) {
+            self.check_history()?;
+            self.memory_losses += 1;
+            self.history.lose_unflushed(|of| (0..CHUNKS_PER_PG).any(|index| chunk(pg, index) == of));
+        }
+        Ok(())
     }
 
     /// Reads every block there is, to see what survived.
@@ -81,6 +121,7 @@ impl World {
                 kind: WriteKind::Data(vec![1]),
                 merge: false,
                 creates_chunk: true,
+                fua: false,
             };
             self.step(device, pg, Event::Write(write))?;
             self.step(device, pg, Event::Cancel { request })?;
@@ -176,7 +217,9 @@ impl World {
                 kind: WriteKind::Data(data),
                 merge: self.rng.percent(5),
                 creates_chunk,
+                fua: body.fua,
             }),
+            Action::Flush(volatility, _) => Event::Flush(ClientFlush { request: id, epoch, volatility }),
         };
         self.step(device, pg, event)
     }
@@ -191,7 +234,15 @@ impl World {
         let Some((client, pending, chunk)) = self.requests.remove(&(device, request)) else {
             return Err(format!("request {request:?} was answered twice"));
         };
-        self.oracle.answer(self.now, &self.nodes, device, pg, chunk, &outcome)?;
+        let asked = self.clients[client].pending.get(&pending);
+        self.oracle.answer(self.now, &self.nodes, device, (pg, chunk), &outcome, asked)?;
+        if let (Outcome::Flushed { .. }, Some(Action::Flush(named, _))) = (&outcome, asked.map(|asked| &asked.action))
+            && self.nodes[&device].pgs[&pg].config().is_none_or(|config| config.volatility != *named)
+        {
+            // Not the MDM's present id: an epoch that is over may answer. What it covers was ordered in that epoch or before
+            // and is on the disks of all its members, so whatever they lost since, it was not that.
+            return Err(format!("S14: pg {pg}: a flush of {named} succeeds, and that memory is gone"));
+        }
         if !self.stormy || !self.rng.percent(3) {
             let delay = self.client_delay();
             self.after(delay, Happening::Reply(client, pending, outcome));
@@ -204,11 +255,18 @@ impl World {
         let returned = self.next;
         let Some(body) = self.clients[client].pending.get(&pending).cloned() else { return Ok(()) };
         match (outcome, &body.action) {
-            (Outcome::Written { version, .. }, Action::Write(operation, values)) => {
+            (Outcome::Written { version, volatility }, Action::Write(operation, values)) => {
                 self.oracle.executed(self.clients[client].key, *operation, version)?;
                 for (index, value) in values.iter().enumerate() {
                     self.history.write_returned((body.chunk, body.block + index), *value, returned);
+                    self.history.write_placed((body.chunk, body.block + index), *value, version);
+                    if body.fua {
+                        self.history.flushed((body.chunk, body.block + index), *value);
+                    }
                 }
+                let written = values.iter().enumerate();
+                let written = written.map(|(index, value)| ((body.chunk, body.block + index), *value));
+                self.clients[client].acknowledged(body.pg, body.chunk, volatility, version, written);
             }
             (Outcome::Read { data }, Action::Read) => {
                 for (index, value) in data.iter().enumerate() {
@@ -217,6 +275,39 @@ impl World {
             }
             (Outcome::Refused(Refusal::OldOperation), Action::Write(operation, _)) => {
                 return Err(format!("{operation:?} was forgotten while its client still waits"));
+            }
+            (Outcome::Flushed { .. }, Action::Flush(_, covered)) => {
+                if let Some(dirty) = self.clients[client].dirty.get_mut(&body.pg) {
+                    // What was acknowledged since the call stays.
+                    let is_covered = |of: &ChunkId, version| covered.get(of).is_some_and(|to| version <= *to);
+                    for (register, value) in &dirty.values {
+                        if self
+                            .history
+                            .version(*register, *value)
+                            .is_some_and(|version| is_covered(&register.0, version))
+                        {
+                            self.history.flushed(*register, *value);
+                        }
+                    }
+                    let history = &self.history;
+                    dirty.values.retain(|(register, value)| {
+                        history.version(*register, *value).is_some_and(|version| !is_covered(&register.0, version))
+                    });
+                    dirty.chunks.retain(|of, version| !is_covered(of, *version));
+                    if dirty.chunks.is_empty() {
+                        self.clients[client].dirty.remove(&body.pg);
+                    }
+                }
+            }
+            (Outcome::Refused(Refusal::LostMemory { named, .. }), Action::Flush(..)) => {
+                if named == self.mdm.config(body.pg).volatility {
+                    return Err(format!(
+                        "S14: pg {}: a flush of {named} is refused, and that memory is there",
+                        body.pg
+                    ));
+                }
+                // The application knows.
+                self.clients[client].dirty.remove(&body.pg);
             }
             (Outcome::Refused(_), _) => {
                 let pause = self.rng.between(5, 40) * MS;

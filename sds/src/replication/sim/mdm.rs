@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId, SdsId, VolatilityId};
 
+use crate::replication::planted::{Bug, Planted};
 use crate::replication::{PgConfig, Proposal, ProposalReason};
 
 /// Without a sign of life for this long (nanoseconds) a device is lost.
@@ -14,6 +15,8 @@ struct Placement {
     config: PgConfig,
     /// As in the MDM: who has everything until the configuration is activated; empty: it is (S11).
     holders: Vec<Member>,
+    /// In-sync copies and holders that restarted while others of the group may still have their memory (S14).
+    forgot: BTreeSet<DeviceId>,
 }
 
 /// See the module.
@@ -23,6 +26,11 @@ pub(super) struct Mdm {
     /// Registered incarnation and last sign of life.
     devices: BTreeMap<DeviceId, (Incarnation, u64)>,
     lost: BTreeSet<DeviceId>,
+    /// The pool acknowledges what is in memory (S14).
+    pub(super) writeback: bool,
+    planted: Planted,
+    /// Groups that lost their memory, to be told to the history.
+    pub(super) forgotten: Vec<PgId>,
 }
 
 pub(super) fn member(device: DeviceId, incarnation: Incarnation) -> Member {
@@ -30,11 +38,24 @@ pub(super) fn member(device: DeviceId, incarnation: Incarnation) -> Member {
 }
 
 impl Mdm {
+    pub(super) fn new(writeback: bool, planted: Planted) -> Self {
+        Self { writeback, planted, ..Self::default() }
+    }
+
     pub(super) fn create(&mut self, pg: PgId, replicas: Vec<DeviceId>, incarnation: Incarnation) {
         let in_sync = replicas.iter().map(|device| member(*device, incarnation)).collect();
         let primary = replicas.first().copied();
-        let config = new_config(pg, Epoch(1), primary, in_sync, false);
-        self.pgs.insert(pg, Placement { replicas, config, holders: Vec::new() });
+        let config = PgConfig {
+            pg,
+            epoch: Epoch(1),
+            primary,
+            in_sync,
+            volatility: VolatilityId(1),
+            writeback: self.writeback,
+            forced: false,
+            to_activate: false,
+        };
+        self.pgs.insert(pg, Placement { replicas, config, holders: Vec::new(), forgot: BTreeSet::new() });
     }
 
     pub(super) fn pgs(&self) -> Vec<PgId> {
@@ -87,6 +108,9 @@ impl Mdm {
                     holder.incarnation = holder.incarnation.max(incarnation);
                 }
             }
+            if self.writeback && !self.planted.is(Bug::RestartStaysInSync) && self.counts(pg, device) {
+                self.pgs.get_mut(&pg).expect("known group").forgot.insert(device);
+            }
             let config = self.config(pg).clone();
             let mut in_sync = config.in_sync.clone();
             let old = in_sync.iter_mut().find(|member| member.device == device);
@@ -96,6 +120,10 @@ impl Mdm {
             };
             // S2: in a `sync` pool it stays, under its new name, through S1.
             *old = member(device, incarnation);
+            if self.writeback {
+                self.settle(pg, in_sync);
+                continue;
+            }
             let primary = config.primary.filter(|primary| *primary != device);
             self.commit(pg, primary, in_sync);
         }
@@ -112,7 +140,9 @@ impl Mdm {
     /// Somebody is back: a group that nobody serves may have one again, perhaps one that had left (S11).
     fn serve_again(&mut self, pg: PgId) {
         let placement = &self.pgs[&pg];
-        if placement.config.primary.is_none() {
+        if self.writeback {
+            self.settle(pg, placement.config.in_sync.clone());
+        } else if placement.config.primary.is_none() {
             let in_sync = self.fallback(pg).unwrap_or_else(|| placement.config.in_sync.clone());
             self.commit(pg, None, in_sync);
         }
@@ -126,6 +156,54 @@ impl Mdm {
         (nobody && !alive.is_empty()).then_some(alive)
     }
 
+    /// S2, S14: copies that kept their memory go on alone, holders if none in sync can (S11); while one that is away may have
+    /// kept it nobody serves; when none has, those that are here go on with what is on their disks. The id stays only with
+    /// the memory of one that was in sync.
+    fn settle(&mut self, pg: PgId, in_sync: Vec<Member>) {
+        let Placement { config: before, holders, forgot, .. } = &self.pgs[&pg];
+        let before = before.clone();
+        let remembers = |member: &Member| {
+            let present = self.devices.get(&member.device).is_some_and(|known| known.0 == member.incarnation);
+            present && !forgot.contains(&member.device)
+        };
+        let alive = |members: &[Member]| -> Vec<Member> {
+            members.iter().copied().filter(|member| self.is_alive(*member)).collect()
+        };
+        let choices = [alive(&in_sync), alive(holders)];
+        let with_memory =
+            choices.each_ref().map(|choice| -> Vec<Member> { choice.iter().copied().filter(remembers).collect() });
+        let kept = !with_memory[0].is_empty();
+        let lost = with_memory.iter().all(Vec::is_empty);
+        let waits = lost && in_sync.iter().chain(holders).any(remembers);
+        let mut goes_on = with_memory.into_iter().chain(choices).filter(|choice| !choice.is_empty());
+        let Some(goes_on) = goes_on.next().filter(|_| !waits) else {
+            if before.in_sync != in_sync || before.primary.is_some() {
+                let config = PgConfig { epoch: before.epoch.next(), primary: None, in_sync, ..before };
+                self.pgs.get_mut(&pg).expect("known group").config = config;
+            }
+            return;
+        };
+        if before.in_sync != goes_on || before.primary.is_none() {
+            self.commit(pg, before.primary.filter(|_| kept), goes_on);
+        }
+        let Placement { config, holders, forgot, .. } = self.pgs.get_mut(&pg).expect("known group");
+        for holder in holders.iter_mut() {
+            // One that restarted and left has everything but memory.
+            let present = self.devices.get(&holder.device).map_or(holder.incarnation, |known| known.0);
+            holder.incarnation = holder.incarnation.max(present);
+        }
+        forgot.retain(|device| {
+            config.in_sync.iter().all(|member| member.device != *device)
+                && holders.iter().any(|holder| holder.device == *device)
+        });
+        if !kept && !self.planted.is(Bug::KeepVolatility) {
+            config.volatility = config.volatility.next();
+        }
+        if lost {
+            self.forgotten.push(pg);
+        }
+    }
+
     /// Takes every lost device out of every group that has another live copy.
     pub(super) fn judge(&mut self, now: u64) {
         let silent = |known: &(Incarnation, u64)| now.saturating_sub(known.1) > LOST_AFTER_NS;
@@ -135,6 +213,10 @@ impl Mdm {
             for pg in self.pgs() {
                 let config = self.config(pg).clone();
                 if config.in_sync.iter().all(|member| member.device != device) {
+                    continue;
+                }
+                if self.writeback {
+                    self.settle(pg, config.in_sync);
                     continue;
                 }
                 let remaining: Vec<Member> =
@@ -178,6 +260,10 @@ impl Mdm {
         added_live
     }
 
+    fn counts(&self, pg: PgId, device: DeviceId) -> bool {
+        self.complete(pg).iter().any(|member| member.device == device)
+    }
+
     /// Who has everything that was acknowledged.
     pub(super) fn complete(&self, pg: PgId) -> &[Member] {
         let Placement { config, holders, .. } = &self.pgs[&pg];
@@ -192,9 +278,11 @@ impl Mdm {
         }
         let chosen = *self.joiners(pg).first()?;
         let (epoch, primary) = (config.epoch.next(), Some(chosen.device));
+        let config = PgConfig { epoch, primary, in_sync: vec![chosen], forced: true, to_activate: false, ..config };
         let placement = self.pgs.get_mut(&pg).expect("known group");
-        placement.config = new_config(pg, epoch, primary, vec![chosen], true);
+        placement.config = config;
         placement.holders.clear();
+        placement.forgot.clear();
         primary
     }
 
@@ -206,10 +294,9 @@ impl Mdm {
         let mut live = in_sync.iter().filter(|member| self.is_alive(**member)).map(|member| member.device);
         let first = || live.clone().find(|device| Some(*device) != before).or_else(|| live.next());
         let primary = stays.or_else(first);
-        let epoch = self.config(pg).epoch.next();
-        let forced = self.config(pg).forced;
-        let config = new_config(pg, epoch, primary, in_sync, forced);
         let placement = self.pgs.get_mut(&pg).expect("known group");
+        let before = placement.config.clone();
+        let config = PgConfig { epoch: before.epoch.next(), primary, in_sync, to_activate: false, ..before };
         let before = std::mem::replace(&mut placement.config, config);
         placement.follow_holders(before.in_sync);
     }
@@ -232,8 +319,4 @@ impl Placement {
         }
         self.config.to_activate = !self.holders.is_empty();
     }
-}
-
-fn new_config(pg: PgId, epoch: Epoch, primary: Option<DeviceId>, in_sync: Vec<Member>, forced: bool) -> PgConfig {
-    PgConfig { pg, epoch, primary, in_sync, volatility: VolatilityId(1), forced, to_activate: false }
 }

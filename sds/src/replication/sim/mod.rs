@@ -30,11 +30,24 @@ const RECOVERY: u64 = 60_000 * MS;
 
 /// Finished operations, and how much happened in all.
 fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
-    let mut world = World::new(seed, bug);
+    run_in(World::new(seed, bug, false), seed).map(|world| (world.finished_operations, world.next))
+}
+
+/// The same in a writeback pool (S14): what a FLUSH or FUA covered survives whatever loses power; the rest is lost only
+/// together with the group's volatility id. Finished operations, and how often a group lost its memory.
+fn run_writeback(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
+    run_in(World::new(seed, bug, true), seed).map(|world| (world.finished_operations, world.memory_losses))
+}
+
+fn run_in(mut world: World, seed: u64) -> Result<World, String> {
     let end = world.now + STORM;
     world.run(end, |_| false)?;
     faults::heal(&mut world);
     settle(&mut world, "after the storm")?;
+    if world.mdm.writeback {
+        world.flush_everything();
+        settle(&mut world, "after the flush")?;
+    }
     if seed.is_multiple_of(3) {
         // Everybody at once: what was acknowledged is on disks.
         let devices: Vec<_> = world.nodes.keys().copied().collect();
@@ -64,13 +77,13 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     decay::none_anywhere(&world)?;
     Oracle::nothing_set_aside(&world.nodes)?;
     world.check_history()?;
-    Ok((world.finished_operations, world.next))
+    Ok(world)
 }
 
 /// S12: copies die one after the other until only stale ones are left in some groups; an operator promotes those by force,
 /// and the old copies come back into the load. Groups promoted, and half-copied chunks in them.
 fn run_with_a_forced_promotion(seed: u64) -> Result<(u64, u64), String> {
-    let mut world = World::new(seed, None);
+    let mut world = World::new(seed, None, false);
     let calm = |world: &mut World, ms: u64| {
         let end = world.now + ms * MS;
         world.run(end, |_| false)
@@ -168,14 +181,31 @@ fn no_seed_breaks_a_rule() {
 }
 
 #[test]
+fn no_seed_breaks_a_rule_of_a_writeback_pool() {
+    let first = environment("PFLEX_SIM_SEED");
+    let runs = environment("PFLEX_SIM_RUNS").unwrap_or(if first.is_some() { 1 } else { DEFAULT_RUNS * 2 / 3 });
+    let start = first.unwrap_or(1);
+    let (mut operations, mut losses) = (0, 0);
+    for seed in start..start + runs {
+        match run_writeback(seed, None) {
+            Ok((finished, lost)) => (operations, losses) = (operations + finished, losses + lost),
+            Err(broken) => panic!("seed {seed} (PFLEX_SIM_SEED={seed}): {broken}"),
+        }
+    }
+    println!("seeds {start}..{}: {operations} operations, {losses} times a group lost its memory", start + runs);
+    assert!(first.is_some() || losses > runs, "{losses} losses of memory in {runs} runs");
+}
+
+#[test]
 fn one_seed_gives_one_run() {
     for seed in 1..6 {
         assert_eq!(run(seed, None), run(seed, None), "seed {seed}");
+        assert_eq!(run_writeback(seed, None), run_writeback(seed, None), "seed {seed}, writeback");
     }
 }
 
 /// The simulator finds this bug within so many seeds.
-fn finds(bug: Bug, seeds: u64) {
+fn finds(bug: Bug, seeds: u64, run: fn(u64, Option<Bug>) -> Result<(u64, u64), String>) {
     // A run that merely hangs has not shown that data was in danger.
     let unsafe_run = |seed| run(seed, Some(bug)).err().filter(|broken| !broken.starts_with("not whole"));
     let found = (1..=seeds).find_map(|seed| Some((seed, unsafe_run(seed)?)));
@@ -184,15 +214,15 @@ fn finds(bug: Bug, seeds: u64) {
 }
 
 macro_rules! planted {
-    ($($name:ident: $bug:ident within $seeds:literal),* $(,)?) => {$(
+    ($run:ident; $($name:ident: $bug:ident within $seeds:literal),* $(,)?) => {$(
         #[test]
         fn $name() {
-            finds(Bug::$bug, $seeds);
+            finds(Bug::$bug, $seeds, $run);
         }
     )*};
 }
 
-planted! {
+planted! { run;
     s1_skipped_reconciliation_is_noticed: SkipReconcile within 200,
     s2_an_old_incarnation_is_noticed: AcceptOldIncarnation within 200,
     s3_a_joiner_not_awaited_is_noticed: JoinerNotAwaited within 300,
@@ -212,4 +242,15 @@ planted! {
     s13_a_repair_with_unverified_bytes_is_noticed: RepairUnverified within 200,
     s10_a_missing_unsynced_mark_is_noticed: SkipUnsyncedMark within 200,
     s10_a_write_during_the_lists_is_noticed: ForgetDirtyDuringList within 300,
+}
+
+planted! { run_writeback;
+    s14_a_flush_of_memory_that_is_gone_is_noticed: FlushOfOtherMemory within 200,
+    s14_a_flush_of_one_copy_is_noticed: FlushHereAlone within 200,
+    s14_a_fua_write_answered_from_memory_is_noticed: AnswerFuaWhenHeld within 200,
+    s14_a_watermark_that_says_held_is_noticed: WatermarkOfMemory within 300,
+    s14_an_id_kept_without_memory_is_noticed: KeepVolatility within 200,
+    s2_a_restart_that_stays_in_sync_in_writeback_is_noticed: RestartStaysInSync within 200,
+    s4_an_early_acknowledgement_is_noticed_in_writeback: AckBeforeBackup within 200,
+    s3_a_joiner_not_awaited_is_noticed_in_writeback: JoinerNotAwaited within 300,
 }

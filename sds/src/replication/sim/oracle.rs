@@ -6,6 +6,7 @@ use pflex_proto::ids::{ChunkId, DeviceId, OperationId, PgId, Sequence, Version};
 
 use crate::replication::{ClientKey, Outcome, Refusal, RoleName};
 
+use super::client::{Action, Pending};
 use super::node::Node;
 use super::store::{BLOCKS, Data, Image};
 
@@ -98,9 +99,9 @@ impl Oracle {
         now: u64,
         nodes: &BTreeMap<DeviceId, Node>,
         device: DeviceId,
-        pg: PgId,
-        chunk: ChunkId,
+        (pg, chunk): (PgId, ChunkId),
         outcome: &Outcome<Data>,
+        asked: Option<&Pending>,
     ) -> Result<(), String> {
         match outcome {
             Outcome::Refused(Refusal::Unreadable) => return self.unreadable(nodes, device, pg, chunk),
@@ -113,11 +114,34 @@ impl Oracle {
                     return Err(format!("I3: pg {pg}: a read is answered by {device} while {newer:?} is served"));
                 }
             }
-            // S4: durable on every in-sync copy, so every one of them has that version or a later one.
+            // S14: everything that was acknowledged before the call.
+            Outcome::Flushed { .. } => {
+                let Some(Action::Flush(_, covered)) = asked.map(|asked| &asked.action) else { return Ok(()) };
+                let config = nodes[&device].pgs[&pg].config().expect("it serves");
+                for (member, (chunk, version)) in
+                    config.in_sync.iter().flat_map(|member| covered.iter().map(move |of| (member, of)))
+                {
+                    let copy = nodes[&member.device].stores[&pg].durable.chunks.get(chunk);
+                    if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
+                        return Err(format!(
+                            "S14: pg {pg}: {version} of {chunk} is flushed, {member} has {:?}",
+                            copy.map(|copy| copy.version)
+                        ));
+                    }
+                }
+            }
+            // S4: durable on every in-sync copy, so every one of them has that version or a later one. In a writeback pool it
+            // is held there, unless that life has ended, and durable after a FUA write (S14).
             Outcome::Written { version, .. } => {
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
+                let durable = !config.writeback || asked.is_some_and(|asked| asked.fua);
                 for member in &config.in_sync {
-                    let copy = nodes[&member.device].stores[&pg].durable.chunks.get(&chunk);
+                    let node = &nodes[&member.device];
+                    if !durable && !(node.up && node.member() == *member) {
+                        continue;
+                    }
+                    let store = &node.stores[&pg];
+                    let copy = if durable { &store.durable } else { &store.applied }.chunks.get(&chunk);
                     if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
                         return Err(format!(
                             "S4: pg {pg}: {version} of {chunk} is acknowledged, {member} has {:?}",

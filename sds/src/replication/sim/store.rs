@@ -168,6 +168,11 @@ impl PgStore {
         false
     }
 
+    /// Nothing that is asked for is done any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Everything up to the ticket reaches the disk. None: it failed, or something before it did.
     pub(super) fn flush(&mut self, through: Ticket) -> Option<Ticket> {
         while self.queue.front().is_some_and(|(ticket, _)| *ticket <= through) {

@@ -94,12 +94,14 @@ pub(super) struct World {
     /// `PFLEX_SIM_TRACE`: print every event and effect.
     trace: bool,
     pub(super) finished_operations: u64,
+    /// How often a group lost its memory (S14).
+    pub(super) memory_losses: u64,
 }
 
 impl World {
-    pub(super) fn new(seed: u64, bug: Option<Bug>) -> Self {
+    pub(super) fn new(seed: u64, bug: Option<Bug>, writeback: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let mut mdm = Mdm::default();
+        let mut mdm = Mdm::new(writeback, Planted(bug));
         let devices: Vec<DeviceId> = (1..=NODES).map(DeviceId).collect();
         for index in 0..rng.between(2, 4) as u32 {
             let copies = if rng.percent(70) { 2 } else { 3 };
@@ -138,6 +140,7 @@ impl World {
             watch_ends: BTreeMap::new(),
             trace: std::env::var_os("PFLEX_SIM_TRACE").is_some(),
             finished_operations: 0,
+            memory_losses: 0,
         };
         for device in devices {
             world.restart(device);
@@ -204,7 +207,7 @@ impl World {
             Happening::Reply(client, pending, outcome) => self.reply(client, pending, outcome)?,
             Happening::Fault => super::faults::strike(self),
         }
-        Ok(())
+        self.memory_lost()
     }
 
     // ---- nodes
@@ -315,7 +318,10 @@ impl World {
     }
 
     fn carry_out(&mut self, device: DeviceId, pg: PgId, effect: Effect<Data>) -> Result<(), String> {
-        let delay = self.nodes[&device].disk_delay(self.now, &mut self.rng);
+        let mut delay = self.nodes[&device].disk_delay(self.now, &mut self.rng);
+        if self.mdm.writeback && self.rng.percent(20) {
+            delay += self.rng.below(60 * MS);
+        }
         match effect {
             Effect::Apply { ticket, .. }
             | Effect::FixChunk { ticket, .. }
@@ -337,6 +343,10 @@ impl World {
                 let ends = node.flush_ends.entry(pg).or_default();
                 *ends = (*ends).max(self.now + delay);
                 let delay = *ends - self.now;
+                let held = !failed && !store.has_failed();
+                if held && self.mdm.writeback && self.rng.percent(90) {
+                    self.node_after(MS / 50, device, Item::Pg(pg, Event::Held { through: ticket }));
+                }
                 if failed {
                     self.node_after(delay, device, Item::Pg(pg, Event::StoreFailed { ticket, no_space: fails }));
                 } else {
