@@ -1,7 +1,8 @@
 //! Two copies with what they really run on: store, journal, metadata, replication core and wire format. Power fails for
 //! both at any boundary of either disk, with whatever the disks then make of what was not synced. Both start again, one
 //! of them leads, and then: every write that was answered is there, each chunk stands where some prefix of its writes put
-//! it (I2), and the copies are equal, operation ids included (I4).
+//! it (I2), and the copies are equal, operation ids included (I4). In a writeback pool what was answered may be gone, but
+//! nothing of what a FLUSH or FUA covered (S14).
 //!
 //! Only sockets, the loop and time are missing; `replication::sim` has those, with a model of the store.
 //! `PAIR_SEED` runs one seed. The checks are shown to fail on lying disks and on a copy that is changed on its way.
@@ -29,7 +30,8 @@ use crate::{
     device::{Lie, MemoryDevice, SECTORS},
     payload::Payload,
     replication::{
-        Body, ClientKey, ClientWrite, Effect, Event, Extent, Message, Outcome, PgConfig, RequestId, Time, WriteKind,
+        Body, ClientFlush, ClientKey, ClientWrite, Effect, Event, Extent, Message, Outcome, PgConfig, RequestId, Time,
+        WriteKind,
     },
     store::{BlockRange, MemoryMeta, OperationSnapshot},
 };
@@ -47,6 +49,8 @@ enum Plant {
     Lie(Lie),
     /// One write reaches the second copy with other bytes.
     Altered,
+    /// The application takes the answer of a writeback pool for a promise.
+    NoFlush,
 }
 
 fn chunk(index: u64) -> ChunkId {
@@ -63,7 +67,10 @@ struct Write {
     request: RequestId,
     blocks: BlockRange,
     tag: u32,
+    fua: bool,
     answered: bool,
+    /// It survives a power cut.
+    promised: bool,
 }
 
 /// One copy, without its loop.
@@ -104,18 +111,21 @@ struct Pair {
     first: usize,
     operation: u64,
     history: BTreeMap<ChunkId, Vec<Write>>,
+    writeback: bool,
+    /// FLUSHes under way, with the writes that they cover.
+    flushes: BTreeMap<RequestId, Vec<RequestId>>,
     plant: Option<Plant>,
 }
 
 impl Pair {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, writeback: bool) -> Self {
         let copies = [1, 2].map(|n| {
             let (device, meta) = testing::disk_of(n);
             Copy::open(n, device, meta)
         });
         let history = (0..CHUNKS).map(|index| (chunk(index), Vec::new())).collect();
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self::of(random, copies, Epoch(1), 0, 0, history)
+        Self { writeback, ..Self::of(random, copies, Epoch(1), 0, 0, history) }
     }
 
     fn of(
@@ -128,11 +138,17 @@ impl Pair {
     ) -> Self {
         // Long after any lease that an earlier life may have granted.
         let now = Time(copies[0].worker.time().0 + u64::try_from(Duration::from_secs(60).as_nanos()).unwrap());
-        Self { random, copies, wires: Default::default(), now, epoch, first, operation, history, plant: None }
+        let (wires, flushes) = Default::default();
+        Self { random, copies, wires, now, epoch, first, operation, history, writeback: false, flushes, plant: None }
     }
 
     fn leader(&self, of: PgId) -> usize {
         (self.first + of.index.get() as usize) % 2
+    }
+
+    /// Both lose theirs in each epoch.
+    fn memory(&self) -> VolatilityId {
+        VolatilityId(self.epoch.0)
     }
 
     /// Tells both copies who is in sync and goes on until both groups are served.
@@ -141,8 +157,8 @@ impl Pair {
         for (copy, peer) in [(0, members[1]), (1, members[0])] {
             for of in [pg(0), pg(1)] {
                 let primary = Some(members[self.leader(of)].device);
-                let (epoch, in_sync, volatility) = (self.epoch, members.to_vec(), VolatilityId(1));
-                let (writeback, forced, to_activate) = (false, false, false);
+                let (epoch, in_sync, volatility) = (self.epoch, members.to_vec(), self.memory());
+                let (writeback, forced, to_activate) = (self.writeback, false, false);
                 let config = PgConfig { pg: of, epoch, primary, in_sync, volatility, writeback, forced, to_activate };
                 let worker = &mut self.copies[copy].worker;
                 worker.slot(of);
@@ -221,9 +237,28 @@ impl Pair {
     }
 
     fn answered(&mut self, request: RequestId, outcome: &Outcome<Payload>) {
-        let write = self.history.values_mut().flatten().find(|write| write.request == request);
+        let mut writes = self.history.values_mut().flatten();
+        if let Some(covered) = self.flushes.remove(&request) {
+            assert!(matches!(outcome, Outcome::Flushed { .. }), "its memory is the present one: {outcome:?}");
+            return writes.filter(|write| covered.contains(&write.request)).for_each(|write| write.promised = true);
+        }
         assert!(matches!(outcome, Outcome::Written { .. }), "there is space for all of it: {outcome:?}");
-        write.expect("only writes are answered").answered = true;
+        let write = writes.find(|write| write.request == request).expect("it was asked for");
+        write.answered = true;
+        write.promised |= !self.writeback || write.fua || self.plant == Some(Plant::NoFlush);
+    }
+
+    /// FLUSH of one group: everything that was answered there before (S14).
+    fn flush(&mut self, of: PgId) {
+        self.operation += 1;
+        let request = RequestId(self.operation);
+        let writes = (0..CHUNKS).filter(|index| pg(*index) == of).flat_map(|index| &self.history[&chunk(index)]);
+        let covered = writes.filter(|write| write.answered && !write.promised).map(|write| write.request).collect();
+        self.flushes.insert(request, covered);
+        let flush = ClientFlush { request, epoch: self.epoch, volatility: self.memory() };
+        let leader = self.leader(of);
+        self.copies[leader].worker.events.push_back((of, Event::Flush(flush)));
+        self.pump(leader);
     }
 
     /// Until nothing is under way any more.
@@ -254,6 +289,7 @@ impl Pair {
         self.operation += 1;
         let request = RequestId(self.operation);
         let bytes = tag.to_le_bytes().repeat(blocks.bytes() / 4);
+        let fua = self.writeback && self.operation.is_multiple_of(7);
         let write = ClientWrite {
             request,
             epoch: self.epoch,
@@ -265,9 +301,10 @@ impl Pair {
             kind: if tag == 0 { WriteKind::Zeroes } else { WriteKind::Data(Payload::computed(bytes.into())) },
             merge: false,
             creates_chunk,
-            fua: false,
+            fua,
         };
-        self.history.get_mut(&id).expect("a chunk of the test").push(Write { request, blocks, tag, answered: false });
+        let write_of = Write { request, blocks, tag, fua, answered: false, promised: false };
+        self.history.get_mut(&id).expect("a chunk of the test").push(write_of);
         worker.events.push_back((of, Event::Write(write)));
         self.pump(leader);
     }
@@ -289,6 +326,7 @@ impl Pair {
         self.now.0 += 1000;
         let at = self.random.random_range(0..2);
         match self.random.random_range(0..100) {
+            0..3 if self.writeback => self.flush(pg(at as u64)),
             0..20 => self.some_write(),
             20..55 => drop(self.deliver(at)),
             55..80 => drop(self.copies[at].device.step(&mut self.random)),
@@ -327,7 +365,7 @@ impl Pair {
         };
         let history = self.history.iter().map(|(id, all)| (*id, writes(all))).collect();
         let (epoch, first) = (Epoch(self.epoch.0 + 1), self.random.random_range(0..2));
-        Self::of(random, copies, epoch, first, self.operation, history)
+        Self { writeback: self.writeback, ..Self::of(random, copies, epoch, first, self.operation, history) }
     }
 
     /// See the module.
@@ -344,17 +382,17 @@ impl Pair {
             assert!(own.1 == theirs.1, "I4: chunk {index} is the same on both copies");
             let tags: Vec<_> = own.1.chunks_exact(BLOCK).map(tag).collect();
             let writes = self.history.get_mut(&id).expect("a chunk of the test");
-            let answered = writes.iter().rposition(|write| write.answered).map_or(0, |last| last + 1);
+            let promised = writes.iter().rposition(|write| write.promised).map_or(0, |last| last + 1);
             let mut expected = vec![0; BLOCKS_PER_CHUNK as usize];
-            let mut stands = (answered == 0 && tags == expected).then_some(0);
+            let mut stands = (promised == 0 && tags == expected).then_some(0);
             for (count, write) in (1..).zip(&*writes) {
                 write.blocks.blocks().for_each(|block| expected[usize::from(block)] = write.tag);
-                stands = stands.or((count >= answered && tags == expected).then_some(count));
+                stands = stands.or((count >= promised && tags == expected).then_some(count));
             }
             let Some(stands) = stands else {
-                panic!("I2: chunk {index} is not what its first {answered} writes made it, or some more");
+                panic!("I2: chunk {index} is not what its first {promised} writes made it, or some more");
             };
-            // What nobody had an answer to and power took is gone for good.
+            // What nobody was promised and power took is gone for good.
             writes.truncate(stands);
         }
         for of in [pg(0), pg(1)] {
@@ -375,8 +413,8 @@ fn tag(block: &[u8]) -> u32 {
     u32::from_le_bytes(block[..4].try_into().expect("four bytes"))
 }
 
-async fn live(seed: u64, plant: Option<Plant>) {
-    let mut pair = Pair::new(seed);
+async fn live(seed: u64, writeback: bool, plant: Option<Plant>) {
+    let mut pair = Pair::new(seed, writeback);
     pair.serve().await;
     // Enough that the journals are being carried to their place already.
     for index in 0..150 {
@@ -405,17 +443,21 @@ async fn live(seed: u64, plant: Option<Plant>) {
         (0..CHUNKS).for_each(|index| after.write(index, BlockRange::new(7, 9).expect("inside"), 77));
         after.everything().await;
         assert!(after.history.values().all(|writes| writes.last().is_some_and(|write| write.answered)));
+        if writeback {
+            [pg(0), pg(1)].into_iter().for_each(|of| after.flush(of));
+            after.everything().await;
+            assert!(after.flushes.is_empty(), "a FLUSH hangs");
+        }
         after.check().await;
     }
     pair.everything().await;
-    let answered = pair.history.values().flatten().filter(|write| write.answered).count();
-    assert_eq!(answered, pair.operation as usize, "nothing hangs");
+    assert!(pair.history.values().flatten().all(|write| write.answered) && pair.flushes.is_empty(), "nothing hangs");
     assert!(pair.copies.iter().all(|copy| copy.worker.store.stats().checkpoints > 0), "the journals were carried over");
 }
 
-fn run(seed: u64, plant: Option<Plant>) {
+fn run(seed: u64, writeback: bool, plant: Option<Plant>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(tokio::task::LocalSet::new().run_until(live(seed, plant)));
+    runtime.block_on(tokio::task::LocalSet::new().run_until(live(seed, writeback, plant)));
 }
 
 #[test]
@@ -423,14 +465,21 @@ fn power_cut_at_both_copies_loses_nothing_answered_and_leaves_them_equal() {
     let given = std::env::var("PAIR_SEED").ok().and_then(|seed| seed.parse().ok());
     for seed in given.map_or(vec![1, rand::random()], |seed| vec![seed]) {
         println!("PAIR_SEED={seed}");
-        run(seed, None);
+        run(seed, false, None);
+        run(seed, true, None);
     }
 }
 
 #[test]
 fn lying_disks_and_altered_copies_are_noticed() {
-    for plant in [Plant::Lie(Lie::WriteDurable), Plant::Lie(Lie::Sync), Plant::Altered] {
-        let noticed = (1..=4).any(|seed| std::panic::catch_unwind(|| run(seed, Some(plant))).is_err());
-        assert!(noticed, "{plant:?} goes unnoticed");
+    for (writeback, plant) in [
+        (false, Plant::Lie(Lie::WriteDurable)),
+        (false, Plant::Lie(Lie::Sync)),
+        (false, Plant::Altered),
+        (true, Plant::Lie(Lie::WriteDurable)),
+        (true, Plant::NoFlush),
+    ] {
+        let noticed = (1..=4).any(|seed| std::panic::catch_unwind(|| run(seed, writeback, Some(plant))).is_err());
+        assert!(noticed, "{plant:?} goes unnoticed (writeback: {writeback})");
     }
 }
