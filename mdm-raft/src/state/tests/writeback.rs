@@ -43,6 +43,7 @@ fn a_restarted_copy_joins_while_another_one_has_its_memory() {
         expected_epoch: epoch,
         in_sync: vec![member_message(2, 1), member_message(1, 2)],
         primary_device_id: 0,
+        activate: false,
     };
     assert!(world.propose(2, 2, joins).accepted);
     assert_eq!(present(&world, pg), (vec![(2, 1), (1, 2)], Some(2), 1), "a joiner changes no memory");
@@ -128,4 +129,39 @@ fn in_a_sync_pool_a_restarted_copy_stays() {
     let pg = world.pg_between(1, 2);
     world.ok(register_sds(1, 11, 2));
     assert_eq!(present(&world, pg).0, [(1, 2), (2, 1)]);
+}
+
+/// As `two`, with a third server, and primaries that have not answered yet (S11).
+fn unanswered() -> (World, u32) {
+    let mut world = World { primaries_wait: true, ..World::with_policy(3, proto::WritePolicy::Writeback) };
+    world.ok(create_volume("v", GIB));
+    let pg = world.pg_between(1, 2);
+    (world, pg)
+}
+
+#[test]
+fn who_has_everything_and_its_memory_is_waited_for_while_nobody_has_answered() {
+    let (mut world, pg) = unanswered();
+    world.ok(lost(1, 1));
+    assert_eq!(present(&world, pg), (vec![(2, 1)], Some(2), 1));
+    world.ok(register_sds(2, 12, 2));
+    assert_eq!(present(&world, pg), (vec![(2, 2)], None, 1), "1 was silent: it may live and remember");
+    world.ok(returned(1, 1, 1));
+    assert_eq!(present(&world, pg), (vec![(1, 1)], Some(1), 2), "nothing is lost, and nobody need believe it");
+    assert!(world.pg(pg).forgot.contains(&DeviceId(2)), "2 may yet be chosen");
+    world.activate_all();
+    assert!(world.pg(pg).forgot.is_empty(), "it may not any more");
+}
+
+#[test]
+fn who_has_everything_but_its_memory_is_chosen_last_and_under_another_id() {
+    for (proven, expected) in [(true, (vec![(1, 2)], Some(1), 2)), (false, (vec![(2, 1)], None, 1))] {
+        let (mut world, pg) = unanswered();
+        world.ok(register_sds(1, 11, 2));
+        assert_eq!(present(&world, pg), (vec![(2, 1)], Some(2), 1));
+        assert_eq!(world.pg(pg).holders, [member(1, 2), member(2, 1)]);
+        assert!(world.pg(pg).forgot.contains(&DeviceId(1)), "it lacks what was not flushed");
+        world.ok(if proven { proven_dead(2, 2) } else { lost(2, 2) });
+        assert_eq!(present(&world, pg), expected, "2 is proven dead: {proven}");
+    }
 }
