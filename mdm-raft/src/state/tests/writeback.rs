@@ -145,9 +145,9 @@ fn who_has_everything_and_its_memory_is_waited_for_while_nobody_has_answered() {
     world.ok(lost(1, 1));
     assert_eq!(present(&world, pg), (vec![(2, 1)], Some(2), 1));
     world.ok(register_sds(2, 12, 2));
-    assert_eq!(present(&world, pg), (vec![(2, 2)], None, 1), "1 was silent: it may live and remember");
+    assert_eq!(present(&world, pg), (vec![(2, 2)], None, 2), "1 was silent: it may live and remember");
     world.ok(returned(1, 1, 1));
-    assert_eq!(present(&world, pg), (vec![(1, 1)], Some(1), 2), "nothing is lost, and nobody need believe it");
+    assert_eq!(present(&world, pg), (vec![(1, 1)], Some(1), 3), "nothing is lost, and nobody need believe it");
     assert!(world.pg(pg).forgot.contains(&DeviceId(2)), "2 may yet be chosen");
     world.activate_all();
     assert!(world.pg(pg).forgot.is_empty(), "it may not any more");

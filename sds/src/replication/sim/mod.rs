@@ -204,8 +204,11 @@ fn one_seed_gives_one_run() {
     }
 }
 
+/// One seed, perhaps with a bug: two figures of the run, or what it broke.
+type Run = fn(u64, Option<Bug>) -> Result<(u64, u64), String>;
+
 /// The simulator finds this bug within so many seeds.
-fn finds(bug: Bug, seeds: u64, run: fn(u64, Option<Bug>) -> Result<(u64, u64), String>) {
+fn finds(bug: Bug, seeds: u64, run: Run) {
     // A run that merely hangs has not shown that data was in danger.
     let unsafe_run = |seed| run(seed, Some(bug)).err().filter(|broken| !broken.starts_with("not whole"));
     let found = (1..=seeds).find_map(|seed| Some((seed, unsafe_run(seed)?)));

@@ -137,7 +137,7 @@ impl Oracle {
                 let durable = !config.writeback || asked.is_some_and(|asked| asked.fua);
                 for member in &config.in_sync {
                     let node = &nodes[&member.device];
-                    if !durable && !(node.up && node.member() == *member) {
+                    if !durable && (!node.up || node.member() != *member) {
                         continue;
                     }
                     let store = &node.stores[&pg];
