@@ -8,7 +8,7 @@ use super::lease::Leases;
 use super::message::{Body, Message};
 use super::operations::Operations;
 use super::planted::{Bug, Planted};
-use super::types::{OrderedWrite, PgConfig, RequestId, Round, Ticket, Time};
+use super::types::{OperationSnapshot, OrderedWrite, PgConfig, RequestId, Round, Ticket, Time};
 use super::types::{Outcome, Refusal};
 use super::waits::Waits;
 
@@ -95,6 +95,12 @@ impl<D: Clone> Base<D> {
     pub(super) fn ticket(&mut self) -> Ticket {
         self.issued.0 += 1;
         self.issued
+    }
+
+    /// Nothing is here any more, so nothing is known to be equal to other copies'.
+    pub(super) fn emptied(&mut self) {
+        self.committed = Sequence(0);
+        self.operations.replace(&OperationSnapshot::default());
     }
 
     pub(super) fn message(&self, to: Member, body: Body<D>) -> Message<D> {

@@ -204,6 +204,8 @@ pub enum Event<D> {
         /// The epoch.
         epoch: Epoch,
     },
+    /// The device has dropped all it had of the group, because that belongs elsewhere: this copy is empty.
+    Emptied,
     /// The primary may copy one chunk more to a joiner, after [`super::Demand::wants`]; void if it has nothing to copy.
     SyncPermit,
     /// Time has passed; at least every `limits::TICK`.

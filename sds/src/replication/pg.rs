@@ -308,6 +308,7 @@ impl<D: Clone> Pg<D> {
                     primary.on_rejected(base, cx);
                 }
             }
+            (Event::Emptied, Role::Joiner(_) | Role::Outside) => base.emptied(),
             (Event::Activated { epoch }, role) if epoch == base.epoch() => {
                 if let Some(config) = &mut base.config {
                     config.to_activate = false;
@@ -333,6 +334,7 @@ impl<D: Clone> Pg<D> {
                 | Event::Reserved { .. }
                 | Event::ProposalRejected { .. }
                 | Event::Activated { .. }
+                | Event::Emptied
                 | Event::SyncPermit
                 | Event::Tick { .. },
                 _,

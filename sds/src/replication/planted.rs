@@ -26,6 +26,18 @@ pub(super) enum Bug {
     SilenceIsProof,
     /// S11: a primary answers although the MDM may yet choose another copy.
     AnswerUnactivated,
+    /// A copy that is to move is dropped before the new one is in sync.
+    #[cfg(test)]
+    DropLeaving,
+    /// S19: a copy that lost its place is dropped before the row of its configuration.
+    #[cfg(test)]
+    DropChunksFirst,
+    /// A copy that is half dropped takes part in its group.
+    #[cfg(test)]
+    ActOnHalfCopy,
+    /// S25: a copy that was dropped still claims what it had.
+    #[cfg(test)]
+    KeepMarkOfDropped,
     /// S13: a block that cannot be read is put back whatever the version of the chunk is, here and there.
     RepairFromOtherVersion,
     /// S4: space that was set aside for a write that is not ordered stays so.

@@ -26,7 +26,7 @@ use pflex_proto::{
 
 use super::{orphans::PURGE_BATCH, worker::Worker};
 use crate::{
-    replication::RoleName,
+    replication::{Event, RoleName},
     store::{Dropped, MetaError},
 };
 
@@ -205,6 +205,7 @@ impl Worker {
                 tracing::info!(%pg, device = %self.own.device, "nothing is left of a copy that lost its place");
                 self.recovered.remove(&pg);
                 self.departed.dropped(pg);
+                self.events.push_back((pg, Event::Emptied));
                 // What was withheld.
                 if let Some(config) = self.map.pgs.get(&pg).cloned() {
                     self.configure_if_concerned(pg, &config);

@@ -4,6 +4,7 @@ use pflex_proto::ids::{DeviceId, Incarnation, PgId};
 
 use crate::replication::{Event, LeaseRequest, Message, Proposal, ProposalReason};
 
+use super::moves::Told;
 use super::network::Pair;
 use super::store::Data;
 use super::world::{Happening, Item, MS, World};
@@ -82,6 +83,7 @@ impl World {
     pub(super) fn mdm_round(&mut self) {
         self.after(100 * MS, Happening::MdmRound);
         self.mdm.judge(self.now);
+        self.plan_moves();
         for device in self.nodes.keys().copied().collect::<Vec<_>>() {
             let (up, incarnation) = (self.nodes[&device].up, self.nodes[&device].incarnation);
             if up && self.now >= self.nodes[&device].paused_until && self.now >= self.nodes[&device].mdm_cut_until {
@@ -90,8 +92,10 @@ impl World {
             }
             for pg in self.mdm.pgs() {
                 let joiners = self.mdm.joiners(pg);
-                let news = (self.mdm.config(pg).epoch, joiners);
-                if up && self.told.get(&(device, pg)) != Some(&news) && self.mdm.replicas(pg).contains(&device) {
+                let trusted = self.mdm.knows(super::mdm::member(device, incarnation));
+                let news = (self.mdm.config(pg).epoch, joiners, trusted);
+                let concerned = self.mdm.replicas(pg).contains(&device) || self.nodes[&device].pgs.contains_key(&pg);
+                if up && self.told.get(&(device, pg)) != Some(&news) && concerned {
                     self.told.insert((device, pg), news);
                     super::faults::aim_at_successor(self, device, pg);
                     self.tell(device, incarnation, pg);
@@ -108,7 +112,9 @@ impl World {
         let arrives = self.watch_ends.entry(device).or_default();
         *arrives = (*arrives).max(self.now + delay);
         let when = *arrives;
-        let item = Item::Pg(pg, Event::Config { config, joiners });
+        let (replicas, leaving) = (self.mdm.replicas(pg).to_vec(), self.mdm.leaving(pg));
+        let trusted = self.mdm.knows(super::mdm::member(device, incarnation));
+        let item = Item::Told(pg, Told { config, joiners, replicas, leaving, trusted });
         self.at(when, Happening::ToNode(device, incarnation, item));
     }
 

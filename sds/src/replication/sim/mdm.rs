@@ -11,7 +11,9 @@ use crate::replication::{PgConfig, Proposal, ProposalReason};
 const LOST_AFTER_NS: u64 = 3_000_000_000;
 
 struct Placement {
+    /// One more than copies while one moves to the last of them.
     replicas: Vec<DeviceId>,
+    leaving: Option<DeviceId>,
     config: PgConfig,
     /// As in the MDM: who has everything until the configuration is activated; empty: it is (S11).
     holders: Vec<Member>,
@@ -31,6 +33,8 @@ pub(super) struct Mdm {
     planted: Planted,
     /// Groups that lost their memory, to be told to the history.
     pub(super) forgotten: Vec<PgId>,
+    /// Moves that came to their end.
+    pub(super) arrived: u64,
 }
 
 pub(super) fn member(device: DeviceId, incarnation: Incarnation) -> Member {
@@ -55,7 +59,8 @@ impl Mdm {
             forced: false,
             to_activate: false,
         };
-        self.pgs.insert(pg, Placement { replicas, config, holders: Vec::new(), forgot: BTreeSet::new() });
+        self.pgs
+            .insert(pg, Placement { replicas, leaving: None, config, holders: Vec::new(), forgot: BTreeSet::new() });
     }
 
     pub(super) fn pgs(&self) -> Vec<PgId> {
@@ -68,6 +73,91 @@ impl Mdm {
 
     pub(super) fn replicas(&self, pg: PgId) -> &[DeviceId] {
         &self.pgs[&pg].replicas
+    }
+
+    pub(super) fn leaving(&self, pg: PgId) -> Option<DeviceId> {
+        self.pgs[&pg].leaving
+    }
+
+    /// This life of a device has registered.
+    pub(super) fn knows(&self, member: Member) -> bool {
+        self.devices.get(&member.device).is_some_and(|(incarnation, _)| *incarnation == member.incarnation)
+    }
+
+    /// A living copy of a whole group gets another place.
+    pub(super) fn begin_move(&mut self, pg: PgId, from: DeviceId, to: DeviceId) -> bool {
+        let placement = &self.pgs[&pg];
+        let config = placement.config.clone();
+        let whole = placement.leaving.is_none() && config.in_sync.len() == placement.replicas.len();
+        let possible = whole && config.primary.is_some() && config.in_sync.iter().all(|member| self.is_alive(*member));
+        if !possible || placement.replicas.contains(&to) || self.alive(to).is_none() {
+            return false;
+        }
+        let placement = self.pgs.get_mut(&pg).expect("known group");
+        placement.replicas.push(to);
+        placement.leaving = Some(from);
+        self.commit(pg, config.primary, config.in_sync);
+        true
+    }
+
+    /// A copy that is lost and has nothing that others lack gets another place.
+    pub(super) fn move_lost(&mut self, pg: PgId, to: DeviceId) -> bool {
+        let placement = &self.pgs[&pg];
+        let config = placement.config.clone();
+        let counts =
+            |device: &DeviceId| config.in_sync.iter().chain(&placement.holders).any(|member| member.device == *device);
+        let lost = placement.replicas.iter().position(|device| self.lost.contains(device) && !counts(device));
+        let Some(place) = lost.filter(|_| config.primary.is_some() && placement.leaving.is_none()) else {
+            return false;
+        };
+        if placement.replicas.contains(&to) || self.alive(to).is_none() {
+            return false;
+        }
+        self.pgs.get_mut(&pg).expect("known group").replicas[place] = to;
+        self.commit(pg, config.primary, config.in_sync);
+        true
+    }
+
+    /// If it can: another copy that is in sync leads.
+    pub(super) fn move_lead(&mut self, pg: PgId, to: DeviceId) {
+        let config = self.config(pg).clone();
+        let may = config.in_sync.iter().any(|member| member.device == to && self.is_alive(*member));
+        if may && config.primary.is_some_and(|primary| primary != to) {
+            self.commit(pg, Some(to), config.in_sync);
+        }
+    }
+
+    /// With the last of its copies the one leaves that was to move, and if it led, another one does. Whether that was so.
+    fn after_arrival(&mut self, pg: PgId, in_sync: &mut Vec<Member>, primary: &mut Option<DeviceId>) -> bool {
+        let placement = &self.pgs[&pg];
+        let (Some(leaving), Some(newcomer)) = (placement.leaving, placement.replicas.last()) else { return false };
+        let stays: Vec<Member> = in_sync.iter().copied().filter(|member| member.device != leaving).collect();
+        let has = |device: DeviceId| stays.iter().any(|member| member.device == device);
+        let next = primary.filter(|primary| has(*primary));
+        let next = next.or_else(|| stays.iter().find(|member| self.is_alive(**member)).map(|member| member.device));
+        if !has(*newcomer) || stays.len() + 1 < placement.replicas.len() || next.is_none() {
+            return false;
+        }
+        (*in_sync, *primary) = (stays, next);
+        let placement = self.pgs.get_mut(&pg).expect("known group");
+        placement.replicas.retain(|device| *device != leaving);
+        placement.leaving = None;
+        true
+    }
+
+    /// A copy that moves stays where it is when its new home is lost, or when nobody serves.
+    fn call_off_moves(&mut self) {
+        for placement in self.pgs.values_mut() {
+            let Some(newcomer) = placement.leaving.and(placement.replicas.last().copied()) else { continue };
+            let gone = self.lost.contains(&newcomer) || placement.config.primary.is_none();
+            if gone && placement.config.in_sync.iter().all(|member| member.device != newcomer) {
+                placement.replicas.pop();
+                placement.leaving = None;
+                placement.holders.retain(|holder| holder.device != newcomer);
+                placement.config.epoch = placement.config.epoch.next();
+                placement.follow_holders(placement.config.in_sync.clone());
+            }
+        }
     }
 
     fn alive(&self, device: DeviceId) -> Option<Member> {
@@ -209,6 +299,7 @@ impl Mdm {
         let silent = |known: &(Incarnation, u64)| now.saturating_sub(known.1) > LOST_AFTER_NS;
         let newly: Vec<DeviceId> = self.devices.iter().filter(|(_, known)| silent(known)).map(|(d, _)| *d).collect();
         let newly: Vec<DeviceId> = newly.into_iter().filter(|device| self.lost.insert(*device)).collect();
+        let any = !newly.is_empty();
         for device in newly {
             for pg in self.pgs() {
                 let config = self.config(pg).clone();
@@ -230,6 +321,9 @@ impl Mdm {
                     self.commit(pg, None, config.in_sync);
                 }
             }
+        }
+        if any {
+            self.call_off_moves();
         }
     }
 
@@ -253,7 +347,16 @@ impl Mdm {
             ProposalReason::PrimaryCannotApply(_) => proposal.in_sync.iter().any(|member| self.is_alive(*member)),
         };
         if added_live {
-            self.commit(proposal.pg, config.primary, proposal.in_sync.clone());
+            let (mut in_sync, mut primary) = (proposal.in_sync.clone(), config.primary);
+            let arrived = self.after_arrival(proposal.pg, &mut in_sync, &mut primary);
+            self.commit(proposal.pg, primary, in_sync);
+            if arrived {
+                // As many copies as before: its primary answers already (S11).
+                let placement = self.pgs.get_mut(&proposal.pg).expect("known group");
+                placement.holders.clear();
+                placement.config.to_activate = false;
+                self.arrived += 1;
+            }
             // It serves, so it has one state.
             self.pgs.get_mut(&proposal.pg).expect("known group").config.forced = false;
         }

@@ -10,6 +10,7 @@ mod faults;
 mod history;
 mod load;
 mod mdm;
+mod moves;
 mod network;
 mod node;
 mod oracle;
@@ -37,6 +38,15 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
 /// together with the group's volatility id. Finished operations, and how often a group lost its memory.
 fn run_writeback(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     run_in(World::new(seed, bug, true), seed).map(|world| (world.finished_operations, world.memory_losses))
+}
+
+/// The same while copies and leads move. How many copies moved, and how many old ones are gone.
+fn run_with_moves(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
+    let mut world = run_in(World::with_moves(seed, bug), seed)?;
+    let until = world.now + RECOVERY;
+    world.run(until, |world| world.no_rests().is_ok())?;
+    world.no_rests()?;
+    Ok((world.mdm.arrived, world.plans.as_ref().map_or(0, |plans| plans.dropped)))
 }
 
 fn run_in(mut world: World, seed: u64) -> Result<World, String> {
@@ -197,6 +207,22 @@ fn no_seed_breaks_a_rule_of_a_writeback_pool() {
 }
 
 #[test]
+fn copies_move_and_no_seed_breaks_a_rule() {
+    let first = environment("PFLEX_SIM_SEED");
+    let runs = environment("PFLEX_SIM_RUNS").unwrap_or(if first.is_some() { 1 } else { DEFAULT_RUNS / 2 });
+    let start = first.unwrap_or(1);
+    let (mut arrived, mut dropped) = (0, 0);
+    for seed in start..start + runs {
+        match run_with_moves(seed, None) {
+            Ok((moves, copies)) => (arrived, dropped) = (arrived + moves, dropped + copies),
+            Err(broken) => panic!("seed {seed} (PFLEX_SIM_SEED={seed}): {broken}"),
+        }
+    }
+    println!("{arrived} copies moved, {dropped} old ones are gone");
+    assert!(first.is_some() || (arrived > runs && dropped > runs), "{arrived} and {dropped} in {runs} runs");
+}
+
+#[test]
 fn one_seed_gives_one_run() {
     for seed in 1..6 {
         assert_eq!(run(seed, None), run(seed, None), "seed {seed}");
@@ -256,4 +282,10 @@ planted! { run_writeback;
     s2_a_restart_that_stays_in_sync_in_writeback_is_noticed: RestartStaysInSync within 200,
     s4_an_early_acknowledgement_is_noticed_in_writeback: AckBeforeBackup within 200,
     s3_a_joiner_not_awaited_is_noticed_in_writeback: JoinerNotAwaited within 300,
+}
+
+planted! { run_with_moves;
+    an_old_copy_dropped_before_the_new_one_is_in_sync_is_noticed: DropLeaving within 100,
+    s19_chunks_dropped_before_the_row_are_noticed: DropChunksFirst within 100,
+    half_a_copy_that_takes_part_is_noticed: ActOnHalfCopy within 300,
 }

@@ -8,6 +8,7 @@ use crate::replication::planted::Planted;
 use crate::replication::{Effect, Event, Leases, Pg, Time};
 
 use super::mdm::member;
+use super::moves::{Place, Stage};
 use super::rng::Rng;
 use super::store::{Data, PgStore};
 
@@ -25,6 +26,11 @@ pub(super) struct Node {
     pub(super) slow_until: u64,
     /// No message to or from the MDM gets through before this.
     pub(super) mdm_cut_until: u64,
+    /// The connections this life knows of.
+    pub(super) connected: Vec<Member>,
+    /// What this life knows of where its groups are, and which copies are on their way out.
+    pub(super) places: BTreeMap<PgId, Place>,
+    pub(super) departed: BTreeMap<PgId, Stage>,
     /// The next store change fails for want of space.
     pub(super) full: bool,
     /// The clock runs at this many parts per thousand, from this.
@@ -47,6 +53,9 @@ impl Node {
             paused_until: 0,
             slow_until: 0,
             mdm_cut_until: 0,
+            connected: Vec::new(),
+            places: BTreeMap::new(),
+            departed: BTreeMap::new(),
             full: false,
             rate,
             offset,
@@ -70,6 +79,11 @@ impl Node {
         self.full = false;
         (self.paused_until, self.slow_until) = (0, 0);
         self.flush_ends.clear();
+        self.connected.clear();
+        self.places.clear();
+        // Data without a row is half a copy.
+        let rests = self.stores.iter().filter(|(_, store)| store.is_rest());
+        self.departed = rests.map(|(pg, _)| (*pg, Stage::Dropping)).collect();
         self.leases = Leases::new(self.member(), self.clock(now));
         let own = self.member();
         self.pgs = self

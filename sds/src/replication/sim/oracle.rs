@@ -118,8 +118,8 @@ impl Oracle {
             Outcome::Flushed { .. } => {
                 let Some(Action::Flush(_, covered)) = asked.map(|asked| &asked.action) else { return Ok(()) };
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
-                for (member, (chunk, version)) in
-                    config.in_sync.iter().flat_map(|member| covered.iter().map(move |of| (member, of)))
+                let in_sync = config.in_sync.iter().filter(|member| nodes[&member.device].stores[&pg].row);
+                for (member, (chunk, version)) in in_sync.flat_map(|member| covered.iter().map(move |of| (member, of)))
                 {
                     let copy = nodes[&member.device].stores[&pg].durable.chunks.get(chunk);
                     if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
@@ -131,11 +131,12 @@ impl Oracle {
                 }
             }
             // S4: durable on every in-sync copy, so every one of them has that version or a later one. In a writeback pool it
-            // is held there, unless that life has ended, and durable after a FUA write (S14).
+            // is held there, unless that life has ended, and durable after a FUA write (S14). One that has moved away since,
+            // and was dropped, does not count: this primary has not heard of it.
             Outcome::Written { version, .. } => {
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
                 let durable = !config.writeback || asked.is_some_and(|asked| asked.fua);
-                for member in &config.in_sync {
+                for member in config.in_sync.iter().filter(|member| nodes[&member.device].stores[&pg].row) {
                     let node = &nodes[&member.device];
                     if !durable && (!node.up || node.member() != *member) {
                         continue;
@@ -169,6 +170,15 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// S19: as long as the row of a configuration says that there is a copy, all of it is there.
+    pub(super) fn no_half_copies(&self, node: &Node) -> Result<(), String> {
+        let half = |store: &&super::store::PgStore| store.row && store.dropped > 0;
+        match node.stores.iter().find(|(_, store)| half(store)) {
+            Some((pg, _)) => Err(format!("S19: pg {pg} on {}: half a copy has the row of a whole one", node.device)),
+            None => Ok(()),
+        }
     }
 
     /// I4: in-sync copies that are idle are identical.

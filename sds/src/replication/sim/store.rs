@@ -47,6 +47,10 @@ pub(super) struct PgStore {
     pub(super) reserved: BTreeSet<ChunkId>,
     /// The ticket that failed; nothing from it on is done.
     failed: Option<Ticket>,
+    /// The row of its configuration is on the disk: it counts as a copy (S19).
+    pub(super) row: bool,
+    /// Chunks of it that are gone, of a copy on its way out.
+    pub(super) dropped: usize,
 }
 
 impl Image {
@@ -242,6 +246,26 @@ impl PgStore {
         for image in [&mut self.applied, &mut self.durable] {
             image.chunks.get_mut(&chunk).expect("it was seen").blocks[block] ^= 1 << 40 | 1;
         }
+    }
+
+    /// Something of a group, and no row: half a copy.
+    pub(super) fn is_rest(&self) -> bool {
+        !self.row && (self.dropped > 0 || !self.applied.chunks.is_empty())
+    }
+
+    /// Drops something of a copy that lost its place; whether nothing is left. A flush under way comes first.
+    pub(super) fn drop_some(&mut self) -> bool {
+        if !self.queue.is_empty() {
+            return false;
+        }
+        if let Some(chunk) = self.applied.chunks.keys().next().copied() {
+            self.applied.version(chunk, None);
+            self.durable.version(chunk, None);
+            self.dropped += 1;
+            return false;
+        }
+        (self.applied, self.durable, self.dropped) = (Image::default(), Image::default(), 0);
+        true
     }
 
     /// The disk cannot read this block any more.

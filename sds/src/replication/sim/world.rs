@@ -14,6 +14,7 @@ use super::client::Client;
 use super::history::History;
 use super::load::ToServe;
 use super::mdm::Mdm;
+use super::moves::{Plans, Told};
 use super::network::{Network, Pair};
 use super::node::Node;
 use super::oracle::Oracle;
@@ -28,6 +29,7 @@ const NODES: u32 = 3;
 pub(super) enum Item {
     Tick,
     Pg(PgId, Event<Data>),
+    Told(PgId, Told),
     /// A store read whose result is taken now, not when it was asked for.
     Sample(PgId, Effect<Data>),
     Flush(PgId, crate::replication::Ticket),
@@ -82,14 +84,17 @@ pub(super) struct World {
     /// Whether blocks go bad in this run. A repair holds its chunk, and what is rare without faults of disks is rarer
     /// still with them: every second run has none.
     pub(super) decays: bool,
-    planted: Planted,
+    pub(super) planted: Planted,
+    /// In worlds where copies move.
+    pub(super) plans: Option<Plans>,
+    pub(super) made: Vec<(DeviceId, PgId)>,
     /// Chunks to scrub until it is done, and how often.
     pub(super) to_scrub: BTreeMap<(PgId, ChunkId), u32>,
     /// Copies of which chunks were made to differ on purpose.
     pub(super) falsified: BTreeSet<ChunkId>,
     /// While faults and load go on.
     pub(super) stormy: bool,
-    pub(super) told: BTreeMap<(DeviceId, PgId), (Epoch, Vec<Member>)>,
+    pub(super) told: BTreeMap<(DeviceId, PgId), (Epoch, Vec<Member>, bool)>,
     pub(super) watch_ends: BTreeMap<DeviceId, u64>,
     /// `PFLEX_SIM_TRACE`: print every event and effect.
     trace: bool,
@@ -99,13 +104,24 @@ pub(super) struct World {
 }
 
 impl World {
+    /// Copies and leads move, and there is a place more than in other worlds; every other one has a writeback pool.
+    pub(super) fn with_moves(seed: u64, bug: Option<Bug>) -> Self {
+        let mut world = Self::with_nodes(seed, bug, seed.is_multiple_of(2), NODES + 1);
+        world.plans = Some(Plans::new(seed));
+        world
+    }
+
     pub(super) fn new(seed: u64, bug: Option<Bug>, writeback: bool) -> Self {
+        Self::with_nodes(seed, bug, writeback, NODES)
+    }
+
+    fn with_nodes(seed: u64, bug: Option<Bug>, writeback: bool, count: u32) -> Self {
         let mut rng = Rng::new(seed);
         let mut mdm = Mdm::new(writeback, Planted(bug));
-        let devices: Vec<DeviceId> = (1..=NODES).map(DeviceId).collect();
+        let devices: Vec<DeviceId> = (1..=count).map(DeviceId).collect();
         for index in 0..rng.between(2, 4) as u32 {
             let copies = if rng.percent(70) { 2 } else { 3 };
-            let replicas = (0..copies).map(|copy| devices[((index + copy) % NODES) as usize]).collect();
+            let replicas = (0..copies).map(|copy| devices[((index + copy) % count) as usize]).collect();
             mdm.create(PgId { pool: PoolId(1), index: PgIndex(index) }, replicas, Incarnation(1));
         }
         let mut nodes: BTreeMap<DeviceId, Node> =
@@ -133,6 +149,8 @@ impl World {
             decay: Rng::new(seed ^ 0x5eed_bad0_b10c),
             decays: seed.is_multiple_of(2),
             planted: Planted(bug),
+            plans: None,
+            made: Vec::new(),
             to_scrub: BTreeMap::new(),
             falsified: BTreeSet::new(),
             stormy: true,
@@ -232,6 +250,10 @@ impl World {
         match item {
             Item::Tick => {
                 self.node_after(50 * MS, device, Item::Tick);
+                if self.plans.is_some() {
+                    self.look_for_departed(device)?;
+                    self.oracle.no_half_copies(&self.nodes[&device])?;
+                }
                 for pg in self.nodes[&device].pgs.keys().copied().collect::<Vec<_>>() {
                     super::decay::scrub_sometimes(self, device, pg)?;
                     // Not of the generator of chances: what is tried again when is no fault.
@@ -250,6 +272,7 @@ impl World {
                 }
             }
             Item::Pg(pg, event) => self.step(device, pg, event)?,
+            Item::Told(pg, told) => self.configure(device, pg, told)?,
             Item::Sample(pg, effect) => {
                 let event = self.sample(device, pg, effect);
                 self.step(device, pg, event)?;
@@ -261,13 +284,17 @@ impl World {
                     self.step(device, pg, Event::Durable { through })?;
                 }
             }
+            // For a copy that nobody here knows of.
+            Item::Message(message) if !self.nodes[&device].pgs.contains_key(&message.pg) => {}
             Item::Message(message) => self.step(device, message.pg, Event::Message(message))?,
             Item::Connected(peer, life) => {
                 let peer = super::mdm::member(peer, life);
+                self.nodes.get_mut(&device).expect("known node").connected.push(peer);
                 self.everywhere(device, &Event::PeerConnected(peer))?;
             }
             Item::Disconnected(peer, life) => {
                 let peer = super::mdm::member(peer, life);
+                self.nodes.get_mut(&device).expect("known node").connected.retain(|known| *known != peer);
                 self.everywhere(device, &Event::PeerDisconnected(peer))?;
             }
             Item::RenewLeases => {
