@@ -4,7 +4,7 @@
 //! "Testing Shared Memories", 1997, section 5): each value with its write and reads is a zone from the earliest end to
 //! the latest start of them. No two forward zones may overlap, no backward zone may lie inside a forward one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use pflex_proto::ids::{ChunkId, Version};
 
@@ -48,8 +48,8 @@ impl Zone {
 #[derive(Default)]
 pub(super) struct History {
     zones: BTreeMap<Register, BTreeMap<u64, Zone>>,
-    /// Values that no loss of memory can bring back: something later was flushed (S14).
-    gone: BTreeSet<(Register, u64)>,
+    /// Values that no loss of memory can bring back, and since when: something later was flushed (S14).
+    gone: BTreeMap<(Register, u64), Moment>,
 }
 
 impl History {
@@ -83,17 +83,17 @@ impl History {
 
     /// S14: no copy of these chunks kept its memory. What was not flushed may be there or not, as if it had not been answered
     /// yet; what was flushed hides all that came before it, for ever.
-    pub(super) fn lose_unflushed(&mut self, chunk: impl Fn(ChunkId) -> bool) {
+    pub(super) fn lose_unflushed(&mut self, at: Moment, chunk: impl Fn(ChunkId) -> bool) {
         for (register, values) in self.zones.iter_mut().filter(|((of, _), _)| chunk(*of)) {
             let floor = values.values().filter(|zone| zone.flushed).filter_map(|zone| zone.version).max();
             if floor.is_some() {
-                self.gone.insert((*register, 0));
+                self.gone.insert((*register, 0), at);
             }
             values.remove(&0);
             values.retain(|value, zone| {
                 let superseded = zone.version.is_some() && zone.version < floor;
                 if superseded {
-                    self.gone.insert((*register, *value));
+                    self.gone.insert((*register, *value), at);
                 }
                 !superseded
             });
@@ -112,7 +112,11 @@ impl History {
         called: Moment,
         returned: Moment,
     ) -> Result<(), String> {
-        if self.gone.contains(&(register, value)) {
+        if let Some(gone) = self.gone.get(&(register, value)) {
+            // It was read before, and the answer was on its way.
+            if called < *gone {
+                return Ok(());
+            }
             return Err(format!("S14: {register:?}: {value} is back, and something after it was flushed"));
         }
         let values = self.zones.entry(register).or_default();

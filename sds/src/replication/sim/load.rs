@@ -86,7 +86,8 @@ impl World {
         for pg in std::mem::take(&mut self.mdm.forgotten) {
             self.check_history()?;
             self.memory_losses += 1;
-            self.history.lose_unflushed(|of| (0..CHUNKS_PER_PG).any(|index| chunk(pg, index) == of));
+            self.next += 1;
+            self.history.lose_unflushed(self.next, |of| (0..CHUNKS_PER_PG).any(|index| chunk(pg, index) == of));
         }
         Ok(())
     }
