@@ -6,7 +6,8 @@
 //!   process holds, and the kernel's boot id. A copied directory has another inode, a cloned machine another boot;
 //! - they are of the cluster and generation that the state names (S19), readable by the owner alone, and whole;
 //! - a token can still be good: it was asked for less than its life ago by CLOCK_BOOTTIME. The servers judge by log time;
-//! - its number of this start lies below the next one that the MDM gives to a process that registers (`state`).
+//! - its number of this start is one of those that belong to the registration that the files name, however many starts have
+//!   failed before it could look at them (`state`).
 //!
 //! The process registers as soon as an MDM answers. Then it gets a higher number, or another process has registered since;
 //! tokens go to one of them only, and the other one ends. Removed by hand and put back within a minute they are not told
@@ -71,7 +72,7 @@ pub(super) enum Unusable {
     Mixed,
     #[error("its newest token was asked for {0:?} ago and has expired")]
     Expired(Duration),
-    #[error("it has started too often without an MDM that answered")]
+    #[error("its numbers are used up: it has started too often without an MDM that answered")]
     TooOften,
 }
 
@@ -82,6 +83,8 @@ pub(super) struct Owner {
     pub(super) generation: ClusterGeneration,
     pub(super) sdc: u32,
     pub(super) process: ProcessId,
+    /// The registration whose numbers of starts are its own.
+    registration: u64,
     lock: LockId,
     boot_id: String,
 }
@@ -89,8 +92,9 @@ pub(super) struct Owner {
 impl Owner {
     /// This process, once it is registered.
     pub(super) fn new(state: &State, cluster: ClusterId, sdc: SdcId, process: ProcessId) -> Self {
-        let (lock, boot_id, generation) = (state.lock_id(), boot_id(), state.generation());
-        Self { cluster, generation, sdc: sdc.0, process, lock, boot_id }
+        let (lock, boot_id) = (state.lock_id(), boot_id());
+        let (generation, registration) = (state.generation(), state.registrations());
+        Self { cluster, generation, sdc: sdc.0, process, registration, lock, boot_id }
     }
 }
 
@@ -150,7 +154,7 @@ impl Kept {
         if state.generation() != owner.generation {
             return Err(Unusable::OtherGeneration { theirs: owner.generation, ours: state.generation() });
         }
-        if !state.may_resume() {
+        if state.registrations() != owner.registration {
             return Err(Unusable::TooOften);
         }
         let age = |token: &KeptToken| now.since(MonotonicTime::from_start(Duration::from_millis(token.asked_ms)));
@@ -185,7 +189,7 @@ pub(super) fn remove(dir: &Path) {
 /// Keeps what a process has.
 pub(super) struct Keeping {
     dir: PathBuf,
-    owner: Owner,
+    owner: Mutex<Owner>,
     tokens: Mutex<HashMap<VolumeId, KeptToken>>,
     changed: Notify,
 }
@@ -201,7 +205,16 @@ impl Keeping {
     pub(super) fn new(dir: PathBuf, owner: Owner, kept: Option<&Kept>) -> Arc<Self> {
         let tokens = kept.map(|kept| kept.tokens.clone()).unwrap_or_default();
         let tokens = Mutex::new(tokens.into_iter().map(|token| (VolumeId(token.volume), token)).collect());
-        Arc::new(Self { dir, owner, tokens, changed: Notify::new() })
+        Arc::new(Self { dir, owner: Mutex::new(owner), tokens, changed: Notify::new() })
+    }
+
+    /// The process has registered again: from now on the numbers of this registration are its own. Whoever starts before that
+    /// is written finds files of another one, and waits for an MDM.
+    pub(super) fn registered(&self, state: &State) {
+        let mut owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        (owner.generation, owner.registration) = (state.generation(), state.registrations());
+        drop(owner);
+        self.changed.notify_one();
     }
 
     /// Keeps tokens that were asked for at `asked`.
@@ -246,8 +259,9 @@ impl Keeping {
     /// Writes what differs from what was written last.
     fn write(&self, map: Option<&ClusterMap>, last_map: &mut Vec<u8>, last_tokens: &mut Vec<u8>) {
         let Some(map) = map else { return };
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let is_mapped = |volume: &VolumeId| {
-            map.volumes.get(volume).is_some_and(|volume| volume.mapping(SdcId(self.owner.sdc)).is_some())
+            map.volumes.get(volume).is_some_and(|volume| volume.mapping(SdcId(owner.sdc)).is_some())
         };
         let tokens = {
             let mut held = self.tokens();
@@ -256,7 +270,6 @@ impl Keeping {
             tokens.sort_by_key(|token| token.volume);
             tokens
         };
-        let owner = self.owner.clone();
         let map = file(&MapFile { owner: owner.clone() }, &map.kept_for(SdcId(owner.sdc)).encode_to_vec());
         let tokens = file(&TokenFile { owner, tokens }, &[]);
         for (name, content, last) in [(MAP, map, last_map), (TOKENS, tokens, last_tokens)] {

@@ -126,6 +126,7 @@ pub(super) struct Registrations {
     pub(super) process: ProcessId,
     pub(super) addresses: Addresses,
     pub(super) engine: Arc<Engine>,
+    pub(super) keeping: Arc<Keeping>,
     pub(super) resumed: Arc<AtomicBool>,
 }
 
@@ -146,7 +147,10 @@ impl Registrations {
                 registered = register(&self.client, &self.config, &mut self.state, self.process, &self.addresses) => registered,
             };
             match registered {
-                Ok(_registered) => self.engine.raise(self.state.boot()),
+                Ok(_registered) => {
+                    self.engine.raise(self.state.boot());
+                    self.keeping.registered(&self.state);
+                }
                 Err(error) => {
                     tracing::error!(error = &error as &dyn std::error::Error, "cannot register again");
                     return shutdown.cancel();

@@ -198,6 +198,7 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         process,
         addresses,
         engine: Arc::clone(volumes.engine()),
+        keeping: Arc::clone(&keeping),
         resumed: Arc::clone(&resumed),
     };
     let generations = tokio::spawn(registrations.follow(watcher.clone(), shutdown.clone()));

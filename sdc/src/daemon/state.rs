@@ -145,11 +145,6 @@ impl State {
         Ok(())
     }
 
-    /// Whether the number of this start is one that no registration gives.
-    pub(super) const fn may_resume(&self) -> bool {
-        !self.stored.boot.is_multiple_of(STARTS_PER_REGISTRATION)
-    }
-
     /// Which file its lock is.
     pub(super) const fn lock_id(&self) -> LockId {
         self.lock_id

@@ -147,3 +147,37 @@ fn a_process_goes_on_only_with_numbers_that_no_registration_gives() {
     }
     assert_eq!(numbers, (17..32).collect::<Vec<_>>(), "below 32, which the second registration gives");
 }
+
+/// Starts that fail before they look (a port is taken) count too: the numbers after them belong to whom the MDM gives them.
+#[test]
+fn starts_that_failed_never_bring_a_process_into_the_numbers_of_another_registration() {
+    for failed in 15..40 {
+        let (dir, _) = killed();
+        (0..failed).for_each(|_| drop(State::open(dir.path()).unwrap()));
+        let state = State::open(dir.path()).unwrap();
+        assert!(state.boot() >= 32);
+        assert!(matches!(Kept::load(&state, at(101)), Err(Unusable::TooOften)), "{}", state.boot());
+    }
+}
+
+#[test]
+fn a_process_that_went_on_and_registered_goes_on_with_the_numbers_of_that_registration() {
+    let (dir, process) = killed();
+    {
+        let mut state = State::open(dir.path()).unwrap();
+        let kept = Kept::load(&state, at(101)).unwrap_or_else(|why| panic!("{why}"));
+        let owner = Owner::new(&state, CLUSTER, SDC, process);
+        let keeping = Keeping::new(state.dir(), owner, Some(&kept));
+        // Another process of the client had registered as the second, and this one is the third.
+        state.start_above(3).unwrap();
+        keeping.registered(&state);
+        keeping.write(Some(&map()), &mut Vec::new(), &mut Vec::new());
+    }
+    let state = State::open(dir.path()).unwrap();
+    assert!(Kept::load(&state, at(101)).is_ok());
+    assert_eq!(state.boot(), 49);
+    // Killed before it was written: the files are of the first registration still.
+    let (dir, _) = killed();
+    State::open(dir.path()).unwrap().start_above(3).unwrap();
+    assert!(matches!(start(dir.path(), at(101)), Err(Unusable::TooOften)));
+}
