@@ -83,6 +83,9 @@ pub enum IoError {
     /// The device is no longer there for this client.
     #[error("{0} is no longer mapped to this client")]
     Unmapped(String),
+    /// Acknowledged writes that were not flushed may be lost (S14).
+    #[error("acknowledged writes that were not flushed may be lost: {0}")]
+    LostMemory(String),
     /// Anything else: the deadline passed, a right was withdrawn, data is unreadable.
     #[error("{0}")]
     Failed(String),

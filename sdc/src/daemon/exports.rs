@@ -170,7 +170,7 @@ impl MappedVolumes {
             size: volume.size,
             read_only: mapping.access == Access::ReadOnly,
         };
-        let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout };
+        let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout, writeback: pool.writeback };
         let (epoch, limits, ended) = (volume.epoch, mapping.limits, CancellationToken::new());
         let usage = self.engine.enter(Usage::new);
         Some(Mapped { spec, info, epoch, limits, usage, refused, ended })
@@ -236,7 +236,8 @@ impl Exports for MappedVolumes {
             self.keeper.forget(id);
             return Err(OpenError::Unknown { name: name.to_owned() });
         }
-        let backend = Arc::new(MeteredBackend::new(volume, mapped.usage));
-        Ok(Export { info: mapped.info, backend, ended: mapped.ended })
+        let ended = volume.session(&mapped.ended);
+        let backend = Arc::new(MeteredBackend::new(volume, ended.clone(), mapped.usage));
+        Ok(Export { info: mapped.info, backend, ended })
     }
 }

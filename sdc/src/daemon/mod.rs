@@ -35,7 +35,7 @@ pub use config::{ConfigError, ConfigFile, NbdTls, SdcConfig};
 pub use exports::MappedVolumes;
 pub use state::StateError;
 
-use crate::engine::{Engine, Identity, Patience, Routes, TokenKeeper};
+use crate::engine::{Engine, Identity, Marks, Patience, Routes, TokenKeeper};
 use crate::nbd::{NbdServer, ServerLimits};
 
 /// How long running requests may take to finish at shutdown.
@@ -165,7 +165,8 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         first = watcher.wait_for(Option::is_some) => if first.is_err() { return Ok(()) },
     }
     let patience = Patience { io_deadline: config.io_deadline, ..Patience::default() };
-    let engine = data.enter(|| Engine::new(identity, patience, Arc::new(Routes::default())));
+    let engine = data
+        .enter(|| Engine::new(identity, patience, Arc::new(Routes::default()), Marks::in_dir(config.data_dir.clone())));
     let keeper = Arc::new(TokenKeeper::default());
     let volumes = Arc::new(MappedVolumes::new(engine, Arc::clone(&keeper), identity.sdc));
     if let Some(kept) = &kept {
@@ -243,6 +244,10 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
         // A task that panicked has said so; the others still end in order.
         let _ = task.await;
     }
+    // Nobody writes any more. What cannot be flushed now is owed by the next process (S14).
+    let engine = Arc::clone(volumes.engine());
+    let settled = data.runtime().spawn(async move { tokio::time::timeout(DRAIN, engine.settle()).await });
+    let _ = settled.await;
     if let Some(path) = &config.nbd_socket {
         let _ = std::fs::remove_file(path);
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pflex_proto::data::{AllocationReply, Checksums, Refusal, WriteKind};
-use pflex_proto::ids::{ClusterId, DeviceId, Epoch, OperationId, ProcessId, SdcId};
+use pflex_proto::ids::{ClusterId, DeviceId, Epoch, OperationId, ProcessId, SdcId, VolatilityId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::plan::Part;
@@ -44,6 +44,8 @@ pub enum Operation {
     Allocation,
     /// Write the part.
     Write(Write),
+    /// Make durable what the placement group acknowledged with this memory (S14); of the part only the group matters.
+    Flush(VolatilityId),
     /// Open a newer session, so that nothing sent before runs any more unless it was ordered already (S9).
     Fence,
 }
@@ -85,7 +87,11 @@ pub enum Answer {
     Read(Option<(Checksums, Bytes)>),
     /// Which blocks hold data.
     Allocation(AllocationReply),
-    /// The write is in place, or the fence up.
+    /// The write is in place, in this memory if the pool is a writeback one.
+    Written(VolatilityId),
+    /// What was acknowledged with this memory is durable.
+    Flushed(VolatilityId),
+    /// The fence is up.
     Done,
 }
 

@@ -75,11 +75,11 @@ pub struct MeteredBackend {
 const LIMITED_ROOM: usize = 4 << 20;
 
 impl MeteredBackend {
-    /// The volume for one more connection.
-    pub fn new(volume: Arc<Volume>, usage: Arc<Usage>) -> Self {
+    /// The volume for one more connection of this [`Volume::session`].
+    pub fn new(volume: Arc<Volume>, session: CancellationToken, usage: Arc<Usage>) -> Self {
         let (throttle, lane) = (Arc::clone(&usage.throttle), usage.throttle.lane());
         let gate = Limited { throttle, lane, gone: CancellationToken::new() };
-        Self { volume: VolumeBackend(volume, gate), usage }
+        Self { volume: VolumeBackend::new(volume, session, gate), usage }
     }
 
     async fn timed<T>(&self, took: &Histogram, request: impl Future<Output = T>) -> T {
@@ -92,7 +92,7 @@ impl MeteredBackend {
 
 impl BlockBackend for MeteredBackend {
     fn hang_up(&self) {
-        self.volume.1.gone.cancel();
+        self.volume.gate().gone.cancel();
     }
 
     fn room(&self) -> usize {

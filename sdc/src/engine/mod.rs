@@ -14,6 +14,7 @@
 pub mod ledger;
 pub mod limits;
 pub mod link;
+pub mod marks;
 pub mod metered;
 pub mod plan;
 pub mod routes;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use pflex_proto::ids::{ClusterId, DeviceId, Generation, ProcessId, SdcId, VolumeId};
 
+pub use marks::Marks;
 pub use routes::Routes;
 pub use tokens::{TokenKeeper, TokenSource, VolumeAuth};
 pub use volume::{Volume, VolumeSpec};
@@ -96,20 +98,22 @@ pub struct Engine {
     routes: Arc<Routes>,
     generations: Arc<Generations>,
     operations: ledger::OperationIds,
+    marks: Marks,
     links: Mutex<HashMap<DeviceId, link::Link>>,
     volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Engine {
-    /// An engine whose tasks run on the present tokio runtime.
-    pub fn new(identity: Identity, patience: Patience, routes: Arc<Routes>) -> Arc<Self> {
+    /// An engine whose tasks run on the present tokio runtime, and which keeps its marks there.
+    pub fn new(identity: Identity, patience: Patience, routes: Arc<Routes>, marks: Marks) -> Arc<Self> {
         Arc::new(Self {
             identity,
             patience,
             routes,
             generations: Arc::new(Generations::new(identity)),
             operations: ledger::OperationIds::new(identity.boot),
+            marks,
             links: Mutex::default(),
             volumes: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
@@ -157,6 +161,13 @@ impl Engine {
     /// Forgets a volume that is no longer mapped. Those who still hold it can go on.
     pub fn forget(&self, volume: VolumeId) {
         self.volumes.lock().expect("no holder panics").remove(&volume);
+        self.marks.remove(volume);
+    }
+
+    /// Flushes what can be flushed, at an orderly end.
+    pub async fn settle(&self) {
+        let volumes = self.volumes().into_iter().filter(|volume| volume.spec().writeback);
+        futures::future::join_all(volumes.map(|volume| async move { volume.settle().await })).await;
     }
 
     /// The link to a device, made when it is not there yet.

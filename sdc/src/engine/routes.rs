@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
 use pflex_common::net::Endpoint;
-use pflex_proto::ids::{DeviceId, Epoch, PgId};
+use pflex_proto::ids::{DeviceId, Epoch, PgId, VolatilityId};
 use pflex_proto::pg::PgConfig;
 use tokio::sync::watch;
 
@@ -18,6 +18,8 @@ pub struct Route {
     pub epoch: Epoch,
     /// Where it goes; none while no in-sync copy is alive.
     pub primary: Option<DeviceId>,
+    /// The memory that writes are acknowledged with (S14).
+    pub volatility: VolatilityId,
 }
 
 #[derive(Debug, Default)]
@@ -100,13 +102,11 @@ impl Routes {
 }
 
 fn route_of(config: &PgConfig) -> Route {
-    Route { epoch: config.epoch, primary: config.primary }
+    Route { epoch: config.epoch, primary: config.primary, volatility: config.volatility }
 }
 
 #[cfg(test)]
 mod tests {
-    use pflex_proto::ids::VolatilityId;
-
     use super::*;
 
     fn config(epoch: u64, primary: u32) -> PgConfig {
@@ -133,7 +133,8 @@ mod tests {
         changes.mark_unchanged();
         assert!(!routes.learn(&config(5, 1)) && !routes.learn(&config(4, 1)) && !changes.has_changed().unwrap());
         routes.replace([&config(4, 1)], []);
-        assert_eq!(routes.route(PgId::default()), Some(Route { epoch: Epoch(5), primary: Some(DeviceId(2)) }));
+        let route = routes.route(PgId::default()).map(|route| (route.epoch, route.primary));
+        assert_eq!(route, Some((Epoch(5), Some(DeviceId(2)))));
         routes.replace([&config(6, 3)], []);
         assert_eq!(routes.route(PgId::default()).and_then(|route| route.primary), Some(DeviceId(3)));
     }

@@ -49,7 +49,8 @@ fn judge_refusal(refusal: &Refusal, learned: bool) -> Verdict {
         RefusalCode::NoSpace => Verdict::Final(IoError::NoSpace),
         RefusalCode::NotAllowed => Verdict::Grace(IoError::NotAllowed(refusal.why.clone())),
         RefusalCode::BadRange | RefusalCode::BadRequest => Verdict::Grace(IoError::Invalid(refusal.why.clone())),
-        RefusalCode::Unreadable | RefusalCode::LostMemory => failed(),
+        RefusalCode::LostMemory => Verdict::Final(IoError::LostMemory(refusal.why.clone())),
+        RefusalCode::Unreadable => failed(),
     }
 }
 

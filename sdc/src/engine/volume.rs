@@ -9,6 +9,7 @@
 
 mod allocation;
 mod pace;
+mod unflushed;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,12 +20,15 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use pflex_proto::data::WriteKind;
 use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, VolumeId};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use self::pace::Pace;
+use self::unflushed::Unflushed;
 use super::Engine;
 use super::ledger::Ledger;
 use super::link::{Answer, AttemptError, Operation, Request};
+use super::marks::Memories;
 use super::plan::{Layout, Part, at_block_borders, whole_blocks};
 use super::tokens::VolumeAuth;
 use super::verdict::{Verdict, judge};
@@ -46,6 +50,8 @@ pub struct VolumeSpec {
     pub name: String,
     /// Where its chunks are.
     pub layout: Layout,
+    /// Its pool acknowledges what is in memory (S14).
+    pub writeback: bool,
 }
 
 /// Counters of one volume; each only ever rises.
@@ -110,6 +116,7 @@ pub struct Volume {
     spec: RwLock<Arc<VolumeSpec>>,
     auth: Arc<VolumeAuth>,
     ledger: Ledger,
+    unflushed: Unflushed,
     closed: AtomicBool,
     statistics: Statistics,
 }
@@ -117,8 +124,9 @@ pub struct Volume {
 impl Volume {
     pub(super) fn new(engine: Arc<Engine>, spec: VolumeSpec, auth: Arc<VolumeAuth>) -> Self {
         let (ledger, closed, statistics) = (Ledger::default(), AtomicBool::new(false), Statistics::default());
+        let unflushed = Unflushed::new(if spec.writeback { engine.marks.load(spec.id) } else { Ok(Memories::new()) });
         let (id, spec) = (spec.id, RwLock::new(Arc::new(spec)));
-        Self { engine, id, spec, auth, ledger, closed, statistics }
+        Self { engine, id, spec, auth, ledger, unflushed, closed, statistics }
     }
 
     /// Its id.
@@ -219,7 +227,7 @@ impl Volume {
             let (checksums, data) = match answer {
                 Answer::Read(Some(found)) => found,
                 Answer::Read(None) => return Ok(Piece::Hole(part.length as usize)),
-                Answer::Done | Answer::Allocation(_) => {
+                Answer::Done | Answer::Allocation(_) | Answer::Written(_) | Answer::Flushed(_) => {
                     return Err(IoError::Failed("a read was answered as something else".to_owned()));
                 }
             };
@@ -271,7 +279,28 @@ impl Gate for Open {
 
 /// A handle on a volume that NBD connections share, and the gate of who holds it.
 #[derive(Clone, Debug)]
-pub struct VolumeBackend<G = Open>(pub Arc<Volume>, pub G);
+pub struct VolumeBackend<G = Open> {
+    volume: Arc<Volume>,
+    session: CancellationToken,
+    gate: G,
+}
+
+impl<G> VolumeBackend<G> {
+    /// For connections of this [`Volume::session`].
+    pub const fn new(volume: Arc<Volume>, session: CancellationToken, gate: G) -> Self {
+        Self { volume, session, gate }
+    }
+
+    /// The volume.
+    pub const fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// What requests pass before they are sent.
+    pub const fn gate(&self) -> &G {
+        &self.gate
+    }
+}
 
 impl<G: Gate> VolumeBackend<G> {
     /// Changes a range: `data` is empty for zeros. The parts of it, `count` together, are changed at the same time.
@@ -286,10 +315,10 @@ impl<G: Gate> VolumeBackend<G> {
         durability: Durability,
         (count, parts): (usize, impl Iterator<Item = Part>),
     ) -> Result<(), IoError> {
-        let volume = &self.0;
+        let volume = &self.volume;
         let outcome = async {
             let (ticket, allowed) = write::Ticket::enter(Arc::clone(volume), range, count).await?;
-            self.1.pass(data.len() as u64).await?;
+            self.gate.pass(data.len() as u64).await?;
             let mut taken = 0;
             let mut writes = parts.enumerate().map(|(nth, part)| {
                 let data = if data.is_empty() { Bytes::new() } else { data.slice(taken..taken + part.length as usize) };
@@ -310,15 +339,15 @@ impl<G: Gate> VolumeBackend<G> {
 
     /// The parts of a range and their number.
     fn parts(&self, range: ByteRange) -> (usize, impl Iterator<Item = Part> + use<G>) {
-        let parts = self.0.spec().layout.parts(range);
+        let parts = self.volume.spec().layout.parts(range);
         (parts.len(), parts)
     }
 }
 
 impl<G: Gate> BlockBackend for VolumeBackend<G> {
     async fn read(&self, range: ByteRange) -> Result<Payload, IoError> {
-        self.1.pass(range.length.0).await?;
-        let volume = &self.0;
+        self.gate.pass(range.length.0).await?;
+        let volume = &self.volume;
         let mut parts = volume.spec().layout.parts(range);
         let outcome = if parts.len() == 1 {
             volume.read_part(parts.next().expect("there is one")).await.map(|piece| Payload::of([piece]))
@@ -334,10 +363,9 @@ impl<G: Gate> BlockBackend for VolumeBackend<G> {
         self.change(range, WriteKind::Data, data, durability, self.parts(range)).await
     }
 
-    /// Every write of a `sync` pool was answered when it was durable on every in-sync copy, so there is nothing to do;
-    /// volumes of other pools are not opened yet (S14).
+    /// Every write of a `sync` pool was answered when it was durable on every in-sync copy, so there is nothing to do.
     async fn flush(&self) -> Result<(), IoError> {
-        Ok(())
+        if self.volume.spec().writeback { self.volume.flush(&self.session).await } else { Ok(()) }
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), IoError> {
@@ -355,13 +383,13 @@ impl<G: Gate> BlockBackend for VolumeBackend<G> {
         if keep_provisioned {
             return self.change(range, WriteKind::ZeroNoHole, Bytes::new(), durability, self.parts(range)).await;
         }
-        let layout = self.0.spec().layout;
+        let layout = self.volume.spec().layout;
         let count = at_block_borders(range).map(|piece| layout.parts(piece).len()).sum();
         let parts = at_block_borders(range).flat_map(move |piece| layout.parts(piece));
         self.change(range, WriteKind::Zero, Bytes::new(), durability, (count, parts)).await
     }
 
     async fn extents(&self, range: ByteRange, most: usize) -> Result<Vec<Extent>, IoError> {
-        allocation::extents(&self.0, range, most).await
+        allocation::extents(&self.volume, range, most).await
     }
 }

@@ -199,7 +199,7 @@ impl From<&IoError> for ErrorCode {
             IoError::NoSpace => Self::Enospc,
             IoError::NotSupported(_) => Self::Enotsup,
             IoError::ShuttingDown | IoError::Unmapped(_) => Self::Eshutdown,
-            IoError::Failed(_) => Self::Eio,
+            IoError::Failed(_) | IoError::LostMemory(_) => Self::Eio,
         }
     }
 }

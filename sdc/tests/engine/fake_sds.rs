@@ -13,8 +13,8 @@ use bytes::Bytes;
 use pflex_common::frames::{Frame, FrameQueue, FrameReader};
 use pflex_common::net::Endpoint;
 use pflex_proto::data::{
-    AllocationReply, Checksums, Hello, HelloReply, IoHeader, OpenSession, ReadReply, ReadRequest, Refusal, RefusalCode,
-    SessionOpened, WriteKind, WriteReply, WriteRequest,
+    AllocationReply, Checksums, FlushReply, FlushRequest, Hello, HelloReply, IoHeader, OpenSession, ReadReply,
+    ReadRequest, Refusal, RefusalCode, SessionOpened, WriteKind, WriteReply, WriteRequest,
 };
 use pflex_proto::frame::FrameKind;
 use pflex_proto::geometry::CHUNK_SIZE;
@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) writes: Vec<(WriteKind, u32, bool)>,
     pub(crate) sessions: u64,
     pub(crate) renewals_refused: u64,
+    /// Every FLUSH that was done: where, and of which memory.
+    pub(crate) flushes: Vec<(PgId, VolatilityId)>,
     sequence: u64,
     random: ChaCha8Rng,
 }
@@ -125,6 +127,7 @@ impl FakeCluster {
             writes: Vec::new(),
             sessions: 0,
             renewals_refused: 0,
+            flushes: Vec::new(),
             sequence: 0,
             random: ChaCha8Rng::seed_from_u64(seed),
         };
@@ -162,6 +165,14 @@ impl FakeCluster {
         for task in tasks.drain(..) {
             task.abort();
             let _ = task.await;
+        }
+    }
+
+    /// Every copy of every group restarts: what was in memory is gone (S14).
+    pub(crate) fn lose_memory(&self) {
+        for config in self.shared().configs.values_mut() {
+            config.epoch = config.epoch.next();
+            config.volatility = config.volatility.next();
         }
     }
 
@@ -236,7 +247,7 @@ impl Shared {
         if !self.faults.forgetful
             && let Some(version) = self.done.get(&request.operation)
         {
-            return WriteReply { volatility: VolatilityId(1), version: *version };
+            return WriteReply { volatility: self.configs[&request.io.pg].volatility, version: *version };
         }
         if !self.executed.insert(request.operation) {
             self.twice.push(request.operation);
@@ -251,7 +262,7 @@ impl Shared {
         self.sequence += 1;
         let version = Version { epoch: request.io.epoch, sequence: self.sequence.into() };
         self.done.insert(request.operation, version);
-        WriteReply { volatility: VolatilityId(1), version }
+        WriteReply { volatility: self.configs[&request.io.pg].volatility, version }
     }
 }
 
@@ -338,7 +349,9 @@ fn request(
             let _ = answers.send(answer);
             true
         }
-        FrameKind::Read | FrameKind::Write | FrameKind::Allocation => io(frame, device, shared, sessions, answers),
+        FrameKind::Read | FrameKind::Write | FrameKind::Flush | FrameKind::Allocation => {
+            io(frame, device, shared, sessions, answers)
+        }
         other => panic!("a client sent {other:?}"),
     }
 }
@@ -386,6 +399,11 @@ fn io(
     answers: &mpsc::UnboundedSender<Answer>,
 ) -> bool {
     let id = frame.header.request_id;
+    if frame.header.kind == FrameKind::Flush {
+        let answer = flush(frame, device, &mut shared.lock().unwrap(), sessions);
+        let _ = answers.send(answer);
+        return true;
+    }
     let write = (frame.header.kind == FrameKind::Write).then(|| token::unsealed::<WriteRequest>(&frame.body).unwrap());
     let io = write.as_ref().map_or_else(|| token::unsealed::<ReadRequest>(&frame.body).unwrap().io, |write| write.io);
     let session = sessions.get_mut(&io.session).expect("a session of this connection");
@@ -446,6 +464,24 @@ fn io(
     }
     let _ = answers.send(answer);
     true
+}
+
+fn flush(frame: &Frame, device: DeviceId, shared: &mut Shared, sessions: &mut HashMap<SessionId, Session>) -> Answer {
+    let id = frame.header.request_id;
+    let FlushRequest { io, volatility } = token::unsealed(&frame.body).unwrap();
+    let session = sessions.get_mut(&io.session).expect("a session of this connection");
+    assert!(frame.opens(&session.key), "the MAC is the session's");
+    assert!(io.session_sequence > session.sequence, "sequences rise");
+    assert_eq!((io.offset, io.length), (0, 0), "a flush has no range");
+    session.sequence = io.session_sequence;
+    if let Err(refusal) = shared.may_order(device, &io, &session.generation) {
+        return Answer::new(FrameKind::Refusal, id, &refusal, Bytes::new());
+    }
+    if shared.configs[&io.pg].volatility != volatility {
+        return Answer::new(FrameKind::Refusal, id, &refusal(RefusalCode::LostMemory, None), Bytes::new());
+    }
+    shared.flushes.push((io.pg, volatility));
+    Answer::new(FrameKind::FlushReply, id, &FlushReply { volatility }, Bytes::new())
 }
 
 fn execute(

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake_sds;
+mod flush;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +19,7 @@ use pflex_sdc::engine::metered::{MeteredBackend, Usage};
 use pflex_sdc::engine::plan::Layout;
 use pflex_sdc::engine::tokens::Issued;
 use pflex_sdc::engine::volume::{Open, VolumeBackend};
-use pflex_sdc::engine::{Engine, Identity, Patience, TokenKeeper, TokenSource, VolumeSpec};
+use pflex_sdc::engine::{Engine, Identity, Marks, Patience, TokenKeeper, TokenSource, VolumeSpec};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -53,9 +54,17 @@ struct Client {
 }
 
 fn client(cluster: &FakeCluster, patience: Patience) -> Client {
+    client_of(cluster, patience, Marks::forgotten(), false)
+}
+
+fn client_of(cluster: &FakeCluster, patience: Patience, marks: Marks, writeback: bool) -> Client {
+    client_of_boot(cluster, patience, marks, writeback, 1)
+}
+
+fn client_of_boot(cluster: &FakeCluster, patience: Patience, marks: Marks, writeback: bool, boot: u64) -> Client {
     let process = ProcessId::from_bytes(PROCESS);
-    let identity = Identity { cluster: ClusterId::default(), sdc: SdcId(1), process, boot: 1 };
-    let engine = Engine::new(identity, patience, Arc::clone(&cluster.routes));
+    let identity = Identity { cluster: ClusterId::default(), sdc: SdcId(1), process, boot };
+    let engine = Engine::new(identity, patience, Arc::clone(&cluster.routes), marks);
     let (keeper, shutdown) = (Arc::new(TokenKeeper::default()), CancellationToken::new());
     let auth = keeper.auth(VOLUME);
     let issuer = Issuer { shared: Arc::clone(&cluster.shared), next: AtomicU64::new(1) };
@@ -63,8 +72,9 @@ fn client(cluster: &FakeCluster, patience: Patience) -> Client {
     let running = Arc::clone(&keeper);
     tokio::spawn(async move { running.run(issuer, stop).await });
     let layout = Layout { pool: POOL, pg_count: PG_COUNT, vtree: VtreeId(9), layer: LayerId(0) };
-    let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout }, &auth);
-    Client { volume: VolumeBackend(volume, Open), engine, keeper, _tokens: shutdown.drop_guard() }
+    let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout, writeback }, &auth);
+    let session = volume.session(&CancellationToken::new());
+    Client { volume: VolumeBackend::new(volume, session, Open), engine, keeper, _tokens: shutdown.drop_guard() }
 }
 
 /// Short enough for tests, long enough for a busy machine.
@@ -82,7 +92,7 @@ impl Client {
     }
 
     fn retries(&self) -> u64 {
-        self.volume.0.statistics().retries.load(Ordering::Relaxed)
+        self.volume.volume().statistics().retries.load(Ordering::Relaxed)
     }
 
     async fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, IoError> {
@@ -215,7 +225,7 @@ async fn a_newer_token_that_a_device_cannot_take_yet_holds_up_nothing() {
 async fn a_volume_that_is_no_longer_mapped_fails_at_once() {
     let cluster = FakeCluster::start(1, 1).await;
     let client = client(&cluster, patience());
-    client.volume.0.close();
+    client.volume.volume().close();
     assert!(
         matches!(client.write(0, vec![1]).await, Err(error @ IoError::Unmapped(_)) if error.to_string().contains("no longer mapped"))
     );
@@ -264,7 +274,7 @@ async fn allocation_survives_a_move_and_what_cannot_be_known_is_data() {
     cluster.promote(None);
     cluster.publish();
     assert_eq!(states(client.volume.extents(range, 9).await.unwrap()), [ExtentState::Data], "never a hole by guess");
-    client.volume.0.close();
+    client.volume.volume().close();
     assert!(matches!(client.volume.extents(range, 9).await, Err(IoError::Unmapped(_))));
 }
 
@@ -362,7 +372,11 @@ async fn a_write_that_was_held_back_never_comes_after_a_later_one_of_the_same_by
         let cluster = FakeCluster::start(1, 1).await;
         let client = client(&cluster, patience());
         let usage = Usage::new();
-        let connection = || Arc::new(MeteredBackend::new(Arc::clone(&client.volume.0), Arc::clone(&usage)));
+        let connection = || {
+            let volume = client.volume.volume();
+            let session = volume.session(&CancellationToken::new());
+            Arc::new(MeteredBackend::new(Arc::clone(volume), session, Arc::clone(&usage)))
+        };
         let (first, second) = (connection(), connection());
         usage.throttle.set(Limits { iops: 20, bandwidth: 0 });
         let write = |of: &Arc<MeteredBackend>, offset: u64, fill: u8| {
@@ -388,7 +402,7 @@ async fn an_open_volume_follows_its_name_and_place_and_its_requests_keep_theirs(
     let cluster = FakeCluster::start(1, 1).await;
     let client = client(&cluster, patience());
     client.write(0, pattern(4096, 1)).await.unwrap();
-    let volume = &client.volume.0;
+    let volume = client.volume.volume();
     let other = Layout { vtree: VtreeId(10), ..volume.spec().layout };
     let renamed = VolumeSpec { name: "renamed".into(), layout: other, ..(*volume.spec()).clone() };
     let engine = client.engine.clone();

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use pflex_proto::data::{
-    AllocationReply, AllocationRequest, FlushReply, IoHeader, OpenSession, ReadReply, ReadRequest, Refusal,
-    RefusalCode, SessionOpened, WriteReply, WriteRequest,
+    AllocationReply, AllocationRequest, FlushReply, FlushRequest, IoHeader, OpenSession, ReadReply, ReadRequest,
+    Refusal, RefusalCode, SessionOpened, WriteReply, WriteRequest,
 };
 use pflex_proto::frame::{FrameError, FrameHeader, FrameKind, HEADER_SIZE, encode_frame, encode_frame_with};
 use pflex_proto::ids::{DeviceId, Generation, SessionId, VolumeId};
@@ -244,6 +244,12 @@ impl Core {
                 self.output.put(&self.scratch);
                 self.output.put_bytes(write.data.clone());
             }
+            Operation::Flush(volatility) => {
+                let message = FlushRequest { io, volatility: *volatility };
+                let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &message, out);
+                encode_frame_with(FrameKind::Flush, request_id, 0, &mut self.scratch, seal);
+                self.output.put(&self.scratch);
+            }
             Operation::Fence => return submission.answer(Ok(Answer::Done)),
         }
         self.sent.insert(request_id, Sent { submission, session, at: now });
@@ -292,8 +298,8 @@ impl Core {
                 Ok(Answer::Read((!hole).then_some((checksums, payload))))
             }
             FrameKind::AllocationReply => Ok(Answer::Allocation(header.decode::<AllocationReply>(body)?)),
-            FrameKind::WriteReply => header.decode::<WriteReply>(body).map(|_reply| Ok(Answer::Done))?,
-            FrameKind::FlushReply => header.decode::<FlushReply>(body).map(|_reply| Ok(Answer::Done))?,
+            FrameKind::WriteReply => Ok(Answer::Written(header.decode::<WriteReply>(body)?.volatility)),
+            FrameKind::FlushReply => Ok(Answer::Flushed(header.decode::<FlushReply>(body)?.volatility)),
             FrameKind::Hello
             | FrameKind::HelloReply
             | FrameKind::OpenSession
@@ -313,7 +319,8 @@ impl Core {
                 (_, Err(_))
                 | (Operation::Read, Ok(Answer::Read(_)))
                 | (Operation::Allocation, Ok(Answer::Allocation(_)))
-                | (Operation::Write(_) | Operation::Fence, Ok(Answer::Done)) => true,
+                | (Operation::Write(_), Ok(Answer::Written(_)))
+                | (Operation::Flush(_), Ok(Answer::Flushed(_))) => true,
                 (_, Ok(_)) => false,
             };
             submission.answer(if fits { outcome } else { Err(AttemptError::BadReply("of another kind")) });

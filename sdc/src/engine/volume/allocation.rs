@@ -55,7 +55,7 @@ async fn ask(volume: &Volume, part: Part, deadline: Instant) -> Result<(Part, Op
     match volume.attempt(part, allowed, &mut Asking).await {
         Ok(Answer::Allocation(reply)) => Ok((part, Some(reply))),
         Err(error @ (IoError::Unmapped(_) | IoError::ShuttingDown)) => Err(error),
-        Ok(Answer::Read(_) | Answer::Done) => Ok((part, None)),
+        Ok(Answer::Read(_) | Answer::Done | Answer::Written(_) | Answer::Flushed(_)) => Ok((part, None)),
         Err(error) => {
             debug!(volume = %volume.id(), chunk = %part.chunk, %error, "its allocation is not known");
             Ok((part, None))

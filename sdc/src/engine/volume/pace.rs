@@ -73,9 +73,10 @@ impl Pace {
         why: &impl Display,
     ) -> Result<(), IoError> {
         let pause = self.next_pause();
-        let tried = Some(Route { epoch, primary: Some(device) });
+        let tried = Some((epoch, Some(device)));
+        let present = |route: Route| (route.epoch, route.primary);
         let changed = async {
-            while routes.route(pg) == tried {
+            while routes.route(pg).map(present) == tried {
                 if changes.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
