@@ -220,10 +220,10 @@ impl State {
         hold!(pg.replicas.contains(&leaving), "pg {id} has a copy that moves from device {leaving}, where none is");
         let others = pg.replicas.iter().filter(|device| **device == newcomer).count();
         hold!(others == 1, "pg {id} has a copy that moves to where another one is");
-        let there = pg.config.member(newcomer).is_some() || self.devices.get(newcomer).is_some_and(|d| d.alive);
+        let there = pg.is_complete_on(newcomer) || self.devices.get(newcomer).is_some_and(|d| d.alive);
         hold!(there || self.is_recovering(), "pg {id} has a copy that moves to device {newcomer}, which is lost");
         hold!(
-            self.is_recovering() || pg.config.primary.is_some() || pg.config.member(newcomer).is_some(),
+            self.is_recovering() || pg.config.primary.is_some() || pg.is_complete_on(newcomer),
             "pg {id} has a copy that moves and nobody who could fill it"
         );
         Ok(())
@@ -335,10 +335,7 @@ impl State {
         let holds_data = |id: PgId| !chosen && self.pools.get(id.pool).is_some_and(|pool| pool.used);
         for (id, before, now) in self.pgs.changes() {
             if let (Some(before), Some(now)) = (before, now) {
-                // A newcomer that is lost gives up its place at once: the copy that was to leave is still there.
-                let called_off = |member: &&Member| before.newcomer() == Some(member.device) && !self.is_alive(member);
                 let given_up = before.config.in_sync.iter().filter(|member| !now.replicas.contains(&member.device));
-                let given_up = given_up.filter(|member| !called_off(member));
                 let come = now.config.in_sync.iter().filter(|member| before.config.member(member.device).is_none());
                 hold!(
                     !holds_data(id) || given_up.count() <= come.count(),

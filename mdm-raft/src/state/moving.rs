@@ -49,12 +49,17 @@ impl Pg {
         Homes { replicas: self.replicas.clone(), leaving: self.leaving }
     }
 
-    /// Without its move. One whose newcomer is in sync already goes on: it is a copy like the others.
-    pub(super) fn called_off(&self, in_sync: &[Member]) -> Homes {
+    /// Without its move. One whose newcomer has everything goes on: it is a copy like the others, and if it is lost now, it
+    /// may yet be the one to be chosen (S11).
+    pub(super) fn called_off(&self) -> Homes {
         let Some(newcomer) = self.newcomer() else { return self.homes() };
-        if in_sync.iter().any(|member| member.device == newcomer) {
+        if self.is_complete_on(newcomer) {
             return self.homes();
         }
+        self.without_newcomer(newcomer)
+    }
+
+    pub(super) fn without_newcomer(&self, newcomer: DeviceId) -> Homes {
         self.replicas.iter().copied().filter(|device| *device != newcomer).collect::<Vec<_>>().into()
     }
 

@@ -166,10 +166,18 @@ impl State {
         moving.into_iter().for_each(|pg| self.call_off_one(pg));
     }
 
+    /// S11: as long as a lost newcomer might yet have been chosen, it kept its place.
+    pub(super) fn call_off_to_lost(&mut self, id: PgId) {
+        let is_there = |device| self.devices.get(device).is_some_and(|device| device.alive);
+        let lost = self.pgs.get(id).and_then(Pg::newcomer).is_some_and(|newcomer| !is_there(newcomer));
+        if lost {
+            self.call_off_one(id);
+        }
+    }
+
     fn call_off_one(&mut self, id: PgId) {
         let Some(pg) = self.pgs.get(id) else { return };
-        let (homes, in_sync, primary) =
-            (pg.called_off(&pg.config.in_sync), pg.config.in_sync.clone(), pg.config.primary);
+        let (homes, in_sync, primary) = (pg.called_off(), pg.config.in_sync.clone(), pg.config.primary);
         self.open_epoch_on(id, homes, in_sync, primary);
     }
 }

@@ -91,7 +91,7 @@ impl State {
             }
             let is_there = |device| self.devices.get(device).is_some_and(|device| device.alive);
             let goes_on = primary.is_some() && pg.newcomer().is_none_or(is_there);
-            let homes = if goes_on { pg.homes() } else { pg.called_off(&in_sync) };
+            let homes = if goes_on { pg.homes() } else { pg.called_off() };
             self.open_epoch_on(id, homes, in_sync, primary);
             // One that restarted and left has everything but memory.
             self.follow_holders(id, follow);
@@ -279,6 +279,7 @@ impl State {
                     let verdict = self.may_propose(sds, id, proposal.expected_epoch).map(drop);
                     if verdict.is_ok() {
                         self.activated_by_choice(id);
+                        self.call_off_to_lost(id);
                     }
                     return self.result(id, verdict);
                 }

@@ -55,7 +55,7 @@ impl State {
         let in_sync = vec![member];
         let homes = match self.pgs.get(id) {
             Some(pg) if pg.newcomer() == Some(device) => pg.places().collect::<Vec<_>>().into(),
-            Some(pg) => pg.called_off(&in_sync),
+            Some(pg) => pg.newcomer().map_or_else(|| pg.homes(), |newcomer| pg.without_newcomer(newcomer)),
             None => return done(0_u64),
         };
         self.open_epoch_on(id, homes, in_sync, Some(device));

@@ -181,6 +181,33 @@ fn a_move_is_not_over_while_a_copy_besides_the_old_one_is_missing() {
     assert_eq!((places, after.leaving, after.is_whole()), (BTreeSet::from([other.into(), 4]), None, true));
 }
 
+/// S11: the newcomer has every acknowledged write, and who goes on alone has answered nothing yet.
+#[test]
+fn a_newcomer_that_is_lost_with_everything_may_be_chosen_until_others_answer_without_it() {
+    for answers in [false, true] {
+        let (mut world, before) = on_its_way();
+        let other = before.replicas.iter().find(|device| device.get() != 1).unwrap().get() as u8;
+        world.ok(lost(other, other));
+        filled(&mut world, before.id);
+        world.primaries_wait = true;
+        world.ok(lost(4, 4));
+        let alone = now(&world, &before);
+        assert_eq!((alone.config.in_sync.len(), alone.is_activated()), (1, false));
+        assert_eq!((alone.newcomer(), alone.is_complete_on(DeviceId(4))), (Some(DeviceId(4)), true), "{alone:?}");
+        if answers {
+            world.activate_all();
+            let alone = now(&world, &before);
+            assert_eq!((&alone.replicas, alone.leaving), (&before.replicas, None), "its move is called off now");
+            continue;
+        }
+        world.ok(lost(1, 1));
+        world.ok(returned(4, 4, 1));
+        let chosen = now(&world, &before);
+        assert_eq!(chosen.config.in_sync.iter().map(|member| member.device.get()).collect::<Vec<_>>(), [4]);
+        assert!(world.reloaded() == world.state);
+    }
+}
+
 #[test]
 fn a_server_that_is_drained_and_in_maintenance_is_left_alone_until_it_is_back() {
     let mut world = and_one(3);
