@@ -24,6 +24,9 @@ use crate::{
 const BATCH: usize = 1024;
 /// A proposal is made until it is decided. The MDM may be away for long; this only bounds one exactly-once request.
 const PROPOSAL_PATIENCE: Patience = Patience::within(Duration::from_secs(3600));
+/// Joins of a server are proposed together, this long after the first (S25): after an outage there are thousands, and each
+/// command of the log reaches every watcher of the map. What a stall waits for goes at once, and takes them along.
+const JOIN_WINDOW: Duration = Duration::from_millis(200);
 /// Between two attempts, doubling: a server that the MDM refuses for good must not fill its log.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PROPOSAL_PAUSE: Duration = Duration::from_secs(5);
@@ -72,6 +75,7 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
     let mut waiting: HashMap<PgId, (DeviceId, Proposal)> = HashMap::new();
     let mut batch = Vec::new();
     let mut pause = PROPOSAL_PAUSE;
+    let mut window = None;
     loop {
         if waiting.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
             return;
@@ -87,6 +91,14 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
                 waiting.insert(proposal.pg, (device, proposal));
             }
         }
+        if waiting.values().all(|(_, proposal)| matches!(proposal.reason, ProposalReason::JoinerSynced(_))) {
+            let end = *window.get_or_insert_with(|| tokio::time::Instant::now() + JOIN_WINDOW);
+            let more = tokio::time::timeout_at(end, queue.recv_many(&mut batch, BATCH)).await;
+            if more.is_ok_and(|taken| taken > 0) {
+                continue;
+            }
+        }
+        window = None;
         let asked: Vec<_> = waiting.values().cloned().collect();
         match propose(&server, &asked).await {
             Ok(reply) => {

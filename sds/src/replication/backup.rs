@@ -100,13 +100,12 @@ impl Backup {
                 // A second one is a resend: the table has moved on since.
                 if !self.opened {
                     self.opened = true;
+                    base.is_in_line();
                     self.mending = None;
                     self.received = last;
                     self.gap_told = None;
                     base.last = base.last.max(last);
-                    base.operations.replace(&operations);
-                    let (ticket, watermark) = (base.ticket(), base.committed);
-                    cx.emit(Effect::ReplaceOperations { ticket, operations, watermark });
+                    base.replace_operations(cx, operations);
                 }
                 base.send_when_durable(cx, self.primary, Body::Opened { round });
             }

@@ -1,6 +1,6 @@
 //! What every role of a replica has: identity, configuration, operation table, order, durability.
 
-use pflex_proto::ids::{Epoch, Member, PgId, Sequence, Version};
+use pflex_proto::ids::{Epoch, Member, PgId, Sequence, Version, VolatilityId};
 
 use super::effect::Effect;
 use super::gate::Gate;
@@ -41,6 +41,12 @@ pub(super) struct Base<D> {
     pub(super) last: Sequence,
     /// The watermark: nothing at or below differs between in-sync copies (S1).
     pub(super) committed: Sequence,
+    /// The configurations that the watermark is about: those of this volatility id (S25). It changes when nobody who had
+    /// everything goes on, above all with a forced promotion (S12), and then the mark says nothing about the others.
+    pub(super) lineage: VolatilityId,
+    /// The highest sequence that the store remembers, or will before anything later. `last` may be above it: heard of, of a
+    /// write that was undone.
+    pub(super) floor: Sequence,
     /// The last ticket given to a store effect.
     pub(super) issued: Ticket,
     /// Every store effect up to here is applied; only told in writeback pools (S14).
@@ -97,9 +103,29 @@ impl<D: Clone> Base<D> {
         self.issued
     }
 
+    /// This copy has everything that those in sync have.
+    pub(super) fn is_in_line(&mut self) {
+        self.lineage = self.volatility();
+    }
+
+    pub(super) fn volatility(&self) -> VolatilityId {
+        self.config.as_ref().map(|config| config.volatility).unwrap_or_default()
+    }
+
+    /// Replaces the operation table, in memory and in the store, and with it the watermark and what sequences were given: a
+    /// mark that stands above what the copies remember after a restart would hide what they order next (S25).
+    pub(super) fn replace_operations(&mut self, cx: &mut Cx<'_, D>, operations: OperationSnapshot) {
+        self.operations.replace(&operations);
+        let (ticket, last) = (self.ticket(), self.last);
+        let watermark = if self.lineage == self.volatility() { self.committed } else { Sequence(0) };
+        self.floor = last;
+        cx.emit(Effect::ReplaceOperations { ticket, operations, watermark, last });
+    }
+
     /// Nothing is here any more, so nothing is known to be equal to other copies'.
     pub(super) fn emptied(&mut self) {
         self.committed = Sequence(0);
+        self.floor = Sequence(0);
         self.operations.replace(&OperationSnapshot::default());
     }
 
@@ -154,6 +180,7 @@ impl<D: Clone> Base<D> {
     pub(super) fn apply(&mut self, cx: &mut Cx<'_, D>, write: OrderedWrite<D>) -> Ticket {
         self.operations.record(&write);
         self.last = self.last.max(write.version.sequence);
+        self.floor = self.floor.max(write.version.sequence);
         let ticket = self.ticket();
         cx.emit(Effect::Apply { ticket, write, watermark: self.committed });
         ticket

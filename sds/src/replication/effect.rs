@@ -69,8 +69,10 @@ pub enum Effect<D> {
         ticket: Ticket,
         /// The new table.
         operations: OperationSnapshot,
-        /// The new watermark.
+        /// The new watermark, of the present configuration's lineage (S25).
         watermark: Sequence,
+        /// Sequences up to this one may have been given: a life to come begins above it (S4, S25).
+        last: Sequence,
     },
     /// Accept changes again after a `StoreFailed`: everything emitted before this and not yet done is dropped.
     ClearFailure {

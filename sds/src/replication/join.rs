@@ -1,6 +1,7 @@
 //! The primary's side of a join (S10, S3).
 //!
-//! Lists first; the moment this copy's own list is asked for, forwarding begins: a chunk written between that moment
+//! Lists first, of what either side has above the joiner's watermark (S25, `joiner`); the moment this copy's own list is
+//! asked for, forwarding begins: a chunk written between that moment
 //! and the list's arrival is dirty and is copied. Then chunk by chunk, a few at a time: *needs sync* (writes are not
 //! forwarded), *syncing* (writes wait), *synced* (writes are forwarded and their acknowledgement is awaited). A chunk
 //! absent on both sides is synced. When none is left and the joiner has made everything durable, it is proposed.
@@ -19,6 +20,7 @@ use super::backoff::Backoff;
 use super::base::{Base, Cx};
 use super::effect::Effect;
 use super::holds::{Holds, Reason};
+use super::joiner::above;
 use super::limits::{JOINER_SILENT, SYNC_PARALLEL};
 use super::message::Body;
 use super::planted::Bug;
@@ -177,16 +179,14 @@ impl Join {
     ) -> Option<ChunkId> {
         let round = self.stream.round;
         match (body, &mut self.stage) {
-            (Body::VersionList { round: of, entries, more, highest: _, watermark: _ }, Stage::Listing)
-                if *of == round =>
-            {
+            (Body::VersionList { round: of, entries, more, watermark, highest: _ }, Stage::Listing) if *of == round => {
                 self.owes_since = Some(cx.now);
                 self.theirs.extend(entries.iter().map(|entry| (entry.chunk, entry.version)));
                 if !more {
                     self.owes_since = None;
                     self.own_round = base.next_round();
                     self.stage = Stage::OwnList { dirty: HashSet::new() };
-                    cx.emit(Effect::ListVersions { round: self.own_round, above: None });
+                    cx.emit(Effect::ListVersions { round: self.own_round, above: above(*watermark) });
                 }
             }
             (Body::Sums { round: of, chunk, sums }, Stage::Syncing { syncing, .. })

@@ -2,6 +2,11 @@
 //!
 //! Each chunk goes through three durable steps: marked unsynced, blocks written, version set. So at no moment does a
 //! half-copied chunk bear a version that could equal another copy's.
+//!
+//! A copy that returns lists what it has above its watermark only, and so does the primary (S25). Nothing at or below the
+//! mark differed between copies in sync when it was set, whatever is ordered later is above it, and whatever this copy has
+//! beyond them is. So the mark stands still while the copy is filled, and rises at the end, when all of it is here. A copy
+//! without a mark, or with one of other configurations (`Base::lineage`), lists everything.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -70,20 +75,18 @@ impl<D: Clone> Joiner<D> {
             Body::SumsRequest { round, chunk } if round == self.round => cx.emit(Effect::ReadSums { round, chunk }),
             Body::SyncChunk { round, chunk, image } if round == self.round => self.on_chunk(base, cx, chunk, image),
             Body::Write { round, previous, committed, write } if round == self.round => {
-                base.committed = base.committed.max(committed);
+                if base.planted.is(Bug::MarkWhileFilled) {
+                    base.committed = base.committed.max(committed);
+                }
                 self.on_write(base, cx, primary, previous, write);
             }
             Body::JoinEnd { round, last, watermark, operations } if round == self.round => {
                 base.last = base.last.max(last);
                 // Set, not raised: a mark from an earlier membership says nothing about this one.
                 base.committed = watermark;
-                base.operations.replace(&operations);
-                let ticket = base.ticket();
-                cx.emit(Effect::ReplaceOperations { ticket, operations, watermark });
+                base.is_in_line();
+                base.replace_operations(cx, operations);
                 base.send_when_durable(cx, primary, Body::JoinReady { round });
-            }
-            Body::Committed { round, through } if round == self.round => {
-                base.committed = base.committed.max(through);
             }
             // Of another attempt, or what only a primary or backup takes.
             Body::JoinStart { .. }
@@ -133,7 +136,10 @@ impl<D: Clone> Joiner<D> {
             let ticket = base.ticket();
             cx.emit(Effect::ClearFailure { ticket });
         }
-        cx.emit(Effect::ListVersions { round, above: None });
+        if base.lineage != base.volatility() && !base.planted.is(Bug::MarkOfOtherLineage) {
+            base.committed = Sequence(0);
+        }
+        cx.emit(Effect::ListVersions { round, above: above(base.committed) });
     }
 
     pub(super) fn on_listed(&self, base: &mut Base<D>, cx: &mut Cx<'_, D>, round: Round, entries: &[ChunkEntry]) {
@@ -219,6 +225,11 @@ impl<D: Clone> Joiner<D> {
             base.send_when_durable(cx, primary, Body::ChunkSynced { round: self.round, chunk });
         }
     }
+}
+
+/// What to list beyond a watermark; none: everything.
+pub(super) fn above(watermark: Sequence) -> Option<Sequence> {
+    (watermark > Sequence(0)).then_some(watermark)
 }
 
 /// What a joiner that could not apply a write says to everything.

@@ -337,6 +337,5 @@ const fn flushed<D>(request: RequestId, volatility: VolatilityId) -> Effect<D> {
 }
 
 pub(super) fn written<D: Clone>(base: &Base<D>, cx: &mut Cx<'_, D>, request: RequestId, version: Version) {
-    let volatility = base.config.as_ref().map(|config| config.volatility).unwrap_or_default();
-    cx.emit(Effect::Reply { request, outcome: Outcome::Written { volatility, version } });
+    cx.emit(Effect::Reply { request, outcome: Outcome::Written { volatility: base.volatility(), version } });
 }

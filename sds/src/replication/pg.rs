@@ -114,6 +114,8 @@ impl<D: Clone> Pg<D> {
             operations,
             last: recovered.highest.max(recovered.watermark),
             committed: recovered.watermark,
+            floor: recovered.highest.max(recovered.watermark),
+            lineage: recovered.lineage,
             issued: Ticket(0),
             held: Ticket(0),
             durable: Ticket(0),

@@ -38,6 +38,10 @@ pub(super) enum Bug {
     /// S25: a copy that was dropped still claims what it had.
     #[cfg(test)]
     KeepMarkOfDropped,
+    /// S25: a copy that is being filled takes over its primary's watermark before it has everything.
+    MarkWhileFilled,
+    /// S25: a watermark counts whatever configurations it is of.
+    MarkOfOtherLineage,
     /// S13: a block that cannot be read is put back whatever the version of the chunk is, here and there.
     RepairFromOtherVersion,
     /// S4: space that was set aside for a write that is not ordered stays so.

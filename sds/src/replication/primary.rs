@@ -300,6 +300,11 @@ impl<D: Clone> Primary<D> {
             return;
         }
         let Some(opened) = reconcile.opened() else { return };
+        // What is served from here on is a mark for others (S25): this copy has to remember it as well.
+        if base.last > base.floor {
+            let operations = base.operations.snapshot();
+            return base.replace_operations(cx, operations);
+        }
         // S11, as the very last: until this is committed the MDM may choose another copy, and the later it does, the fewer
         // failures make those that left stale for nothing.
         if base.is_to_be_activated() {
@@ -309,6 +314,7 @@ impl<D: Clone> Primary<D> {
         self.backups = opened.into_iter().map(|(member, round)| Stream::new(member, round, base.last)).collect();
         // Everything this copy has is now everywhere: the writes in flight from the epoch before, too.
         base.committed = base.last;
+        base.is_in_line();
         while let Some(entry) = self.flight.pop_front() {
             for request in entry.waiting {
                 written(base, cx, request, entry.write.version);

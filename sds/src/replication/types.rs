@@ -174,6 +174,8 @@ pub struct Recovered {
     pub highest: Sequence,
     /// The last watermark persisted with an effect; a lower bound, so it may be old but never too high.
     pub watermark: Sequence,
+    /// The volatility id that the watermark was persisted under: its lineage (S25).
+    pub lineage: VolatilityId,
     /// The operation table.
     pub operations: OperationSnapshot,
 }

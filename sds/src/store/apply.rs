@@ -106,7 +106,8 @@ impl Store {
         self.submit(record, Lane::Replication)
     }
 
-    /// Replaces the operation table and sets the watermark, which may fall (S1).
+    /// Replaces the operation table and sets the watermark, which may fall (S1), and what it is about (S14, S25).
+    /// Recovery finds no highest sequence below `last`.
     ///
     /// # Errors
     /// Nothing has changed then.
@@ -115,9 +116,12 @@ impl Store {
         pg: PgId,
         operations: OperationSnapshot,
         watermark: Sequence,
+        volatility: VolatilityId,
+        last: Sequence,
     ) -> Result<Ticket, ApplyError> {
         let mut record = Record::new(Kind::ReplaceOperations, pg, ChunkId::default());
-        (record.operations, record.watermark) = (operations, watermark);
+        (record.operations, record.watermark, record.volatility) = (operations, watermark, volatility);
+        record.version.sequence = last;
         self.submit(record, Lane::Replication)
     }
 

@@ -33,7 +33,8 @@ impl Operations {
             Kind::ReplaceOperations => {
                 self.entries.clear();
                 self.low_waters.clear();
-                self.watermark = record.watermark;
+                (self.watermark, self.volatility) = (record.watermark, record.volatility);
+                self.highest = highest(self.highest, record.version);
             }
             Kind::Write | Kind::Blocks | Kind::MarkUnsynced | Kind::SetVersion | Kind::DropPg => {}
         }

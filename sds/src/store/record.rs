@@ -37,7 +37,7 @@ pub(super) enum Kind {
     SetVersion = 5,
     /// The chunk and its operations are forgotten, without a tombstone.
     Remove = 6,
-    /// The operation table and the watermark are replaced.
+    /// The operation table and the watermark are replaced; its version says which sequences were given (S25).
     ReplaceOperations = 7,
     /// What is left of the placement group after its chunks were removed is forgotten.
     DropPg = 8,

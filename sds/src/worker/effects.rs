@@ -161,12 +161,13 @@ impl Worker {
             Effect::SetVersion { ticket, chunk, version } => {
                 self.change(pg, ticket, |store| store.set_version(pg, chunk, version));
             }
-            Effect::ReplaceOperations { ticket, operations, watermark } => {
+            Effect::ReplaceOperations { ticket, operations, watermark, last } => {
                 let snapshot = store::OperationSnapshot {
                     entries: operations.entries.into_iter().map(operation).collect(),
                     low_waters: operations.low_waters.into_iter().map(|(key, low)| (client(key), low)).collect(),
                 };
-                self.change(pg, ticket, |store| store.replace_operations(pg, snapshot, watermark));
+                let volatility = self.volatility(pg);
+                self.change(pg, ticket, |store| store.replace_operations(pg, snapshot, watermark, volatility, last));
             }
             Effect::ClearFailure { ticket } => {
                 let Some(slot) = self.slots.get_mut(&pg) else { return };

@@ -173,5 +173,5 @@ fn found(report: store::PgReport) -> Recovered {
     });
     let low_waters = report.operations.low_waters.into_iter().map(|(key, low)| (client(key), low)).collect();
     let operations = replication::OperationSnapshot { entries: entries.collect(), low_waters };
-    Recovered { highest: report.highest.sequence, watermark: report.watermark, operations }
+    Recovered { highest: report.highest.sequence, watermark: report.watermark, lineage: report.volatility, operations }
 }

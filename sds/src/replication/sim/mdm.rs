@@ -381,7 +381,9 @@ impl Mdm {
         }
         let chosen = *self.joiners(pg).first()?;
         let (epoch, primary) = (config.epoch.next(), Some(chosen.device));
-        let config = PgConfig { epoch, primary, in_sync: vec![chosen], forced: true, to_activate: false, ..config };
+        let volatility = config.volatility.next();
+        let config =
+            PgConfig { epoch, primary, in_sync: vec![chosen], volatility, forced: true, to_activate: false, ..config };
         let placement = self.pgs.get_mut(&pg).expect("known group");
         placement.config = config;
         placement.holders.clear();
@@ -399,7 +401,11 @@ impl Mdm {
         let primary = stays.or_else(first);
         let placement = self.pgs.get_mut(&pg).expect("known group");
         let before = placement.config.clone();
-        let config = PgConfig { epoch: before.epoch.next(), primary, in_sync, to_activate: false, ..before };
+        let mut config = PgConfig { epoch: before.epoch.next(), primary, in_sync, to_activate: false, ..before };
+        // S14: no member of the old epoch is in the new one. In writeback it is memory that counts (`settle`).
+        if !self.writeback && !config.in_sync.iter().any(|member| placement.config.in_sync.contains(member)) {
+            config.volatility = config.volatility.next();
+        }
         let before = std::mem::replace(&mut placement.config, config);
         placement.follow_holders(before.in_sync);
     }

@@ -92,8 +92,8 @@ fn run_in(mut world: World, seed: u64) -> Result<World, String> {
 
 /// S12: copies die one after the other until only stale ones are left in some groups; an operator promotes those by force,
 /// and the old copies come back into the load. Groups promoted, and half-copied chunks in them.
-fn run_with_a_forced_promotion(seed: u64) -> Result<(u64, u64), String> {
-    let mut world = World::new(seed, None, false);
+fn run_with_a_forced_promotion(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
+    let mut world = World::new(seed, bug, false);
     let calm = |world: &mut World, ms: u64| {
         let end = world.now + ms * MS;
         world.run(end, |_| false)
@@ -143,7 +143,7 @@ fn after_a_forced_promotion_the_old_copies_are_stale() {
     let start = first.unwrap_or(1);
     let (mut promoted, mut halves) = (0, 0);
     for seed in start..start + runs {
-        match run_with_a_forced_promotion(seed) {
+        match run_with_a_forced_promotion(seed, None) {
             Ok((groups, chunks)) => (promoted, halves) = (promoted + groups, halves + chunks),
             Err(broken) => panic!("seed {seed} (PFLEX_SIM_SEED={seed}): {broken}"),
         }
@@ -269,6 +269,7 @@ planted! { run;
     s13_a_repair_with_another_version_is_noticed: RepairFromOtherVersion within 300,
     s13_a_mend_while_it_is_written_is_noticed: MendWhileWritten within 300,
     s13_a_repair_with_unverified_bytes_is_noticed: RepairUnverified within 200,
+    s25_a_mark_taken_over_too_early_is_noticed: MarkWhileFilled within 300,
     s10_a_missing_unsynced_mark_is_noticed: SkipUnsyncedMark within 200,
     s10_a_write_during_the_lists_is_noticed: ForgetDirtyDuringList within 300,
 }
@@ -288,4 +289,9 @@ planted! { run_with_moves;
     an_old_copy_dropped_before_the_new_one_is_in_sync_is_noticed: DropLeaving within 100,
     s19_chunks_dropped_before_the_row_are_noticed: DropChunksFirst within 100,
     half_a_copy_that_takes_part_is_noticed: ActOnHalfCopy within 300,
+    s25_a_copy_that_was_dropped_and_keeps_its_mark_is_noticed: KeepMarkOfDropped within 300,
+}
+
+planted! { run_with_a_forced_promotion;
+    s25_a_mark_of_before_a_forced_promotion_is_noticed: MarkOfOtherLineage within 200,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use pflex_proto::ids::{ChunkId, Sequence, Version};
+use pflex_proto::ids::{ChunkId, Sequence, Version, VolatilityId};
 
 use crate::replication::operations::Operations;
 use crate::replication::planted::{Bug, Planted};
@@ -33,6 +33,8 @@ pub(super) struct Image {
     pub(super) chunks: BTreeMap<ChunkId, Chunk>,
     pub(super) operations: Operations,
     pub(super) watermark: Sequence,
+    lineage: VolatilityId,
+    floor: Sequence,
     /// Blocks that cannot be read; their checksums are known.
     pub(super) bad: BTreeSet<(ChunkId, usize)>,
 }
@@ -42,7 +44,7 @@ pub(super) struct Image {
 pub(super) struct PgStore {
     pub(super) applied: Image,
     pub(super) durable: Image,
-    queue: VecDeque<(Ticket, Effect<Data>)>,
+    queue: VecDeque<(Ticket, Effect<Data>, VolatilityId)>,
     /// Chunks that space is set aside for.
     pub(super) reserved: BTreeSet<ChunkId>,
     /// The ticket that failed; nothing from it on is done.
@@ -54,10 +56,12 @@ pub(super) struct PgStore {
 }
 
 impl Image {
-    fn apply(&mut self, effect: &Effect<Data>) {
+    fn apply(&mut self, effect: &Effect<Data>, volatility: VolatilityId) {
         match effect.clone() {
             Effect::Apply { write, watermark, .. } => {
-                self.watermark = watermark;
+                if watermark >= self.watermark {
+                    (self.watermark, self.lineage) = (watermark, volatility);
+                }
                 self.write(&write);
             }
             Effect::FixChunk { chunk, image, operations, .. } => {
@@ -72,9 +76,10 @@ impl Image {
                 let first_block = (extent.offset / BLOCK) as u16;
                 self.blocks(chunk, &[BlockRun { first_block, blocks: data.len() as u16, data: Some(data) }]);
             }
-            Effect::ReplaceOperations { operations, watermark, .. } => {
+            Effect::ReplaceOperations { operations, watermark, last, .. } => {
                 self.operations.replace(&operations);
-                self.watermark = watermark;
+                self.floor = self.floor.max(last);
+                (self.watermark, self.lineage) = (watermark, volatility);
             }
             other => panic!("not a store change: {other:?}"),
         }
@@ -124,7 +129,8 @@ impl Image {
         let chunks = self.chunks.values().filter_map(|chunk| chunk.version);
         let executed = operations.entries.iter().map(|entry| entry.version);
         let highest = chunks.chain(executed).map(|version| version.sequence).max().unwrap_or_default();
-        Recovered { highest, watermark: self.watermark, operations }
+        let highest = highest.max(self.floor);
+        Recovered { highest, watermark: self.watermark, lineage: self.lineage, operations }
     }
 }
 
@@ -143,7 +149,14 @@ pub(super) fn place(effect: &Effect<Data>) -> Option<ChunkId> {
 
 impl PgStore {
     /// Takes a change; `fails`: there is no space for it. Whether this is the first to fail.
-    pub(super) fn change(&mut self, ticket: Ticket, effect: Effect<Data>, fails: bool, planted: Planted) -> bool {
+    pub(super) fn change(
+        &mut self,
+        ticket: Ticket,
+        effect: Effect<Data>,
+        volatility: VolatilityId,
+        fails: bool,
+        planted: Planted,
+    ) -> bool {
         if let Effect::Repair { chunk, version, .. } = &effect
             && self.version(*chunk) != Some(*version)
             && !planted.is(Bug::RepairFromOtherVersion)
@@ -152,7 +165,7 @@ impl PgStore {
         }
         if let Effect::ClearFailure { .. } = effect {
             self.failed = None;
-            self.queue.retain(|(queued, _)| *queued > ticket);
+            self.queue.retain(|(queued, ..)| *queued > ticket);
             return false;
         }
         if self.failed.is_some() {
@@ -167,8 +180,8 @@ impl PgStore {
         {
             self.reserved.remove(&chunk);
         }
-        self.applied.apply(&effect);
-        self.queue.push_back((ticket, effect));
+        self.applied.apply(&effect, volatility);
+        self.queue.push_back((ticket, effect, volatility));
         false
     }
 
@@ -179,9 +192,9 @@ impl PgStore {
 
     /// Everything up to the ticket reaches the disk. None: it failed, or something before it did.
     pub(super) fn flush(&mut self, through: Ticket) -> Option<Ticket> {
-        while self.queue.front().is_some_and(|(ticket, _)| *ticket <= through) {
-            let (_, effect) = self.queue.pop_front().expect("just seen");
-            self.durable.apply(&effect);
+        while self.queue.front().is_some_and(|(ticket, ..)| *ticket <= through) {
+            let (_, effect, volatility) = self.queue.pop_front().expect("just seen");
+            self.durable.apply(&effect, volatility);
         }
         self.failed.is_none_or(|failed| through < failed).then_some(through)
     }
@@ -191,7 +204,7 @@ impl PgStore {
     pub(super) fn crash(&mut self, rng: &mut Rng) {
         let mut lost: Vec<ChunkId> = Vec::new();
         let mut all = true;
-        for (_, effect) in std::mem::take(&mut self.queue) {
+        for (_, effect, volatility) in std::mem::take(&mut self.queue) {
             match place(&effect) {
                 Some(chunk) if lost.contains(&chunk) => {}
                 Some(chunk) if rng.percent(30) => {
@@ -202,11 +215,11 @@ impl PgStore {
                         && rng.percent(50)
                     {
                         runs.truncate(1);
-                        self.durable.apply(&Effect::WriteBlocks { ticket, chunk, runs });
+                        self.durable.apply(&Effect::WriteBlocks { ticket, chunk, runs }, volatility);
                     }
                 }
-                Some(_) => self.durable.apply(&effect),
-                None if all => self.durable.apply(&effect),
+                Some(_) => self.durable.apply(&effect, volatility),
+                None if all => self.durable.apply(&effect, volatility),
                 None => {}
             }
         }
@@ -237,7 +250,7 @@ impl PgStore {
     /// Whether this block has data on the disk that a fault could take.
     pub(super) fn can_lose(&self, chunk: ChunkId, block: usize) -> bool {
         let written = self.applied.chunks.get(&chunk).is_some_and(|chunk| chunk.blocks[block] != 0);
-        let pending = self.queue.iter().any(|(_, effect)| place(effect).is_none_or(|of| of == chunk));
+        let pending = self.queue.iter().any(|(_, effect, _)| place(effect).is_none_or(|of| of == chunk));
         written && !pending && self.version(chunk).is_some()
     }
 

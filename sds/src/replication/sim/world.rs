@@ -361,9 +361,10 @@ impl World {
                 let node = self.nodes.get_mut(&device).expect("known node");
                 let fails = node.full && matches!(effect, Effect::Apply { .. });
                 node.full &= !fails;
+                let volatility = node.pgs[&pg].config().map(|config| config.volatility).unwrap_or_default();
                 let store = node.stores.get_mut(&pg).expect("a replica has a store");
                 let place = super::store::place(&effect);
-                let failed = store.change(ticket, effect, fails, self.planted);
+                let failed = store.change(ticket, effect, volatility, fails, self.planted);
                 if let Some(chunk) = place {
                     self.oracle.versions(pg, &store.applied, chunk)?;
                 }

@@ -193,11 +193,13 @@ fn ids_are_trimmed_replaced_and_survive() {
     assert_eq!(ids(&store), [3, 4, 5]);
     let other = Operation { client: CLIENT, id: OperationId(40), version: version(4), chunk: chunk(0) };
     let table = OperationSnapshot { entries: vec![other], low_waters: vec![(CLIENT, OperationId(40))] };
-    store.replace_operations(pg(0), table.clone(), Sequence(1)).unwrap();
+    store.replace_operations(pg(0), table.clone(), Sequence(1), VolatilityId(1), Sequence(7)).unwrap();
     assert_eq!(ids(&store), [40]);
     settle(&mut store);
     for _ in 0..2 {
-        store = Store::open(device.clone(), meta.clone(), CONFIG).unwrap().0;
+        let opened;
+        (store, opened) = Store::open(device.clone(), meta.clone(), CONFIG).unwrap();
+        assert_eq!(opened.pgs[0].highest.sequence, Sequence(7), "given once, if only heard of here (S25)");
         assert_eq!((store.operations(pg(0)), store.watermark(pg(0)).unwrap().0), (table.clone(), Sequence(1)));
     }
 }
@@ -405,4 +407,28 @@ fn a_copy_is_dropped_piece_by_piece_and_half_of_it_never_has_a_row() {
     assert!(drop_with_crashes(false).unwrap() >= 5);
     let broken = drop_with_crashes(true).unwrap_err();
     assert!(broken.starts_with("after 1 steps 3 of 5"), "data before the row is noticed: {broken}");
+}
+
+/// S25: what travels after a short absence is what was written meanwhile, however much there is.
+#[test]
+fn after_a_short_absence_lists_are_as_long_as_what_was_written_meanwhile() {
+    const CHUNKS: u64 = 10_000;
+    let (_, mut store) = opened(4);
+    // Zeros need no space: here it is the lists that matter.
+    for index in 0..CHUNKS {
+        store.apply(write(pg(0), chunk(index), index + 1, run(0, 256, 0))).unwrap();
+        if index % 512 == 0 {
+            settle(&mut store);
+        }
+    }
+    settle(&mut store);
+    let left_at = Sequence(CHUNKS);
+    assert!(store.versions(pg(0), Some(left_at)).is_empty());
+    for index in 0..37 {
+        store.apply(write(pg(0), chunk(index * 100), CHUNKS + 1 + index, run(0, 256, 0))).unwrap();
+    }
+    settle(&mut store);
+    let (short, full) = (store.versions(pg(0), Some(left_at)).len(), store.versions(pg(0), None).len());
+    println!("{short} entries of {full} travel");
+    assert_eq!((short, full), (37, CHUNKS as usize));
 }
