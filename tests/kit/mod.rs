@@ -43,8 +43,8 @@ impl Cluster {
     /// As many of each as the flags of `up` say.
     pub(crate) fn start_of(counts: &str) -> Self {
         let mut cluster = Self { home: tempfile::tempdir().expect("a temporary directory"), port_offset: 0 };
-        let dir = cluster.dir().display().to_string();
         for attempt in 0..MOST_TRIES {
+            let dir = cluster.dir().display().to_string();
             // Tests of several processes run side by side: spread them, and let `up` itself say what is taken.
             let offset = 12_000 + (u64::from(std::process::id()) * 131 + u64::from(attempt) * 977) % 40_000;
             cluster.port_offset = u16::try_from(offset).expect("below 52,000");
@@ -52,6 +52,8 @@ impl Cluster {
             let flags = ["--dir", &dir, "--port-offset", &offset, "--device-size", "1GiB"];
             let output = cluster.run(&format!("up {counts}"), &flags);
             if output.status.code() == Some(4) && stderr(&output).contains("is taken") {
+                // What was made so far is bound to those ports.
+                cluster.home = tempfile::tempdir().expect("a temporary directory");
                 continue;
             }
             assert_eq!(output.status.code(), Some(0), "up: {}", stderr(&output));

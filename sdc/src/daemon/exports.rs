@@ -160,7 +160,6 @@ impl MappedVolumes {
         let pool = map.pools.get(&volume.pool)?;
         let layout = Layout { pool: pool.id, pg_count: pool.pg_count, vtree: volume.vtree, layer: volume.layer };
         let refused = match volume.token_mode {
-            _any if pool.writeback => Some("its pool's write policy is `writeback`, which this release does not serve"),
             TokenMode::PerIo => Some("its token mode is `per-io`, which this release does not serve"),
             TokenMode::Lease => None,
         };

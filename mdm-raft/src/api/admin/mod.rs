@@ -59,10 +59,6 @@ impl Admin for Api {
 
     async fn create_pool(&self, request: Request<pb::CreatePoolRequest>) -> Result<Response<pb::Pool>, Status> {
         let request = request.into_inner();
-        if request.write_policy() == pb::WritePolicy::Writeback {
-            // Everything behind it is there; it opens when whole clusters of real processes have been tested with it (S14).
-            return Err(Status::failed_precondition("the write policy `writeback` is not available yet; use `sync`"));
-        }
         let name = request.name.clone();
         let or_default = |value: u32, default: u32| if value == 0 { default } else { value };
         let body = Body::CreatePool(proto::CreatePool {
