@@ -13,6 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How much a reader asks for at once: many small frames, or a good part of a large one.
 const READ_SIZE: usize = 128 << 10;
+/// Room below which a fresh buffer is taken: a read of less would cost a system call for little. A buffer for each read
+/// would be worse still, because frames that are still being worked on hold the one before.
+const LEAST_READ_SIZE: usize = 16 << 10;
 
 /// Why no more frames come.
 #[derive(Debug, thiserror::Error)]
@@ -105,13 +108,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// [`FramesError::Frame`].
     pub fn buffered(&mut self) -> Result<Option<Frame>, FramesError> {
         let Some(raw_header) = self.buffer.first_chunk::<HEADER_SIZE>().copied() else {
-            self.buffer.reserve(READ_SIZE);
+            self.make_room(0);
             return Ok(None);
         };
         let header = FrameHeader::parse(&raw_header)?;
         let total = HEADER_SIZE + header.rest_len();
         if self.buffer.len() < total {
-            self.buffer.reserve((total - self.buffer.len()).max(READ_SIZE));
+            self.make_room(total - self.buffer.len());
             return Ok(None);
         }
         let mut frame = self.buffer.split_to(total).freeze();
@@ -119,6 +122,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let body = frame.split_to(header.body_len as usize);
         header.check_body(&body)?;
         Ok(Some(Frame { header, raw_header, body, payload: frame }))
+    }
+
+    /// Room for the next read, which brings at least `missing` bytes sooner or later.
+    fn make_room(&mut self, missing: usize) {
+        if self.buffer.capacity() - self.buffer.len() < missing.max(LEAST_READ_SIZE) {
+            self.buffer.reserve(missing.max(READ_SIZE));
+        }
     }
 }
 

@@ -114,12 +114,8 @@ fn main() -> Result<()> {
     let directory = tempfile::tempdir_in(parent)?;
     let files = FileConfig::beside(&directory.path().join("device"));
     let meta = LocalDb::open(&directory.path().join("sds_local.db"), &[])?;
-    let format = FormatConfig {
-        cluster: CLUSTER,
-        sds: SdsId(1),
-        uuid: DeviceUuid(uuid::Uuid::new_v4()),
-        journal_bytes: DEFAULT_JOURNAL_BYTES,
-    };
+    let format =
+        FormatConfig { cluster: CLUSTER, sds: SdsId(1), uuid: DeviceUuid(uuid::Uuid::new_v4()), journal_bytes: None };
     Store::format_files(&files, 4 << 30, false, meta.as_ref(), &format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -38,9 +38,9 @@ pub struct DeviceFile {
     /// Bytes of a file that is made; ignored where there is one.
     #[serde(default = "default_size_bytes")]
     pub size_bytes: u64,
-    /// Bytes of its journal when it is formatted.
-    #[serde(default = "default_journal_bytes")]
-    pub journal_bytes: u64,
+    /// Bytes of its journal when it is formatted. By default a 64th of the device, at least 64 MiB and at most 1 GiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_bytes: Option<u64>,
     /// The pool it is for; empty is the first one of the server's domain. Counts when the device is first seen.
     #[serde(default)]
     pub pool: String,
@@ -71,10 +71,6 @@ fn default_management() -> Endpoint {
 
 const fn default_size_bytes() -> u64 {
     16 << 30
-}
-
-const fn default_journal_bytes() -> u64 {
-    64 << 20
 }
 
 /// Smaller devices could not hold their journal and a few chunks.
@@ -162,7 +158,7 @@ mod tests {
         DeviceFile {
             path: path.into(),
             size_bytes: 1 << 30,
-            journal_bytes: 64 << 20,
+            journal_bytes: None,
             pool: String::new(),
             preallocate: false,
             sparse: false,

@@ -198,7 +198,7 @@ mod tests {
         DeviceFile {
             path,
             size_bytes: 64 << 20,
-            journal_bytes: 0,
+            journal_bytes: Some(0),
             pool: String::new(),
             preallocate: false,
             sparse: false,
@@ -323,7 +323,8 @@ mod tests {
             let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let meta: Arc<dyn MetaStore> = MemoryMeta::new();
             let ours = device(here.path());
-            let theirs = DeviceFile { size_bytes: other_size, journal_bytes: other_journal, ..device(there.path()) };
+            let theirs =
+                DeviceFile { size_bytes: other_size, journal_bytes: Some(other_journal), ..device(there.path()) };
             drop(open(&ours, &meta).unwrap());
             drop(open_one(&theirs, ClusterId::from_bytes([2; 16]), SdsId(1), &meta).unwrap());
             std::fs::copy(&theirs.path, &ours.path).unwrap();

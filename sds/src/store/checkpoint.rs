@@ -5,6 +5,10 @@
 //! rows and the whole journal; replay then restores every block that was half written.
 //!
 //! Incremental: each round takes a bounded amount, so a round is short and IO goes on beside it.
+//!
+//! Late: a block that waits is often written again, or its neighbours are, and then both go in one write. So rounds begin
+//! when half of the ring is used and end at three eighths, and what is left goes while the device rests, so that a burst
+//! finds an empty ring and a start has little to replay.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -47,6 +51,10 @@ pub(super) struct Checkpoint {
     forced: bool,
     /// Above the low mark: goes on until below.
     draining: bool,
+    /// Nothing was written for a while: goes on until the ring is nearly empty.
+    resting: bool,
+    /// The next record's number when the owner last looked.
+    seen: u64,
 }
 
 struct Active {
@@ -120,6 +128,14 @@ impl Checkpoint {
 }
 
 impl Store {
+    /// Empties the ring if nothing was written since the last call. The owner calls it about each second.
+    pub fn use_rest(&mut self) {
+        let written = self.pipeline.records();
+        self.checkpoint.resting = self.checkpoint.seen == written;
+        self.checkpoint.seen = written;
+        self.settle();
+    }
+
     /// Starts a round if one is due, and moves a running one on.
     pub(super) fn advance_checkpoint(&mut self) {
         if self.checkpoint.active.is_none() {
@@ -166,8 +182,10 @@ impl Store {
 
     fn start_checkpoint(&mut self) {
         let (used, bytes) = (self.ring.used(), self.ring.bytes());
-        self.checkpoint.draining = used > bytes / 4 || (self.checkpoint.draining && used > bytes / 8);
-        let due = self.checkpoint.wanted || self.checkpoint.forced || self.checkpoint.draining;
+        let checkpoint = &mut self.checkpoint;
+        checkpoint.draining = used > bytes / 2 || (checkpoint.draining && used > bytes / 8 * 3);
+        checkpoint.resting &= used > bytes / 64;
+        let due = checkpoint.wanted || checkpoint.forced || checkpoint.draining || checkpoint.resting;
         if !due || self.dirty.is_empty() {
             return;
         }

@@ -55,7 +55,7 @@ pub use self::{
     config::KnownConfig,
     error::{ApplyError, MetaError, OpenError, Poison, ReadError},
     meta::{Batch, Committed, LocalDb, MemoryMeta, MetaStore, Rows, Table},
-    open::{DEFAULT_JOURNAL_BYTES, FormatConfig, OpenReport, StoreConfig, inspect},
+    open::{FormatConfig, OpenReport, StoreConfig, inspect},
     read::Read,
     superblock::{Geometry, Superblock},
     types::*,

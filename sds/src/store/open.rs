@@ -34,9 +34,6 @@ use super::{
 };
 use crate::device::{Device, FileConfig, FileDevice, Meter, TimedDevice};
 
-/// The journal unless the operator says otherwise: 64 MiB hold 10,000 small writes and replay in well under a second.
-pub const DEFAULT_JOURNAL_BYTES: u64 = 64 << 20;
-
 /// What a new device is.
 #[derive(Clone, Copy, Debug)]
 pub struct FormatConfig {
@@ -46,8 +43,8 @@ pub struct FormatConfig {
     pub sds: SdsId,
     /// Random.
     pub uuid: DeviceUuid,
-    /// Bytes of the journal; rounded up to what is possible.
-    pub journal_bytes: u64,
+    /// Bytes of the journal, rounded up to what is possible; none is what suits the device's size.
+    pub journal_bytes: Option<u64>,
 }
 
 /// How a device file is opened.
@@ -97,7 +94,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let geometry = Geometry::divide(size, config.journal_bytes)?;
+        let geometry = Geometry::divide(size, config.journal_bytes.unwrap_or(Geometry::usual_journal(size)))?;
         let device = FileDevice::create(files, geometry.front_bytes(), geometry.total_bytes(), preallocate)
             .map_err(|source| OpenError::File { action: "create", path: files.path.clone(), source })?;
         let formatted = Self::format(&device, geometry, meta, config);

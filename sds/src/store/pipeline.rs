@@ -130,6 +130,11 @@ impl Pipeline {
         }
     }
 
+    /// Records written to the journal so far, in all lives.
+    pub(super) const fn records(&self) -> u64 {
+        self.next_record
+    }
+
     pub(super) const fn is_idle(&self) -> bool {
         self.pending == 0
     }

@@ -36,6 +36,24 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The journal of a device of `total` bytes unless the operator says otherwise: a 64th, 64 MiB to 1 GiB.
+    ///
+    /// It holds back up to half of itself before blocks go to their places (`checkpoint`), so a larger one meets more
+    /// blocks of one chunk at a time and absorbs longer bursts. As much may be in memory, which is what bounds it; a
+    /// start reads all of it.
+    pub const fn usual_journal(total: u64) -> u64 {
+        const LEAST: u64 = 64 << 20;
+        const MOST: u64 = 1 << 30;
+        let share = total / 64;
+        if share < LEAST {
+            LEAST
+        } else if share > MOST {
+            MOST
+        } else {
+            share
+        }
+    }
+
     /// For a device of `total` bytes.
     ///
     /// # Errors

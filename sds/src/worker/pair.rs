@@ -417,7 +417,7 @@ async fn live(seed: u64, writeback: bool, plant: Option<Plant>) {
     let mut pair = Pair::new(seed, writeback);
     pair.serve().await;
     // Enough that the journals are being carried to their place already.
-    for index in 0..150 {
+    for index in 0..250 {
         pair.write(index % CHUNKS, BlockRange::new((index % 16) as u16 * 15, 15).expect("inside"), index as u32 + 1);
         pair.everything().await;
     }

@@ -26,7 +26,7 @@ pub(super) fn disk_of(n: u8) -> (Arc<MemoryDevice>, Arc<MemoryMeta>) {
     let geometry = Geometry { units: 16, ..Geometry::divide(1 << 30, 0).unwrap() };
     let (device, meta) = (MemoryDevice::new(geometry.total_bytes()), MemoryMeta::new());
     let uuid = DeviceUuid::from_bytes([n + 1; 16]);
-    let format = FormatConfig { cluster, sds: SdsId(n.into()), uuid, journal_bytes: 0 };
+    let format = FormatConfig { cluster, sds: SdsId(n.into()), uuid, journal_bytes: Some(0) };
     Store::format(device.as_ref(), geometry, meta.as_ref(), &format).unwrap();
     (device, meta)
 }

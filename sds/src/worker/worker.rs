@@ -321,6 +321,7 @@ impl Worker {
         if now.since(self.last_look) >= LOOK_EVERY {
             self.last_look = now;
             self.store.look_for_space();
+            self.store.use_rest();
             self.look_for_departed(now);
         }
         self.purge();

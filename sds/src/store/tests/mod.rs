@@ -41,7 +41,7 @@ pub(super) fn is_planted(bug: Bug) -> bool {
 const CLUSTER: ClusterId = ClusterId::from_bytes([1; 16]);
 const CONFIG: StoreConfig = StoreConfig { cluster: CLUSTER, sds: SdsId(7) };
 const FORMAT: FormatConfig =
-    FormatConfig { cluster: CLUSTER, sds: SdsId(7), uuid: DeviceUuid::from_bytes([2; 16]), journal_bytes: 0 };
+    FormatConfig { cluster: CLUSTER, sds: SdsId(7), uuid: DeviceUuid::from_bytes([2; 16]), journal_bytes: Some(0) };
 
 fn geometry(units: u32) -> Geometry {
     let smallest = Geometry::divide(1 << 30, 0).unwrap();

@@ -432,3 +432,38 @@ fn after_a_short_absence_lists_are_as_long_as_what_was_written_meanwhile() {
     println!("{short} entries of {full} travel");
     assert_eq!((short, full), (37, CHUNKS as usize));
 }
+
+#[test]
+fn blocks_go_to_their_places_late_and_while_the_device_rests() {
+    let (_, mut store) = opened(8);
+    let bytes = store.stats().journal_bytes;
+    let mut sequence = 0;
+    let mut some = |store: &mut Store| {
+        sequence += 1;
+        // Always the same few blocks: in their places they would be written again and again.
+        store.apply(write(pg(0), chunk(sequence % 8), sequence, run(0, 15, sequence as u32))).unwrap();
+        settle(store);
+    };
+    while store.stats().journal_used_bytes < bytes / 2 - (1 << 20) {
+        some(&mut store);
+    }
+    assert_eq!(store.stats().checkpoints, 0, "they may be written again");
+    store.use_rest();
+    poll_durable(&mut store).unwrap();
+    assert_eq!(store.stats().checkpoints, 0, "something was written since the last look");
+    store.use_rest();
+    poll_durable(&mut store).unwrap();
+    assert!(store.stats().checkpoints > 0 && store.stats().journal_used_bytes <= bytes / 64, "it rests");
+    let rounds = store.stats().checkpoints;
+    while store.stats().checkpoints == rounds {
+        some(&mut store);
+        assert!(store.stats().journal_used_bytes <= bytes / 2 + (1 << 20), "half a ring is enough");
+    }
+}
+
+#[test]
+fn the_usual_journal_is_a_share_of_the_device_within_bounds() {
+    let mib = 1 << 20;
+    let usual = [1_u64 << 30, 16 << 30, 1 << 40].map(|total| Geometry::usual_journal(total) / mib);
+    assert_eq!(usual, [64, 256, 1024]);
+}
