@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "pflex/insight.proto",
             "pflex/recovery.proto",
             "pflex/control.proto",
+            "pflex/refused.proto",
             "pflex/topology.proto",
             "pflex/vitals.proto",
             "pflex/work.proto",

@@ -8,24 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::Cluster;
+use kit::{
+    Cluster,
+    io::{PATIENCE, eventually},
+};
 use pflex_jepsen::nbd::NbdClient;
 
-const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the quorum is away; a token lives for 60 s, of which 45 are left in the worst case.
 const AWAY: Duration = Duration::from_secs(30);
 const BLOCK: usize = 4096;
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 fn write(disk: &mut NbdClient, stamp: u64) {
     let block = stamp.to_le_bytes().repeat(BLOCK / 8);
@@ -56,7 +47,7 @@ fn kill_mdms(cluster: &Cluster) {
 fn a_client_without_mdms_goes_on_also_when_it_is_killed_and_a_copy_of_it_does_not() {
     let cluster = Cluster::start_of("--mdm 3 --sds 2 --sdc 1");
     let open = || NbdClient::open(cluster.at(8005), "demo", PATIENCE).ok();
-    let mut disk = until("the volume is exported", open);
+    let mut disk = eventually("the volume is exported", open);
     (0..50).for_each(|stamp| write(&mut disk, stamp));
     let stats = || cluster.json("sdc stats sdc1 -o json")[0].clone();
     let before = stats();
@@ -78,12 +69,12 @@ fn a_client_without_mdms_goes_on_also_when_it_is_killed_and_a_copy_of_it_does_no
     }
     let mdms: Vec<_> = (0..3).map(|n| cluster.by_hand(&format!("mdm{n}"))).collect();
     let old = modified();
-    until("a newer token is kept", || {
+    eventually("a newer token is kept", || {
         use_it();
         (modified() > old).then_some(())
     });
     (0..200).for_each(|_| use_it());
-    until("the MDMs are back", || cluster.run("status --check", &[]).status.success().then_some(()));
+    eventually("the MDMs are back", || cluster.run("status --check", &[]).status.success().then_some(()));
     let after = stats();
     println!("{written} writes; before {before}, after {after}");
     assert_eq!(after["errors"], before["errors"]);
@@ -98,7 +89,7 @@ fn a_client_without_mdms_goes_on_also_when_it_is_killed_and_a_copy_of_it_does_no
         cluster.kill("sdc0");
         // Its last thread gives the lock and the ports back.
         let lock = std::fs::File::open(cluster.dir().join("sdc0/pid")).expect("it wrote its pid");
-        until("the killed client is gone", || lock.try_lock().is_ok().then_some(()));
+        eventually("the killed client is gone", || lock.try_lock().is_ok().then_some(()));
         drop(lock);
         let config = std::fs::read_to_string(copy.join("config.toml")).expect("it was copied");
         let mut config: toml::Table = config.parse().expect("TOML");
@@ -116,7 +107,7 @@ fn a_client_without_mdms_goes_on_also_when_it_is_killed_and_a_copy_of_it_does_no
         command.args(["sdc", "--config"]).arg(copy.join("config.toml")).env_clear().stdin(Stdio::null());
         let _copied = Copied(command.stderr(log).spawn().expect("the binary runs"));
         let refused = scope.spawn(move || {
-            until("the copy says why it waits", || {
+            eventually("the copy says why it waits", || {
                 let log = std::fs::read_to_string(copy.join("log")).unwrap_or_default();
                 log.contains("these files were copied").then_some(())
             });
@@ -126,7 +117,7 @@ fn a_client_without_mdms_goes_on_also_when_it_is_killed_and_a_copy_of_it_does_no
         let mut command = Command::new(env!("CARGO_BIN_EXE_pflex"));
         command.args(["sdc", "--config"]).arg(cluster.dir().join("sdc0/config.toml")).env_clear().stdin(Stdio::null());
         let _client = Copied(command.stderr(log).spawn().expect("the binary runs"));
-        let mut disk = until("the killed client serves again", open);
+        let mut disk = eventually("the killed client serves again", open);
         let mut read: Vec<_> = (written.saturating_sub(900)..written).collect();
         read.retain(|stamp| *stamp > 0);
         read.iter().for_each(|stamp| is_there(&mut disk, *stamp));
@@ -142,9 +133,9 @@ fn a_client_without_mdms_goes_on_also_when_it_is_killed_and_a_copy_of_it_does_no
 
         // The MDMs return: it registers, and IO goes on over it, on the same connection, long after its first tokens.
         let _mdms: Vec<_> = (0..3).map(|n| cluster.by_hand(&format!("mdm{n}"))).collect();
-        until("the MDMs are back", || cluster.run("cluster status", &[]).status.success().then_some(()));
+        eventually("the MDMs are back", || cluster.run("cluster status", &[]).status.success().then_some(()));
         let asked = modified();
-        until("it has newer tokens", || (modified() > asked).then_some(()));
+        eventually("it has newer tokens", || (modified() > asked).then_some(()));
         for stamp in resumed..resumed + 200 {
             write(&mut disk, stamp);
             is_there(&mut disk, stamp);

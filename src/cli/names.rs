@@ -38,6 +38,11 @@ impl Names {
         Ok(Self(reply.sdcs.into_iter().filter_map(|row| row.sdc).map(|sdc| (sdc.id, sdc.name)).collect()))
     }
 
+    pub(super) async fn sds(session: &Session, freshness: Freshness) -> Result<Self, Failure> {
+        let reply = ask!(session, "list SDSs", freshness, AdminClient.list_sds(all(freshness)))?;
+        Ok(Self(reply.sds.into_iter().filter_map(|row| row.sds).map(|sds| (sds.id, sds.name)).collect()))
+    }
+
     /// Each device by the name of its server.
     pub(super) async fn devices(session: &Session, freshness: Freshness) -> Result<Self, Failure> {
         let reply = ask!(session, "list SDSs", freshness, AdminClient.list_sds(all(freshness)))?;

@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use clap::Subcommand;
 use pflex_proto::pb::{
-    AuditTokensReply, AuditTokensRequest, ListTokensRequest, TokenRow, admin_client::AdminClient,
-    tokens_client::TokensClient,
+    AuditTokensReply, AuditTokensRequest, BadTokens, BadTokensRow, ListBadTokensRequest, ListTokensRequest, TokenRow,
+    admin_client::AdminClient, refused_tokens_client::RefusedTokensClient, tokens_client::TokensClient,
 };
 
 use super::{
@@ -54,6 +54,15 @@ pub(super) enum Verb {
         #[command(flatten)]
         view: ViewArgs,
     },
+    /// List who sent tokens that storage servers refused, and how many of each kind.
+    ///
+    /// A client's name is what it said it was. Expired and revoked ones come from honest clients too, after an outage; forged,
+    /// replayed and foreign ones do not. There is an event of each source at most once a minute.
+    #[command(after_help = "Example:\n  pflex token refused")]
+    Refused {
+        #[command(flatten)]
+        view: ViewArgs,
+    },
     /// Verify the hash chain over all records that are kept; fails if a record was changed, added or taken out.
     ///
     /// Records are kept for 10 minutes after their token's end. `head` is the newest link: noted elsewhere, it proves later
@@ -89,6 +98,17 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
             })
             .await
         }
+        Verb::Refused { view } => {
+            view.show(tool, async || {
+                let fresh = view.freshness();
+                let request = ListBadTokensRequest { stale: fresh.is_stale() };
+                let reply = ask!(session, "list refused tokens", fresh, RefusedTokensClient.list(request))?;
+                let (sdcs, sds) = (Names::sdcs(&session, fresh).await?, Names::sds(&session, fresh).await?);
+                let rows = reply.rows.iter().map(|row| refused(row, &sdcs, &sds, reply.log_time_ms));
+                Ok(Document::List("sources of refused tokens", rows.collect()))
+            })
+            .await
+        }
         Verb::Audit { view } => {
             let broken_at = Cell::new(0);
             view.show(tool, async || {
@@ -117,6 +137,26 @@ async fn rows(
     let request = ListTokensRequest { stale: fresh.is_stale(), ..request };
     let reply = ask!(session, what, fresh, TokensClient.list(request))?;
     Ok(reply.tokens.iter().map(|row| record(row, &sdcs, reply.log_time_ms)).collect())
+}
+
+/// By SDC and address; those that were not told apart have neither.
+fn refused(row: &BadTokensRow, sdcs: &Names, sds: &Names, now_log_ms: u64) -> Record {
+    let BadTokens { sdc_id, address, forged, expired, revoked, replayed, foreign, unknown_key } =
+        row.refused.clone().unwrap_or_default();
+    let sdc = if address.is_empty() { String::new() } else { sdcs.of(sdc_id) };
+    Record::new(format!("{sdc}@{address}"))
+        .column("sdc", "SDC", sdc)
+        .column("address", "ADDRESS", address)
+        .column("forged", "FORGED", forged)
+        .column("replayed", "REPLAYED", replayed)
+        .column("foreign", "FOREIGN", foreign)
+        .column("unknown_key", "UNKNOWN KEY", unknown_key)
+        .column("expired", "EXPIRED", expired)
+        .column("revoked", "REVOKED", revoked)
+        .column("by", "LAST BY", sds.of(row.sds_id))
+        .column("since_last_ms", "LAST MS AGO", now_log_ms.saturating_sub(row.last_log_ms))
+        .hidden("first_log_ms", row.first_log_ms)
+        .hidden("last_log_ms", row.last_log_ms)
 }
 
 fn audited(reply: &AuditTokensReply) -> Record {

@@ -78,6 +78,18 @@ pub(crate) fn under_io<T: Send>(cluster: &Cluster, what: impl FnOnce() -> T + Se
 }
 
 /// Waits until a command says what is wanted.
+/// Asks until there is an answer.
+pub(crate) fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 pub(crate) fn until(cluster: &Cluster, words: &str, wanted: impl Fn(&Value) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod forger;
 pub(crate) mod io;
+pub(crate) mod search;
+pub(crate) mod secrets;
 
 use std::{
     path::PathBuf,
@@ -24,6 +27,12 @@ impl Drop for ByHand {
     fn drop(&mut self) {
         drop(self.0.kill());
         drop(self.0.wait());
+    }
+}
+
+impl ByHand {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
     }
 }
 

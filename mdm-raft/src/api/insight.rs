@@ -182,6 +182,7 @@ fn limits_of(state: &State) -> Vec<pb::Limit> {
         whole("volumes", usage.volumes, max::MAX_VOLUMES),
         whole("sessions", usage.sessions, max::MAX_SESSIONS),
         whole("tokens recorded", usage.tokens, max::MAX_TOKENS),
+        whole("sources of refused tokens", usage.bad_sources, max::MAX_BAD_SOURCES),
         whole("events recorded", usage.events, max::MAX_EVENTS),
     ];
     // Limits per object: how full the fullest is.

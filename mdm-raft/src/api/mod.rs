@@ -21,6 +21,7 @@ mod membership;
 mod placement;
 mod promotion;
 mod recovery;
+mod refused;
 mod sessions;
 mod tokens;
 mod topology;
@@ -35,8 +36,8 @@ use map::MapService;
 use pflex_proto::pb::{
     admin_server::AdminServer, cluster_server::ClusterServer, discovery_server::DiscoveryServer,
     insight_server::InsightServer, liveness_server::LivenessServer, placement_server::PlacementServer,
-    recovery_server::RecoveryServer, sessions_server::SessionsServer, tokens_server::TokensServer,
-    topology_server::TopologyServer, vitals_server::VitalsServer, work_server::WorkServer,
+    recovery_server::RecoveryServer, refused_tokens_server::RefusedTokensServer, sessions_server::SessionsServer,
+    tokens_server::TokensServer, topology_server::TopologyServer, vitals_server::VitalsServer, work_server::WorkServer,
 };
 use tonic::service::{Routes, RoutesBuilder, interceptor::InterceptedService};
 
@@ -69,6 +70,7 @@ pub async fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error
         LivenessServer: LIST_BYTES,
         PlacementServer: LIST_BYTES,
         TokensServer: LIST_BYTES,
+        RefusedTokensServer: LIST_BYTES,
         AdminServer: SMALL_BYTES,
         TopologyServer: SMALL_BYTES,
         VitalsServer: SMALL_BYTES,

@@ -11,8 +11,8 @@ use crate::{
     placement::FaultDomain,
     state::{
         limits::{
-            MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_REGISTRATIONS_KEPT,
-            MAX_SNAPSHOTS_PER_VOLUME,
+            MAX_BAD_SOURCES, MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION,
+            MAX_REGISTRATIONS_KEPT, MAX_SNAPSHOTS_PER_VOLUME,
         },
         model::{Component, Kind, MAX_LOSSES_KEPT, Pg, WritePolicy},
     },
@@ -325,6 +325,11 @@ impl State {
             hold!(last.link == last.link_after(before), "token {} breaks the hash chain", last.id);
             hold!(last.link == chain.head, "the hash chain does not end at token {}", last.id);
         }
+        // One row more holds all that found no room.
+        let sources = self.bad_tokens.len();
+        hold!(sources <= MAX_BAD_SOURCES + 1, "{sources} sources of refused tokens are kept");
+        let untold = self.bad_tokens.values().find(|row| row.told_at.is_none());
+        hold!(untold.is_none(), "nobody was told of the tokens refused of {:?}", untold.map(|row| row.source));
         Ok(())
     }
 
@@ -456,6 +461,7 @@ impl State {
             || self.snapshots.changes().next().is_some()
             || self.mappings.changes().next().is_some()
             || self.tokens.changes().next().is_some()
+            || self.bad_tokens.changes().next().is_some()
             || self.group_reports.changes().next().is_some()
             || self.jobs.changes().next().is_some()
     }

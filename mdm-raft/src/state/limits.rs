@@ -73,6 +73,12 @@ pub const REVOKED_WITHIN_MS: u64 = 67_500 + 2_500;
 pub const TOKEN_RETENTION_MS: u64 = 600_000;
 /// Rows of `io_tokens`; beyond it the oldest go first, even before their retention ends.
 pub const MAX_TOKENS: usize = 262_144;
+/// Sources of refused tokens told apart: somebody who makes up names fills the table, and no more.
+pub const MAX_BAD_SOURCES: usize = 4_096;
+/// A source of refused tokens that was silent for so long makes room for another: a day.
+pub const BAD_SOURCE_RETENTION_MS: u64 = 24 * 3_600_000;
+/// Between two events about one source of refused tokens.
+pub const BAD_SOURCE_TOLD_EVERY_MS: u64 = 60_000;
 /// Events kept: days of a busy cluster, some twenty megabytes.
 pub const MAX_EVENTS: usize = 65_536;
 /// Samples of heartbeats kept: an hour of one a minute, each with all components.

@@ -44,9 +44,9 @@ pub use why::{Cause, Explanation};
 
 use self::{
     model::{
-        Cluster, ClusterMetrics, Counters, Device, Domain, Event, EvictionHold, FaultSet, GroupReports, Health,
-        HeartbeatLog, HistoryRow, IoToken, KeptOutcome, Mapping, MdmStores, Node, NodeMetadata, Pg, Pool, Position,
-        RebuildJob, Sdc, Sds, SecretRow, Session, Settings, Snapshot, TokenChain, Volume,
+        BadTokens, Cluster, ClusterMetrics, Counters, Device, Domain, Event, EvictionHold, FaultSet, GroupReports,
+        Health, HeartbeatLog, HistoryRow, IoToken, KeptOutcome, Mapping, MdmStores, Node, NodeMetadata, Pg, Pool,
+        Position, RebuildJob, Sdc, Sds, SecretRow, Session, Settings, Snapshot, TokenChain, Volume,
     },
     names::Names,
     rows::{
@@ -109,6 +109,7 @@ pub struct State {
     jobs: Tracked<RebuildJob>,
     mappings: Tracked<Mapping>,
     tokens: Tracked<IoToken>,
+    bad_tokens: Tracked<BadTokens>,
     events: Tracked<Event>,
     group_reports: Tracked<GroupReports>,
     /// Derived from the tables after each apply and at load.
@@ -122,7 +123,7 @@ macro_rules! each_table {
     ($state:expr, $table:ident => $code:expr) => {{
         each_table!(@ $state, $table => $code; config secrets sessions outcomes domains pools fault_sets sds devices
             sdcs nodes history metadata health heartbeats metrics pgs volumes snapshots jobs mappings
-            tokens events group_reports);
+            tokens bad_tokens events group_reports);
     }};
     (@ $state:expr, $table:ident => $code:expr; $($field:ident)*) => {
         $({ let $table = &mut $state.$field; $code; })*
@@ -169,6 +170,7 @@ impl State {
             Table::RebuildJobs => self.jobs.load(key, value),
             Table::VolumeMappings => self.mappings.load(key, value),
             Table::IoTokens => self.tokens.load(key, value),
+            Table::BadTokens => self.bad_tokens.load(key, value),
             Table::Events => self.events.load(key, value),
             Table::GroupReports => self.group_reports.load(key, value),
         }

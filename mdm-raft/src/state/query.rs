@@ -11,8 +11,9 @@ use super::{
     State,
     limits::OVERCOMMIT_RATIO,
     model::{
-        ClusterMetrics, Component, Device, Domain, Event, FaultSet, Health, HeartbeatLog, IoToken, Kind, Mapping, Node,
-        NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Snapshot, SnapshotId, TokenChain, Volume,
+        BadTokens, ClusterMetrics, Component, Device, Domain, Event, FaultSet, Health, HeartbeatLog, IoToken, Kind,
+        Mapping, Node, NodeMetadata, Pg, Pool, Registration, Sdc, Sds, Secret, Snapshot, SnapshotId, TokenChain,
+        Volume,
     },
 };
 use crate::placement::Candidate;
@@ -66,6 +67,7 @@ pub struct Usage {
     pub volumes: usize,
     pub sessions: usize,
     pub tokens: usize,
+    pub bad_sources: usize,
     pub events: usize,
 }
 
@@ -111,6 +113,7 @@ impl State {
             volumes: self.volumes.len(),
             sessions: self.sessions.len(),
             tokens: self.tokens.len(),
+            bad_sources: self.bad_tokens.len(),
             events: self.events.len(),
         }
     }
@@ -366,6 +369,13 @@ impl State {
     /// The record of a token.
     pub fn token(&self, id: TokenId) -> Option<&IoToken> {
         self.tokens.get(id)
+    }
+
+    /// Who sent tokens that were refused; first who did last.
+    pub fn bad_tokens_newest_first(&self) -> Vec<&BadTokens> {
+        let mut rows: Vec<_> = self.bad_tokens.values().collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.last));
+        rows
     }
 
     /// Every recorded token, newest first.

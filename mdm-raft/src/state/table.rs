@@ -67,6 +67,8 @@ tables! {
     VolumeMappings = "volume_mappings",
     /// Issued tokens and their use.
     IoTokens = "io_tokens",
+    /// Tokens that SDSs refused, by who sent them.
+    BadTokens = "bad_tokens",
     /// The newest changes, with who and why.
     Events = "events",
     /// What was known of placement groups before a restore, as devices report it.

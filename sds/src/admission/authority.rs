@@ -8,7 +8,10 @@ use pflex_proto::{
     token::{Rights, Token, TokenMode},
 };
 
-use super::freshness::Heard;
+use super::{
+    freshness::Heard,
+    refused::{Flaw, Refused},
+};
 
 /// What a decision depends on beside the token.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +39,6 @@ pub(crate) struct Authority {
     token: Token,
 }
 
-type Refused = (RefusalCode, String);
-
 impl Authority {
     /// Takes a token for a session of `sdc` in `process` on `volume`.
     ///
@@ -52,7 +53,9 @@ impl Authority {
         volume: VolumeId,
         now: Surroundings<'_>,
     ) -> Result<Self, Refused> {
-        let no = |what: &str| Err((RefusalCode::NotAllowed, format!("token {}: {what}", token.id)));
+        let no = |what: &str| {
+            Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAllowed, format!("token {}: {what}", token.id)))
+        };
         if token.cluster != cluster {
             return no("of another cluster");
         }
@@ -63,7 +66,8 @@ impl Authority {
             return no("for another volume");
         }
         if token.mode != TokenMode::Lease {
-            return no("per-io tokens are not accepted by this release");
+            let what = format!("token {}: per-io tokens are not accepted by this release", token.id);
+            return Err((RefusalCode::NotAllowed, what).into());
         }
         let authority = Self { token };
         authority.is_in_force(now)?;
@@ -87,17 +91,17 @@ impl Authority {
         ))?;
         let id = self.token.id;
         if heard.now() >= self.token.expires {
-            return Err((RefusalCode::TokenExpired, format!("token {id} expired")));
+            return Err(Refused::flawed(Flaw::Expired, RefusalCode::TokenExpired, format!("token {id} expired")));
         }
         let Some(volume) = now.map.volumes.get(&self.token.volume) else {
             // Either deleted, or created after the newest map that reached this server: the client asks again.
-            return Err((RefusalCode::TokenExpired, format!("volume {} is not in the map", self.token.volume)));
+            return Err((RefusalCode::TokenExpired, format!("volume {} is not in the map", self.token.volume)).into());
         };
         if volume.epoch > self.token.volume_epoch {
-            return Err((RefusalCode::TokenExpired, format!("token {id} was revoked")));
+            return Err(Refused::flawed(Flaw::Revoked, RefusalCode::TokenExpired, format!("token {id} was revoked")));
         }
         if volume.epoch < self.token.volume_epoch {
-            return Err((RefusalCode::NotReady, "this server has not heard of the volume's epoch yet".into()));
+            return Err((RefusalCode::NotReady, "this server has not heard of the volume's epoch yet".into()).into());
         }
         Ok(volume)
     }
@@ -109,8 +113,20 @@ impl Authority {
     pub(crate) fn allows(&self, io: &IoHeader, intent: Intent, now: Surroundings<'_>) -> Result<(), Refused> {
         let volume = self.is_in_force(now)?;
         if io.volume != self.token.volume {
-            return Err((RefusalCode::NotAllowed, "the session is for another volume".into()));
+            let why = "the session is for another volume";
+            return Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAllowed, why));
         }
+        Ok(self.covers(volume, io, intent, now)?)
+    }
+
+    /// Whether a token that is good allows this IO on its volume.
+    fn covers(
+        &self,
+        volume: &VolumeInfo,
+        io: &IoHeader,
+        intent: Intent,
+        now: Surroundings<'_>,
+    ) -> Result<(), (RefusalCode, String)> {
         let mapped_rw = volume.mapping(self.token.sdc).is_some_and(|mapping| mapping.access == Access::ReadWrite);
         if intent == Intent::Write && (self.token.rights != Rights::ReadWrite || !mapped_rw) {
             return Err((RefusalCode::NotAllowed, "the mapping is read-only".into()));
@@ -221,7 +237,7 @@ pub(super) mod tests {
         let now = Surroundings { map, heard };
         let authority = Authority::new(token, map.cluster, SdcId(3), ProcessId::from_bytes([1; 16]), VolumeId(1), now);
         let intent = if writes { Intent::Write } else { Intent::Read };
-        authority.and_then(|authority| authority.allows(io, intent, now)).err().map(|(code, _)| code)
+        authority.and_then(|authority| authority.allows(io, intent, now)).err().map(|refused| refused.code)
     }
 
     #[test]
@@ -229,12 +245,12 @@ pub(super) mod tests {
         let (map, heard) = (map(1), Some(Heard { stamp: LogTime(10), age: std::time::Duration::ZERO }));
         let now = Surroundings { map: &map, heard };
         let flush = IoHeader { chunk: ChunkId::default(), ..io(0, 0, 0) };
-        let allowed = |io| authority().allows(&io, Intent::Flush, now).map_err(|(code, _)| code);
+        let allowed = |io| authority().allows(&io, Intent::Flush, now).map_err(|refused| refused.code);
         assert_eq!(allowed(flush), Ok(()));
         assert_eq!(allowed(IoHeader { length: 1, ..flush }), Err(RefusalCode::BadRange));
         assert_eq!(allowed(IoHeader { pg: Default::default(), ..flush }), Err(RefusalCode::BadRequest));
         assert_eq!(allowed(IoHeader { volume: VolumeId(2), ..flush }), Err(RefusalCode::NotAllowed));
-        let read = authority().allows(&flush, Intent::Read, now).map_err(|(code, _)| code);
+        let read = authority().allows(&flush, Intent::Read, now).map_err(|refused| refused.code);
         assert_eq!(read, Err(RefusalCode::BadRange), "nothing else is without a range");
     }
 

@@ -90,7 +90,7 @@ mod tests {
     fn open(token: &Token, map: &ClusterMap, heard: Heard) -> Result<Authority, RefusalCode> {
         let now = Surroundings { map, heard: Some(heard) };
         let (cluster, process) = (ClusterId::from_bytes([9; 16]), ProcessId::from_bytes([1; 16]));
-        Authority::new(token.clone(), cluster, SdcId(3), process, VolumeId(1), now).map_err(|(code, _)| code)
+        Authority::new(token.clone(), cluster, SdcId(3), process, VolumeId(1), now).map_err(|refused| refused.code)
     }
 
     fn issued(at: u64) -> Token {

@@ -5,15 +5,19 @@
 //! asked again when a read's data is fetched, S20). A session opens only with a token that what was last heard from the MDM
 //! can place, which bounds a revocation that this server does not hear of ([`freshness`]).
 //!
+//! What is refused for its token's sake is counted by sender ([`refused`]).
+//!
 //! **Invariant (I6):** no IO executes without a valid token, and none twice.
 
 mod authority;
 mod freshness;
 mod generations;
+mod refused;
 mod sessions;
 
 pub(crate) use authority::{Authority, Intent, Surroundings};
 pub(crate) use freshness::{HEARD_WITHIN, Heard, STAMP_DELAY};
+pub(crate) use refused::{BadTokens, Refused, Source, told};
 pub(crate) use sessions::{ConnectionId, Sessions};
 
 #[cfg(test)]

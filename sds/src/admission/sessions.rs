@@ -11,6 +11,7 @@ use pflex_proto::{
 use super::{
     authority::{Authority, Intent, Surroundings},
     generations::{Generations, Superseded},
+    refused::{Flaw, Refused},
 };
 
 /// Sessions one connection may hold: an SDC has one for each volume it uses.
@@ -56,8 +57,6 @@ pub(crate) struct Sessions {
     next: SessionId,
 }
 
-type Refused = (RefusalCode, String);
-
 impl Sessions {
     pub(crate) fn new(cluster: ClusterId, device: DeviceId) -> Self {
         Self {
@@ -88,23 +87,26 @@ impl Sessions {
         now: Surroundings<'_>,
     ) -> Result<Opened, Refused> {
         let (token, token_key) = token::verify(&request.token, &self.secrets).map_err(|error| match error {
-            TokenError::UnknownKey(_) => (RefusalCode::NotReady, error.to_string()),
-            TokenError::Malformed(_) | TokenError::BadSignature => (RefusalCode::NotAuthentic, error.to_string()),
+            TokenError::UnknownKey(_) => Refused::flawed(Flaw::UnknownKey, RefusalCode::NotReady, error.to_string()),
+            TokenError::Malformed(_) | TokenError::BadSignature => {
+                Refused::flawed(Flaw::Forged, RefusalCode::NotAuthentic, error.to_string())
+            }
         })?;
         let authority = Authority::new(token, self.cluster, sdc, process, request.volume, now)?;
         if request.generation.process != process {
-            return Err((RefusalCode::NotAuthentic, "the generation names another process".into()));
+            let why = "the generation names another process";
+            return Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAuthentic, why));
         }
         if let Some(old) = request.renews {
             let known = self.open.get(&(connection, old));
             let same =
                 known.is_some_and(|known| (known.volume, known.generation) == (request.volume, request.generation));
             if !same {
-                return Err((RefusalCode::NoSession, format!("there is no session {old} to renew")));
+                return Err((RefusalCode::NoSession, format!("there is no session {old} to renew")).into());
             }
         }
         if self.open.keys().filter(|(owner, _)| *owner == connection).count() >= MAX_SESSIONS_PER_CONNECTION {
-            return Err((RefusalCode::Busy, "too many sessions on this connection".into()));
+            return Err((RefusalCode::Busy, "too many sessions on this connection".into()).into());
         }
         let retires = self.generations.open(sdc, request.volume, request.generation).map_err(|Superseded| {
             (RefusalCode::StaleGeneration, "a newer generation of this client and volume is open".into())
@@ -143,14 +145,16 @@ impl Sessions {
         let no_session = || (RefusalCode::NoSession, format!("there is no session {}", io.session));
         let session = self.open.get_mut(&(connection, io.session)).ok_or_else(no_session)?;
         if !opens(&session.key) {
-            return Err((RefusalCode::NotAuthentic, "the request's MAC does not match".into()));
+            let why = "the request's MAC does not match";
+            return Err(Refused::flawed(Flaw::Forged, RefusalCode::NotAuthentic, why));
         }
         if io.session_sequence <= session.last_sequence {
-            return Err((RefusalCode::NotAuthentic, "the request's sequence came before".into()));
+            let why = "the request's sequence came before";
+            return Err(Refused::flawed(Flaw::Replayed, RefusalCode::NotAuthentic, why));
         }
         session.last_sequence = io.session_sequence;
         if !self.generations.is_newest(session.sdc, session.volume, session.generation) {
-            return Err((RefusalCode::StaleGeneration, "a newer generation is open".into()));
+            return Err((RefusalCode::StaleGeneration, "a newer generation is open".into()).into());
         }
         session.authority.allows(io, intent, now)?;
         let admitted = (session.sdc, session.authority.clone());
@@ -222,18 +226,19 @@ mod tests {
         let mut sessions = Sessions::new(map.cluster, DeviceId(1));
         let (open, _) = request(1);
         let refused = sessions.open(CONNECTION, (SdcId(3), process()), &open, &[0; 16], now).unwrap_err();
-        assert_eq!(refused.0, RefusalCode::NotReady, "the signing key is not known yet");
+        assert_eq!(refused.code, RefusalCode::NotReady, "the signing key is not known yet");
+        assert_eq!(refused.flaw, Some(Flaw::UnknownKey));
         sessions.set_secrets(vec![secret()]);
         let opened = sessions.open(CONNECTION, (SdcId(3), process()), &open, &[0; 16], now).unwrap();
         let io = io(opened.session, 1);
         let mut admit = |connection, authentic| {
             let admitted = sessions.admit(connection, &io, Intent::Write, |_| authentic, now);
-            admitted.map(|(sdc, _)| sdc).map_err(|(code, _)| code)
+            admitted.map(|(sdc, _)| sdc).map_err(|refused| (refused.code, refused.flaw))
         };
-        assert_eq!(admit(ConnectionId(2), true), Err(RefusalCode::NoSession), "another connection");
-        assert_eq!(admit(CONNECTION, false), Err(RefusalCode::NotAuthentic));
+        assert_eq!(admit(ConnectionId(2), true), Err((RefusalCode::NoSession, None)), "another connection");
+        assert_eq!(admit(CONNECTION, false), Err((RefusalCode::NotAuthentic, Some(Flaw::Forged))));
         assert_eq!(admit(CONNECTION, true), Ok(SdcId(3)));
-        assert_eq!(admit(CONNECTION, true), Err(RefusalCode::NotAuthentic), "replayed");
+        assert_eq!(admit(CONNECTION, true), Err((RefusalCode::NotAuthentic, Some(Flaw::Replayed))), "replayed");
     }
 
     #[test]
@@ -246,9 +251,9 @@ mod tests {
         let new = sessions.open(ConnectionId(2), (SdcId(3), process()), &request(2).0, &[1; 16], now).unwrap();
         assert_eq!(new.retires, Some((SdcId(3), VolumeId(1))));
         let late = sessions.admit(CONNECTION, &io(old.session, 1), Intent::Write, |_| true, now).unwrap_err();
-        assert_eq!(late.0, RefusalCode::NoSession);
+        assert_eq!((late.code, late.flaw), (RefusalCode::NoSession, None));
         let reopened = sessions.open(CONNECTION, (SdcId(3), process()), &request(1).0, &[2; 16], now).unwrap_err();
-        assert_eq!(reopened.0, RefusalCode::StaleGeneration);
+        assert_eq!((reopened.code, reopened.flaw), (RefusalCode::StaleGeneration, None), "an old life is no forger");
     }
 
     #[test]
@@ -264,7 +269,7 @@ mod tests {
         assert_eq!(second.retires, None);
         let mut admit = |session, sequence| {
             let admitted = sessions.admit(CONNECTION, &io(session, sequence), Intent::Write, |_| true, now);
-            admitted.map(|(sdc, _)| sdc).map_err(|(code, _)| code)
+            admitted.map(|(sdc, _)| sdc).map_err(|refused| refused.code)
         };
         assert_eq!(admit(first, 1), Ok(SdcId(3)), "sent before the new session was known");
         assert_eq!(admit(second.session, 1), Ok(SdcId(3)));

@@ -61,6 +61,7 @@ fn metrics(server: &Server) -> Vec<Metric> {
         metric("pflex.sds.read.bytes", sum(|stats| stats.read_bytes)),
         metric("pflex.sds.writes", sum(|stats| stats.writes)),
         metric("pflex.sds.written.bytes", sum(|stats| stats.written_bytes)),
+        metric("pflex.sds.tokens.refused", sum(|stats| stats.bad_tokens)),
     ];
     own.into_iter().chain(host::process_metrics()).collect()
 }
@@ -87,6 +88,7 @@ fn stats(device: &DeviceHandle) -> DeviceStats {
         unreadable_blocks: counters.unreadable_blocks.load(Relaxed),
         why: sick.or_else(|| limited(device)).unwrap_or_default(),
         rates: Some(counters.rates_now()),
+        bad_tokens: counters.bad_tokens.load(Relaxed),
         latencies: [
             ("client.read", &counters.read_latency),
             ("client.write", &counters.write_latency),

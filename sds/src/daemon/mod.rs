@@ -13,6 +13,7 @@ mod identity;
 mod liveness;
 mod planes;
 mod recovery;
+mod refused;
 mod registration;
 mod reload;
 mod reopen;

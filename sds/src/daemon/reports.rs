@@ -1,4 +1,4 @@
-//! What data threads report: configuration changes for the MDM to decide, token uses, keys they lack.
+//! What data threads report: configuration changes for the MDM to decide, token uses, refused tokens, keys they lack.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use pflex_proto::{
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::{info, warn};
 
-use super::{Server, liveness};
+use super::{Server, liveness, refused};
 use crate::{
     replication::{Proposal, ProposalReason},
     worker::{Command, Report},
@@ -39,6 +39,8 @@ pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>
     let mut acking: Option<JoinHandle<()>> = None;
     let (proposals, queue) = mpsc::channel(BATCH);
     let proposing = tokio::spawn(propose_all(Arc::clone(&server), queue));
+    let (bad_tokens, queue) = mpsc::channel(refused::QUEUE);
+    tokio::spawn(refused::run(Arc::clone(&server), queue));
     while reports.recv_many(&mut batch, BATCH).await > 0 {
         let mut uses = Vec::new();
         let mut unknown_key = false;
@@ -47,6 +49,12 @@ pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>
                 Report::Propose { device, proposal } => drop(proposals.send((device, proposal)).await),
                 Report::UnknownKey => unknown_key = true,
                 Report::Uses(more) => uses.extend(more),
+                // Nobody waits for a count: proposals, which others wait for, come through here.
+                Report::BadTokens(more) => {
+                    if bad_tokens.try_send(more).is_err() {
+                        warn!("refused tokens were not reported: too many reports wait");
+                    }
+                }
             }
         }
         if unknown_key {

@@ -24,13 +24,11 @@ use super::{
     worker::{Party, Worker},
 };
 use crate::{
-    admission::{Authority, ConnectionId, Heard, Intent, Surroundings},
+    admission::{Authority, ConnectionId, Heard, Intent, Refused, Source, Surroundings},
     payload::Payload,
     replication::{self, ClientFlush, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
     store,
 };
-
-type Refused = (RefusalCode, String);
 
 impl Worker {
     /// Answers a greeting, and takes the connection into service if nothing is wrong with it.
@@ -88,7 +86,12 @@ impl Worker {
                 return self.close(id);
             }
         };
-        if let Err((code, why)) = outcome {
+        if let Err(Refused { code, why, flaw }) = outcome {
+            if let Some(flaw) = flaw {
+                let address = self.connections.get(&id).and_then(|connection| connection.address);
+                self.bad_tokens.note(address.map(|address| Source { sdc, address }), flaw);
+                self.counters.bad_tokens.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
             self.refuse(id, request_id, code, why, None);
         }
     }
@@ -98,13 +101,15 @@ impl Worker {
         let nonce: [u8; 16] = rand::random();
         let heard = Heard::of(&self.log_time, MonotonicTime::now());
         let now = Surroundings { map: &self.map, heard };
-        let opened = self.sessions.open(id, (sdc, process), &request, &nonce, now).inspect_err(|(code, why)| {
-            if *code == RefusalCode::NotReady && heard.is_some() {
-                // Most likely a key that was made since (S21). A full queue means that others said so already.
-                drop(self.reports.try_send(Report::UnknownKey));
-            }
-            tracing::debug!(%sdc, volume = %request.volume, ?code, why, "session refused");
-        })?;
+        let opened = self.sessions.open(id, (sdc, process), &request, &nonce, now).inspect_err(
+            |Refused { code, why, .. }| {
+                if *code == RefusalCode::NotReady && heard.is_some() {
+                    // Most likely a key that was made since (S21). A full queue means that others said so already.
+                    drop(self.reports.try_send(Report::UnknownKey));
+                }
+                tracing::debug!(%sdc, volume = %request.volume, ?code, why, "session refused");
+            },
+        )?;
         if let Some((sdc, volume)) = opened.retires {
             // S9: what older generations queued is ordered by now or discarded before this is answered.
             let older = self.pending.matching(|pending| (pending.sdc, pending.volume) == (sdc, volume));
@@ -147,10 +152,10 @@ impl Worker {
         let kind = match write.kind {
             WriteKind::Data => {
                 if frame.payload.len() != io.length as usize {
-                    return Err((RefusalCode::BadRequest, "the payload is not as long as the range".into()));
+                    return Err((RefusalCode::BadRequest, "the payload is not as long as the range".into()).into());
                 }
                 if !write.checksums.verify(io.offset, &frame.payload) {
-                    return Err((RefusalCode::BadChecksum, "the data was damaged on the way".into()));
+                    return Err((RefusalCode::BadChecksum, "the data was damaged on the way".into()).into());
                 }
                 let data = copied_if_small(&frame.payload);
                 let blocks = match write.checksums {
@@ -161,7 +166,7 @@ impl Worker {
                 replication::WriteKind::Data(Payload::verified(data, blocks))
             }
             WriteKind::Trim if !whole_blocks => {
-                return Err((RefusalCode::BadRange, "a trim is of whole 4 KiB blocks".into()));
+                return Err((RefusalCode::BadRange, "a trim is of whole 4 KiB blocks".into()).into());
             }
             WriteKind::Trim | WriteKind::Zero if whole_blocks => replication::WriteKind::Zeroes,
             // Written like any bytes, so that their space is there for what comes later.
@@ -184,7 +189,7 @@ impl Worker {
         {
             let spare = self.spare_units();
             let why = format!("device {} has no space for another chunk; {spare} MiB are kept spare", self.own.device);
-            return Err((RefusalCode::NoSpace, why));
+            return Err((RefusalCode::NoSpace, why).into());
         }
         let creates = creates_chunk.then_some(io.chunk);
         let request = self.pend(id, (sdc, authority), &io, (Asks::Write, creates), frame.header.request_id);
@@ -282,7 +287,7 @@ impl Worker {
             }
             Outcome::Read { data } => {
                 // S20: checked again now that the data is here.
-                if let Err((code, why)) = pending.authority.is_in_force(self.surroundings()) {
+                if let Err(Refused { code, why, .. }) = pending.authority.is_in_force(self.surroundings()) {
                     return self.refuse(id, request_id, code, why, None);
                 }
                 self.count(&pending);
@@ -361,7 +366,7 @@ const fn extent(io: &IoHeader) -> Extent {
 }
 
 fn malformed(error: impl std::fmt::Display) -> Refused {
-    (RefusalCode::BadRequest, error.to_string())
+    (RefusalCode::BadRequest, error.to_string()).into()
 }
 
 const fn code(refusal: replication::Refusal) -> RefusalCode {

@@ -7,7 +7,7 @@ use pflex_common::{clock::MonotonicTime, map::ClusterMap};
 use pflex_proto::{
     data::Hello,
     ids::{DeviceId, Epoch, LogTime, PgId},
-    pb::TokenUse,
+    pb::{BadTokens, TokenUse},
     token::Secret,
 };
 use tokio::sync::oneshot;
@@ -58,4 +58,6 @@ pub(crate) enum Report {
     UnknownKey,
     /// Uses of tokens since the last report.
     Uses(Vec<TokenUse>),
+    /// Tokens refused since the last report, by source; at most one for each.
+    BadTokens(Vec<BadTokens>),
 }

@@ -39,6 +39,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) writes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) completed: AtomicU64,
+    /// Requests refused for their token's sake.
+    pub(crate) bad_tokens: AtomicU64,
     pub(crate) waiting: AtomicBool,
     /// Why the store does not work any more; never again empty.
     pub(crate) poison: OnceLock<String>,

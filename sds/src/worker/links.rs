@@ -255,8 +255,9 @@ impl Worker {
             Party::Sdc { .. } => self.client_inbox.clone(),
             Party::Replication(_) | Party::Lease(_) => self.peer_inbox.clone(),
         };
+        let address = stream.peer_addr().ok().map(|address| address.ip());
         let outgoing = connection::start(id, stream, leftover, inbox);
-        self.connections.insert(id, Connection { party, outgoing, dirty: false, _gone: gone });
+        self.connections.insert(id, Connection { party, address, outgoing, dirty: false, _gone: gone });
         match party {
             Party::Sdc { .. } => {}
             Party::Lease(member) => {

@@ -37,7 +37,7 @@ use super::{
     thread::WorkerConfig,
 };
 use crate::{
-    admission::{ConnectionId, Heard, Sessions, Surroundings},
+    admission::{BadTokens, ConnectionId, Heard, Sessions, Surroundings, told},
     payload::Payload,
     replication::{Effect, Event, JoinTrouble, Leases, Time, limits},
     store::{self, MetaError, PgReport, Store},
@@ -66,6 +66,8 @@ pub(super) enum Party {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) party: Party,
+    /// None if it was gone before it could be asked.
+    pub(super) address: Option<std::net::IpAddr>,
     pub(super) outgoing: Outgoing,
     /// Has frames queued since the last flush.
     pub(super) dirty: bool,
@@ -92,6 +94,7 @@ pub(super) struct Worker {
     pub(super) log_time: LogTimeFollower,
     pub(super) events: VecDeque<(PgId, Event<Payload>)>,
     pub(super) uses: HashMap<TokenId, TokenUse>,
+    pub(super) bad_tokens: BadTokens,
     pub(super) counters: Arc<DeviceCounters>,
     pub(super) reports: mpsc::Sender<Report>,
     /// One for each store read in flight, and those are bounded by the cores.
@@ -167,6 +170,7 @@ impl Worker {
             log_time: LogTimeFollower::default(),
             events: VecDeque::new(),
             uses: HashMap::new(),
+            bad_tokens: BadTokens::default(),
             counters,
             reports: config.reports,
             fetched,
@@ -371,6 +375,10 @@ impl Worker {
             if self.reports.try_send(Report::Uses(uses)).is_err() {
                 tracing::warn!(device = %self.own.device, "token uses were not reported: too many reports wait");
             }
+        }
+        let bad: Vec<_> = self.bad_tokens.take().into_iter().map(told).collect();
+        if !bad.is_empty() && self.reports.try_send(Report::BadTokens(bad)).is_err() {
+            tracing::warn!(device = %self.own.device, "refused tokens were not reported: too many reports wait");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What each command does to the state. One file per noun; this one orders the steps that all commands share.
 
 mod audit;
+mod bad_token;
 mod cluster;
 mod device;
 mod drain;
@@ -184,6 +185,7 @@ impl State {
             Body::EndRecovery(end) => self.end_recovery(end),
             Body::ReportGroups(report) => self.report_groups(report),
             Body::AckTokens(ack) => self.ack_tokens(ack),
+            Body::NoteBadTokens(note) => self.note_bad_tokens(context, note),
             Body::RotateSecret(rotate) => self.rotate_secret(rotate),
             Body::SignWithSecret(sign) => self.sign_with_secret(context, sign),
             Body::DropSecret(drop) => self.drop_secret(context, drop),

@@ -1,5 +1,6 @@
 //! The nouns of the state. Domain types: what is on disk is in `rows`, what travels is in `pflex_proto::pb`.
 
+mod bad_token;
 mod cluster;
 mod event;
 mod health;
@@ -15,6 +16,7 @@ mod token;
 mod topology;
 mod volume;
 
+pub use bad_token::{BadSource, BadTokens, Flaws};
 pub use cluster::{
     Cluster, Component, Counters, EvictionHold, Kind, MdmStores, Node, NodeMetadata, Position, Secret, SecretRow,
 };

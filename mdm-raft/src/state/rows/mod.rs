@@ -2,6 +2,7 @@
 //!
 //! A row that does not decode stops the load: a state with a hole in it would answer wrongly (I8).
 
+mod bad_token;
 pub mod cluster;
 mod event;
 mod health;

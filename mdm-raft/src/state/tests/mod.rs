@@ -1,6 +1,7 @@
 //! Conversations with the state: one file per noun, and random ones over all commands.
 
 mod activation;
+mod bad_tokens;
 mod chosen;
 mod events;
 mod health;

@@ -1,7 +1,8 @@
 //! Every check is shown to fail: a bug is planted in a good state and `check` or `check_step` must name it.
 
 use pflex_proto::ids::{
-    ByteCount, ClientId, DeviceId, Epoch, KeyId, LogTime, PgId, PgIndex, PoolId, SdcId, TokenId, VolumeEpoch, VolumeId,
+    ByteCount, ClientId, DeviceId, Epoch, KeyId, LogTime, PgId, PgIndex, PoolId, SdcId, SdsId, TokenId, VolumeEpoch,
+    VolumeId,
 };
 
 use super::{
@@ -13,9 +14,10 @@ use crate::{
     command::{Body, Request, proto},
     state::{
         State,
+        limits::MAX_BAD_SOURCES,
         model::{
-            JobId, JobState, Link, Moment, Pg, Pool, RebuildJob, Snapshot, SnapshotId, SnapshotState, Volume,
-            WritePolicy,
+            BadSource, BadTokens, Flaws, JobId, JobState, Link, Moment, Pg, Pool, RebuildJob, Snapshot, SnapshotId,
+            SnapshotState, Volume, WritePolicy,
         },
     },
 };
@@ -60,6 +62,22 @@ fn found(plant: impl FnOnce(&mut State), words: &str) {
     state.refresh_sums();
     let verdict = state.check();
     assert!(verdict.as_ref().is_err_and(|why| why.contains(words)), "planted {words:?}, found {verdict:?}");
+}
+
+#[test]
+fn check_finds_bad_sources_of_refused_tokens() {
+    let row = |sdc: u32, told_at| BadTokens {
+        source: BadSource { sdc: SdcId(sdc), address: [10, 0, 0, 1].into() },
+        refused: Flaws::default(),
+        told: Flaws::default(),
+        told_at,
+        first: LogTime(1),
+        last: LogTime(1),
+        by: SdsId(1),
+    };
+    found(|s| s.bad_tokens.put(row(1, None)), "nobody was told");
+    let many = 0..=u32::try_from(MAX_BAD_SOURCES).unwrap() + 1;
+    found(|s| many.for_each(|sdc| s.bad_tokens.put(row(sdc, Some(LogTime(1))))), "sources of refused tokens are kept");
 }
 
 #[test]

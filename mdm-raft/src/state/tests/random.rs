@@ -280,6 +280,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
             sds_id: 1,
             uses: vec![proto::TokenUse { token_id: rng.random_range(1..=20), reads: 1, ..Default::default() }],
         }),
+        26 => Body::NoteBadTokens(super::bad_tokens::note(1, rng.random_range(0..3), rng.random_range(1..=3))),
         23..=24 => a_look(rng, memory),
         25 => a_rotation(rng, world),
         29 if rng.random_bool(0.3) => protect(&name(rng, "s", 5)),

@@ -3,6 +3,7 @@
 //! Tokens, samples and sessions leave none: tokens have their own chained record, samples are one, and sessions are no
 //! news.
 
+mod bad_token;
 mod copies;
 mod health;
 mod labels;
@@ -362,6 +363,7 @@ impl State {
             Body::SdsLost(lost) => self.loss(lost),
             Body::SdsReturned(returned) => self.return_of(returned),
             Body::JudgeSds(judge) => self.judgement(judge)?,
+            Body::NoteBadTokens(note) => self.bad_tokens_told(note)?,
             Body::RecordMdms(record) => Deed::new("cluster.members", "cluster", record.what.clone()),
             Body::EndRecovery(end) => {
                 let how = match end.without.as_slice() {
