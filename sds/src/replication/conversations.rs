@@ -8,6 +8,8 @@ use pflex_proto::ids::{
 use super::limits::{BACKUP_SILENT, MAX_IN_FLIGHT};
 use super::*;
 
+mod proposals;
+
 type Out = Vec<Effect<u64>>;
 
 fn member(n: u32) -> Member {

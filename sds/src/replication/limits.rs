@@ -54,6 +54,12 @@ pub const JOIN_RETRY: Duration = Duration::from_secs(1);
 /// What does not heal by itself (no space, an unreadable block) is tried less and less often, up to this.
 pub const JOIN_RETRY_MOST: Duration = Duration::from_secs(60);
 
+/// Before a proposal is made that the MDM has refused: the map that shows why is on its way.
+pub const PROPOSAL_RETRY: Duration = TICK;
+
+/// Each refusal in a row doubles that, up to this: a refusal is a command of the log.
+pub const PROPOSAL_RETRY_MOST: Duration = Duration::from_secs(5);
+
 /// A scrub of one chunk takes no longer: each copy reads 1 MiB, behind everything else that its disk does.
 pub const SCRUB_PATIENCE: Duration = Duration::from_secs(30);
 

@@ -1,14 +1,15 @@
 //! Which configuration change a primary asks for, one at a time.
 //!
 //! A proposal stays open until a newer epoch arrives or the MDM refuses it for good; till then its joiner counts for
-//! acknowledgements and leases (S3), and nothing else is proposed.
+//! acknowledgements and leases (S3), and nothing else is proposed. After a refusal nothing is proposed for a while, which
+//! doubles with each, until the map brings something new: what the MDM knows and this copy does not will not change sooner.
 
 use pflex_proto::ids::Member;
 
 use super::backoff::Backoff;
 use super::base::{Base, Cx};
 use super::effect::Effect;
-use super::limits::JOIN_RETRY;
+use super::limits::{JOIN_RETRY, PROPOSAL_RETRY, PROPOSAL_RETRY_MOST};
 use super::types::{JoinTrouble, Proposal, ProposalReason, Time};
 
 /// See the module.
@@ -18,6 +19,9 @@ pub(super) struct Membership {
     open: Option<Proposal>,
     /// Joiners that were dropped in this epoch.
     rests: Vec<Rest>,
+    /// Nothing is proposed before.
+    quiet_until: Time,
+    refusals: Backoff,
 }
 
 /// A joiner that was dropped, and until when it is left alone.
@@ -31,12 +35,13 @@ struct Rest {
 
 impl Membership {
     pub(super) fn new(joiners: Vec<Member>) -> Self {
-        Self { joiners, open: None, rests: Vec::new() }
+        Self { joiners, open: None, rests: Vec::new(), quiet_until: Time(0), refusals: Backoff::default() }
     }
 
     pub(super) fn set_joiners(&mut self, joiners: Vec<Member>) {
         self.rests.retain(|rest| joiners.contains(&rest.member));
         self.joiners = joiners;
+        (self.quiet_until, self.refusals) = (Time(0), Backoff::default());
     }
 
     /// Why a joiner is not being filled.
@@ -53,9 +58,10 @@ impl Membership {
         self.open.as_ref().is_some_and(|open| open.reason == ProposalReason::JoinerSynced(member))
     }
 
-    pub(super) fn rejected<D: Clone>(&mut self, base: &Base<D>) {
+    pub(super) fn rejected<D: Clone>(&mut self, base: &Base<D>, now: Time) {
         if self.open.as_ref().is_some_and(|open| open.expected_epoch == base.epoch()) {
             self.open = None;
+            self.quiet_until = now.plus(self.refusals.doubled(PROPOSAL_RETRY, PROPOSAL_RETRY_MOST));
         }
     }
 
@@ -124,7 +130,7 @@ impl Membership {
     }
 
     fn propose<D: Clone>(&mut self, base: &Base<D>, cx: &mut Cx<'_, D>, in_sync: Vec<Member>, reason: ProposalReason) {
-        if self.open.is_none() {
+        if self.open.is_none() && cx.now >= self.quiet_until {
             let proposal = Proposal { pg: base.id, expected_epoch: base.epoch(), in_sync, reason };
             self.open = Some(proposal.clone());
             cx.emit(Effect::Propose(proposal));

@@ -417,7 +417,7 @@ impl<D: Clone> Primary<D> {
     /// The open proposal can never commit: its joiner counts no more (S3).
     pub(super) fn on_rejected(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         let proposed = self.join.as_ref().is_some_and(|join| self.membership.proposes(join.member()));
-        self.membership.rejected(base);
+        self.membership.rejected(base, cx.now);
         if proposed {
             self.drop_joiner(base, cx, None);
         }
