@@ -26,6 +26,8 @@ use crate::{
 
 /// Replies on their way to one SDS; it sends one beat a second and needs only the newest answer.
 const IN_FLIGHT: usize = 4;
+/// Copies without room that are taken from one device's beat; the others come when these are settled.
+const MAX_NO_ROOM_PER_DEVICE: usize = 64;
 /// Bytes of a metric's name that are kept.
 const MAX_METRIC_NAME: usize = 128;
 
@@ -172,6 +174,10 @@ fn parse(beat: Beat) -> Result<Heard, Status> {
                 mismatches: device.scrub_pass_mismatches,
                 unreadable_chunks: device.unreadable_chunks,
             },
+        },
+        no_room: {
+            let copies = device.no_room.iter().take(MAX_NO_ROOM_PER_DEVICE);
+            copies.filter_map(|copy| Some((copy.pg.as_ref()?.into(), DeviceId(copy.device_id)))).collect()
         },
     };
     Ok(Heard {

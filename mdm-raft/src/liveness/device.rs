@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pflex_proto::ids::{DeviceId, Incarnation};
+use pflex_proto::ids::{DeviceId, Incarnation, PgId};
 
 use super::slow::Disk;
 use crate::state::model::{DeviceFaults, ScrubFound};
@@ -25,6 +25,8 @@ pub(crate) struct HeardDevice {
     /// What it has counted of its disk in this life.
     pub(crate) faults: DeviceFaults,
     pub(crate) scrub: HeardScrub,
+    /// Copies of groups that it leads, on devices that have no room for them.
+    pub(crate) no_room: Vec<(PgId, DeviceId)>,
 }
 
 /// How far a device is with its part of a scrub.
@@ -57,6 +59,7 @@ pub(super) struct DeviceEntry {
     pub(super) resync: Resync,
     pub(super) faults: DeviceFaults,
     pub(super) scrub: HeardScrub,
+    pub(super) no_room: Vec<(PgId, DeviceId)>,
     /// Bytes sent as of the last beat, and when that was.
     resync_sent: (u64, Instant),
     disk: (u64, u64),
@@ -72,6 +75,7 @@ impl DeviceEntry {
             resync: Resync::default(),
             faults: heard.faults,
             scrub: heard.scrub,
+            no_room: Vec::new(),
             resync_sent: (heard.resync.1, now),
             disk: heard.disk,
         }
@@ -99,6 +103,7 @@ impl DeviceEntry {
         self.incarnation = heard.incarnation;
         self.completed_ios = heard.completed_ios;
         self.failed.clone_from(&heard.failed);
+        self.no_room.clone_from(&heard.no_room);
     }
 
     pub(super) const fn disk(&self) -> Disk {

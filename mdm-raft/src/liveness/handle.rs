@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::{
     device::{HeardScrub, Resync},
+    homes::Refused,
     slow::Disk,
     tracker::{Findings, Heard, Known, Thresholds, Tracker},
 };
@@ -74,6 +75,11 @@ impl Liveness {
     /// How fast devices fill the copies of which they are primary; only what the last beats said.
     pub(crate) fn resync(&self) -> BTreeMap<DeviceId, Resync> {
         self.tracker().resync(Instant::now())
+    }
+
+    /// See [`Tracker::no_room`].
+    pub(super) fn no_room(&self) -> Refused {
+        self.tracker().no_room(Instant::now())
     }
 
     pub(super) fn disks(&self) -> BTreeMap<DeviceId, Disk> {

@@ -38,6 +38,8 @@ pub(crate) struct Moving {
     free: Vec<bool>,
     domains: BTreeMap<DeviceId, FaultDomain>,
     candidates: Vec<Candidate>,
+    /// Those that are given nothing now.
+    without_room: BTreeSet<DeviceId>,
     /// Copies on devices that are being drained.
     orphans: Vec<Orphan>,
     /// To be evened out, if there is nothing to drain.
@@ -70,7 +72,7 @@ impl Moving {
             return None;
         }
         let drains = state.draining_in(id).next().is_some();
-        let balance = Self::balance(state, looks, pool, devices);
+        let balance = Self::balance(state, looks, pool, devices, now);
         if !drains && balance.is_none() {
             return None;
         }
@@ -95,6 +97,7 @@ impl Moving {
             free: state.pgs_of(id).map(|pg| pg.leaving.is_none() && pg.is_whole()).collect(),
             domains: devices.iter().filter_map(|d| Some((d.id, state.sds(d.sds)?.fault_domain()))).collect(),
             candidates: places.candidates,
+            without_room: places.without_room,
             orphans,
             balance,
             planned: state.open_job(id, JobKind::Rebalance).map(|job| job.planned),
@@ -104,7 +107,7 @@ impl Moving {
     }
 
     /// Whether a pool is to be evened out now, if it is not known to be even.
-    fn balance(state: &State, looks: &Looks, pool: &Pool, devices: &[&Device]) -> Option<Shape> {
+    fn balance(state: &State, looks: &Looks, pool: &Pool, devices: &[&Device], now: LogTime) -> Option<Shape> {
         let wanted = state.open_job(pool.id, JobKind::Rebalance).is_some();
         if !wanted && (pool.left_alone || state.settings().get(Setting::RebalanceAuto) == 0) {
             return None;
@@ -123,7 +126,11 @@ impl Moving {
         }
         let shape = (
             state.pgs_of(pool.id).map(|pg| pg.since).max().unwrap_or_default(),
-            stay().filter(|device| device.alive).map(|device| (device.id, device.capacity.get())).collect(),
+            stay()
+                .filter(|device| device.alive)
+                // One that has room again is looked at again.
+                .map(|d| (d.id, if d.without_room(now).is_some() { 0 } else { d.capacity.get() }))
+                .collect(),
         );
         if !wanted && looks.is_even(pool.id, &shape) {
             return None;
@@ -136,8 +143,10 @@ impl Moving {
     /// The next command; none when nothing can move now. Says besides whether the pool is found even.
     pub(crate) fn command(&self) -> (Option<Body>, bool) {
         if !self.orphans.is_empty() {
-            let Self { pool, copies, groups, candidates, domains, orphans, .. } = self;
-            let moves = placement::rehome(*pool, groups, *copies, candidates, domains, orphans);
+            let Self { pool, copies, groups, candidates, without_room, domains, orphans, .. } = self;
+            let has_room = |candidate: &&Candidate| !without_room.contains(&candidate.device);
+            let candidates: Vec<Candidate> = candidates.iter().filter(has_room).copied().collect();
+            let moves = placement::rehome(*pool, groups, *copies, &candidates, domains, orphans);
             let moves = self.some_of(moves);
             return (self.message(proto::MoveKind::Drain, &moves, 0), false);
         }
@@ -145,7 +154,9 @@ impl Moving {
             return (None, false);
         }
         let plan = placement::plan(&self.groups, self.copies, &self.candidates);
-        let all = plan.map(|plan| plan.moves).unwrap_or_default();
+        // Their shares count, or they would give up what they have; only nothing comes to them.
+        let mut all = plan.map(|plan| plan.moves).unwrap_or_default();
+        all.retain(|step| !self.without_room.contains(&step.to));
         let (total, even) = (all.len(), all.is_empty());
         let moves = self.some_of(all);
         let left = u32::try_from(total - moves.len()).unwrap_or(u32::MAX);

@@ -11,6 +11,7 @@ use super::{
     StreamId,
     brake::{Brake, TooMany},
     device::{DeviceEntry, HeardDevice, HeardScrub, Resync},
+    homes::Refused,
     slow::Disk,
 };
 use crate::state::model::{DeviceFaults, Setting, Settings};
@@ -190,6 +191,12 @@ impl Tracker {
         let heard = self.entries.values().filter(|entry| now.saturating_duration_since(entry.last_heard) < RESYNC_GOOD);
         let devices = heard.flat_map(|entry| &entry.devices);
         devices.map(|(id, device)| (*id, (device.faults, device.scrub))).collect()
+    }
+
+    /// The copies that those who beat cannot fill for want of room where they belong.
+    pub(super) fn no_room(&self, now: Instant) -> Refused {
+        let heard = self.entries.values().filter(|entry| now.saturating_duration_since(entry.last_heard) < RESYNC_GOOD);
+        heard.flat_map(|entry| entry.devices.values()).flat_map(|device| device.no_room.iter().copied()).collect()
     }
 
     /// What the registered process of an SDS has in force.

@@ -146,6 +146,7 @@ impl Worker {
             // Who is silent now may hold copies that are about to be missed, and this leader may be deaf.
             if !self.held.load(Ordering::Relaxed) {
                 self.propose_all(homes::commands(&self.group).await).await;
+                self.propose_all(homes::without_room(&self.group, self.liveness.no_room()).await).await;
                 self.propose_all(leads::commands(&self.group, &mut looked)).await;
                 self.propose_all(moves::commands(&self.group, &mut looked).await).await;
                 self.propose_all(self.group.read_stale(maintenance::commands).1).await;
@@ -298,6 +299,7 @@ fn describe(body: &Body) -> String {
                 proto::MoveKind::Lost | proto::MoveKind::Unspecified => "new homes for",
                 proto::MoveKind::Drain => "a drain moves",
                 proto::MoveKind::Balance => "a rebalance moves",
+                proto::MoveKind::NoRoom => "no room for",
             };
             format!("{why} {} copies of pool #{}", moves.moves.len(), moves.pool_id)
         }

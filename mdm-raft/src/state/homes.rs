@@ -26,6 +26,8 @@ pub enum Outlook {
     NoDomain,
     /// Nobody serves its group, so nobody could fill another copy.
     Unserved,
+    /// Its device is in service and had no room lately. It gets another home when another device has.
+    NoRoom,
 }
 
 /// Why nothing moves.
@@ -58,6 +60,9 @@ impl fmt::Display for Outlook {
             Self::Maintenance => f.write_str("its server is in maintenance, so it keeps its place"),
             Self::NoDomain => f.write_str("no other fault domain has a device in service"),
             Self::Unserved => f.write_str("nobody serves its group"),
+            Self::NoRoom => {
+                f.write_str("its device has had no room for copies lately, and no other that may have it has")
+            }
         }
     }
 }
@@ -67,6 +72,8 @@ impl fmt::Display for Outlook {
 pub struct Places {
     /// Its devices in service.
     pub candidates: Vec<Candidate>,
+    /// Those among them that are given nothing now, because they had no room lately.
+    pub without_room: BTreeSet<DeviceId>,
     domains: BTreeSet<FaultDomain>,
     hold: Option<Hold>,
     now: LogTime,
@@ -78,9 +85,14 @@ impl State {
     pub fn places_of(&self, pool: PoolId, now: LogTime) -> Places {
         let candidates = self.candidates(pool);
         let brake = self.eviction_hold().filter(|hold| hold.is_recent(now)).map(|_| Hold::Brake);
+        let full = |device: &DeviceId| self.devices.get(*device).is_some_and(|row| row.without_room(now).is_some());
+        let without_room: BTreeSet<DeviceId> =
+            candidates.iter().map(|candidate| candidate.device).filter(full).collect();
+        let has_room = |candidate: &&Candidate| !without_room.contains(&candidate.device);
         Places {
-            domains: candidates.iter().map(|candidate| candidate.domain).collect(),
+            domains: candidates.iter().filter(has_room).map(|candidate| candidate.domain).collect(),
             candidates,
+            without_room,
             hold: if self.is_recovering() { Some(Hold::Recovery) } else { brake },
             now,
             delay_ms: self.settings().get(Setting::RebuildDelay),
@@ -89,7 +101,12 @@ impl State {
 
     /// What will become of a group's copy on a device; none while that is in service, or in sync: then it has its home.
     pub fn outlook(&self, pg: &Pg, device: DeviceId, places: &Places) -> Option<Outlook> {
-        let lost = self.devices.get(device).filter(|device| !device.alive)?;
+        let lost = self.devices.get(device)?;
+        if lost.alive {
+            let missing = pg.missing().any(|missing| missing == device);
+            let full = missing && places.without_room.contains(&device) && !self.has_another_domain(pg, device, places);
+            return full.then_some(Outlook::NoRoom);
+        }
         // One that moves is on its way out: its new home is being filled already.
         if pg.config.member(device).is_some() || pg.leaving == Some(device) {
             return None;
@@ -120,6 +137,12 @@ impl State {
 }
 
 impl Places {
+    /// The devices that may be given copies.
+    pub fn with_room(&self) -> Vec<Candidate> {
+        let has_room = |candidate: &&Candidate| !self.without_room.contains(&candidate.device);
+        self.candidates.iter().filter(has_room).copied().collect()
+    }
+
     /// Why nothing moves.
     pub const fn hold(&self) -> Option<Hold> {
         self.hold

@@ -93,7 +93,9 @@ impl State {
         let mut lost: BTreeMap<String, BTreeMap<Outlook, u32>> = BTreeMap::new();
         let mut unserved: u64 =
             missing.copies.iter().filter(|(id, _)| self.device_alive(**id)).map(|(_, copies)| copies.unserved()).sum();
-        if missing.copies.keys().any(|id| !self.device_alive(*id)) {
+        let told =
+            |id: &DeviceId| self.devices.get(*id).is_some_and(|row| !row.alive || row.without_room(now).is_some());
+        if missing.copies.keys().any(told) {
             let places = self.places_of(pool, now);
             for pg in self.pgs_of(pool) {
                 for (device, outlook) in pg.missing().filter_map(|id| Some((id, self.outlook(pg, id, &places)?))) {
@@ -122,6 +124,7 @@ impl State {
     fn out_of_service_words(&self, id: DeviceId) -> String {
         let sds = self.devices.get(id).and_then(|device| self.sds.get(device.sds));
         match sds {
+            Some(sds) if self.device_alive(id) => format!("device {id} of {} has had no room lately", sds.name),
             Some(sds) if sds.maintenance.is_some() => format!("{} is in maintenance", sds.name),
             Some(sds) if sds.alive => format!("device {id} of {} is out of service", sds.name),
             Some(sds) => format!("{} is DOWN", sds.name),
@@ -235,6 +238,9 @@ impl State {
         }
         if self.open_job(pool, JobKind::Drain).is_some_and(|job| job.state == JobState::Running) {
             waits.push("devices that are drained go first".to_owned());
+        }
+        for full in self.places_of(pool, now).without_room {
+            waits.push(format!("device {full} has had no room lately, and is given nothing for a while"));
         }
         if self.candidates(pool).len() != self.candidates_in_the_end(pool).len() {
             waits.push("a server of the pool is in maintenance".to_owned());
@@ -407,7 +413,7 @@ fn waits_words(who: &str, outlooks: &BTreeMap<Outlook, u32>) -> String {
         match outlook {
             Outlook::Later(_) if Some(outlook) != longest => {}
             // Said by whom it is about.
-            Outlook::Maintenance => {}
+            Outlook::Maintenance | Outlook::NoRoom => {}
             Outlook::NoDomain if *copies == 1 => said.push(format!("{outlook} for 1 copy")),
             Outlook::NoDomain => said.push(format!("{outlook} for {copies} copies")),
             Outlook::Due | Outlook::Held(_) | Outlook::Later(_) | Outlook::Unserved => said.push(outlook.to_string()),

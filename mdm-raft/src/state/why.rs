@@ -361,6 +361,9 @@ impl State {
                 "it was lost {losses} times within an hour and is kept out until log time {until} (S23)"
             )));
         }
+        if let Some(until) = device.without_room(now) {
+            causes.push(says(format!("it had no room for a copy, and is given none until log time {until}")));
+        }
         causes.extend(device.slow.as_ref().map(|why| says(format!("it is slow: {why}"))));
         if let Some(faults) = &device.faults {
             causes.push(says(format!("counted in its life {}: {}", faults.incarnation, faults.words())));

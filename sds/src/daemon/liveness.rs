@@ -13,9 +13,9 @@ use pflex_common::{
     mdm::{MdmError, Patience},
 };
 use pflex_proto::{
-    ids::{KeyId, LogTime},
+    ids::{DeviceId, KeyId, LogTime, PgId},
     pb::{
-        Beat, BeatReply, DeviceBeat, KeysReply, KeysRequest, liveness_client::LivenessClient,
+        Beat, BeatReply, CopyWithoutRoom, DeviceBeat, KeysReply, KeysRequest, liveness_client::LivenessClient,
         tokens_client::TokensClient,
     },
     status::{self, Reason},
@@ -189,6 +189,10 @@ fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
         repaired_blocks: device.counters.repaired_blocks.load(Ordering::Relaxed),
         unreadable_blocks: device.counters.unreadable_blocks.load(Ordering::Relaxed),
         unreadable_chunks: device.counters.unreadable_chunks.load(Ordering::Relaxed),
+        no_room: {
+            let copy = |(pg, device): (PgId, DeviceId)| CopyWithoutRoom { pg: Some(pg.into()), device_id: device.0 };
+            device.counters.no_room().into_iter().map(copy).collect()
+        },
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use pflex_common::{clock::MonotonicTime, histogram::Histogram};
 use pflex_proto::{
-    ids::{Member, Revision},
+    ids::{DeviceId, Member, PgId, Revision},
     pb::DeviceRates,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +52,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) starved: AtomicBool,
     /// Why a copy that this device should fill stays incomplete. Written when it changes, at most once in a tick.
     join_trouble: Mutex<Option<String>>,
+    /// Copies that this device should fill, and the devices that have no room for them. Written as that.
+    no_room: Mutex<Vec<(PgId, DeviceId)>>,
     /// Turns of the loop: it stands still only if the thread hangs.
     pub(crate) turns: AtomicU64,
     /// For how long it has not turned; 0 unless that is too long. Written by the watchdog, not by the thread.
@@ -143,6 +145,15 @@ impl DeviceCounters {
             }
             *said = trouble;
         }
+    }
+
+    pub(super) fn say_no_room(&self, copies: Vec<(PgId, DeviceId)>) {
+        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = copies;
+    }
+
+    /// Copies that this device should fill, and the devices that have no room for them.
+    pub(crate) fn no_room(&self) -> Vec<(PgId, DeviceId)> {
+        self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why a copy that this device should fill stays incomplete; none while all goes well.

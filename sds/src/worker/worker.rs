@@ -51,6 +51,8 @@ const PEER_INBOX: usize = 1024;
 const BATCH: usize = 64;
 /// Between two looks for copies that have lost their place.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Copies without room that a beat names; the others when these are settled.
+const MAX_NO_ROOM: usize = 64;
 /// How often token uses go to the MDM.
 const USES_EVERY: Duration = Duration::from_secs(5);
 
@@ -387,11 +389,16 @@ impl Worker {
         let mut roles = [0_u32; 3];
         let (mut resync_chunks, mut joins) = (0_u64, 0);
         let mut stuck = 0_u32;
-        let (mut trouble, mut troubled) = (None, 0_usize);
+        let (mut trouble, mut troubled, mut no_room) = (None, 0_usize, Vec::new());
         for (pg, slot) in &self.slots {
             let status = slot.core.status();
             if let Some(why) = status.trouble {
                 troubled += 1;
+                if let JoinTrouble::NoSpace { device } = why
+                    && no_room.len() < MAX_NO_ROOM
+                {
+                    no_room.push((*pg, device));
+                }
                 trouble = trouble.into_iter().chain([(*pg, why)]).min_by_key(|(pg, _)| *pg);
             }
             joins += u32::from(status.joining.is_some());
@@ -414,6 +421,7 @@ impl Worker {
         }
         let trouble = trouble.map(|(pg, why)| said(pg, why, troubled - 1));
         self.counters.say_join_trouble(trouble);
+        self.counters.say_no_room(no_room);
         let stats = self.store.stats();
         let unit = u64::from(pflex_proto::geometry::CHUNK_SIZE);
         let counters = &self.counters;

@@ -52,6 +52,7 @@ fn heard(completed_ios: u64, waiting: bool) -> Heard {
         disk: (0, 0),
         faults: DeviceFaults::default(),
         scrub: HeardScrub::default(),
+        no_room: Vec::new(),
     };
     Heard { sds: SdsId(1), process: process(1), applied: Revision(5), newest_key: KeyId(1), devices: vec![device] }
 }

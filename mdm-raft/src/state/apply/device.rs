@@ -140,6 +140,7 @@ impl State {
                     }
                     self.devices.update(id, |known| {
                         known.incarnation = device.incarnation;
+                        known.no_room = known.no_room.filter(|_| known.capacity == device.capacity);
                         known.capacity = device.capacity;
                         known.path.clone_from(&device.path);
                         known.serve(!kept_out.contains(&id), context.log_time);
@@ -189,6 +190,7 @@ impl State {
             faults: None,
             draining: lent,
             lent: lent.is_some(),
+            no_room: None,
         });
         id
     }

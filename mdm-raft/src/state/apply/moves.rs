@@ -9,6 +9,10 @@
 //!
 //! **Drain** and **balance**: away from a living device, whose copy stays in sync until the new one is (`state::moving`).
 //! Only groups that lack nothing move this way: what is missing is filled first.
+//!
+//! **No room**: a device in service could not take what it was to be filled with, as the primary of the group says. A move
+//! there is called off; a copy that was missing gets another place if there is one, and else stays where it cannot be
+//! filled. The device is remembered and given nothing for a while (`NoRoom`), so nothing goes there and back for ever.
 
 use pflex_proto::ids::{DeviceId, Epoch, PgId, PgIndex, PoolId};
 
@@ -19,7 +23,7 @@ use crate::{
     state::{
         State,
         limits::MAX_MOVES,
-        model::{Device, JobKind, Moment, Pg},
+        model::{Device, JobKind, Moment, NoRoom, Pg},
         moving::Homes,
     },
 };
@@ -53,6 +57,9 @@ impl State {
         let results = command.moves.iter().map(|step| {
             let id = PgId { pool, index: PgIndex(step.index) };
             let verdict = self.moved(id, kind, step);
+            if verdict.is_ok() && kind == proto::MoveKind::NoRoom {
+                self.had_no_room(context, DeviceId(step.from_device_id));
+            }
             if let Ok(homes) = &verdict
                 && let Some(config) = self.pgs.get(id).map(|pg| pg.config.clone())
             {
@@ -133,6 +140,15 @@ impl State {
         }
         match kind {
             proto::MoveKind::Lost => self.is_lost_from(pg, from)?,
+            proto::MoveKind::NoRoom => {
+                self.is_not_filled_on(pg, from)?;
+                match (pg.newcomer() == Some(from), to == DeviceId(0)) {
+                    (true, true) => return Ok(pg.called_off()),
+                    (false, true) => return Ok(pg.homes()),
+                    (true, false) => return Err(format!("its copy on device {from} is part of a move already")),
+                    (false, false) => {}
+                }
+            }
             proto::MoveKind::Drain | proto::MoveKind::Balance | proto::MoveKind::Unspecified => {
                 self.may_leave(pg, kind, from)?;
             }
@@ -159,7 +175,7 @@ impl State {
         }
         let mut homes = pg.homes();
         match kind {
-            proto::MoveKind::Lost => homes.replicas[place] = to,
+            proto::MoveKind::Lost | proto::MoveKind::NoRoom => homes.replicas[place] = to,
             proto::MoveKind::Drain | proto::MoveKind::Balance | proto::MoveKind::Unspecified => {
                 homes.replicas.push(to);
                 homes.leaving = Some(from);
@@ -186,6 +202,27 @@ impl State {
             return Err(format!("device {from} is in service"));
         }
         Ok(())
+    }
+
+    /// Whether a copy on a living device is still to be filled.
+    fn is_not_filled_on(&self, pg: &Pg, from: DeviceId) -> Result<(), String> {
+        if pg.config.member(from).is_some() || pg.is_complete_on(from) {
+            return Err(format!("its copy on device {from} has everything"));
+        }
+        if pg.leaving == Some(from) {
+            return Err(format!("its copy on device {from} is part of a move already"));
+        }
+        if !self.devices.get(from).is_some_and(|device| device.alive) {
+            return Err(format!("device {from} is out of service"));
+        }
+        Ok(())
+    }
+
+    /// One command may name a device many times: that is one finding.
+    fn had_no_room(&mut self, context: Context, id: DeviceId) {
+        if self.devices.get(id).is_some_and(|device| device.without_room(context.log_time).is_none()) {
+            self.devices.update(id, |device| device.no_room = Some(NoRoom::again(device.no_room, context.log_time)));
+        }
     }
 
     /// Whether a living copy may go once another one is there.

@@ -32,6 +32,6 @@ pub use settings::{Setting, Settings};
 pub use snapshot::{Snapshot, SnapshotId, SnapshotState};
 pub use token::{IoToken, Link, TokenChain, TokenUse};
 pub use topology::{
-    Addresses, Device, Domain, FaultSet, Freeze, HistoryRow, Pool, Registration, Sdc, Sds, WritePolicy,
+    Addresses, Device, Domain, FaultSet, Freeze, HistoryRow, NoRoom, Pool, Registration, Sdc, Sds, WritePolicy,
 };
 pub use volume::{Access, Mapping, TokenMode, Volume};

@@ -203,9 +203,38 @@ pub struct Device {
     pub draining: Option<Moment>,
     /// It is emptied only for a protected maintenance of its SDS, and draining ends with that.
     pub lent: bool,
+    /// It had no room for a copy that was to be filled there.
+    pub no_room: Option<NoRoom>,
+}
+
+/// A device that had no room for a copy is given none for a while, longer each time: what a move copied is dropped when it
+/// is called off, so a device that is nearly full would be chosen, filled and emptied for ever.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom {
+    /// It is given no copies before.
+    pub until: LogTime,
+    /// How long that was.
+    pub pause_ms: u64,
+}
+
+impl NoRoom {
+    const SHORTEST_MS: u64 = 10 * 60 * 1_000;
+    const LONGEST_MS: u64 = 24 * 60 * 60 * 1_000;
+
+    /// It had none just now. One that was well for a day begins anew.
+    pub fn again(before: Option<Self>, now: LogTime) -> Self {
+        let lately = before.filter(|before| now.get().saturating_sub(before.until.get()) < Self::LONGEST_MS);
+        let pause_ms = lately.map_or(Self::SHORTEST_MS, |before| (before.pause_ms * 2).min(Self::LONGEST_MS));
+        Self { until: LogTime(now.get().saturating_add(pause_ms)), pause_ms }
+    }
 }
 
 impl Device {
+    /// Until when it is given no copies, because it had no room for one.
+    pub fn without_room(&self, now: LogTime) -> Option<LogTime> {
+        self.no_room.map(|no_room| no_room.until).filter(|until| now < *until)
+    }
+
     /// Takes it into service or out of it. One that is out already keeps the time since when.
     pub fn serve(&mut self, alive: bool, now: LogTime) {
         self.alive = alive;

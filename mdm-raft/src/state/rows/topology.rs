@@ -17,8 +17,8 @@ use super::{
 };
 use crate::state::{
     model::{
-        Addresses, Device, DeviceFaults, Domain, FaultSet, Freeze, Pool, PoolScrub, Registration, ScrubFound, Sdc, Sds,
-        WritePolicy,
+        Addresses, Device, DeviceFaults, Domain, FaultSet, Freeze, NoRoom, Pool, PoolScrub, Registration, ScrubFound,
+        Sdc, Sds, WritePolicy,
     },
     table::Table,
 };
@@ -271,6 +271,9 @@ impl Row for Device {
             faults: self.faults.map(faults_row),
             draining: self.draining.map(moment_row),
             lent: self.lent,
+            no_room: self
+                .no_room
+                .map(|no_room| proto::NoRoom { until_log_ms: no_room.until.get(), pause_ms: no_room.pause_ms }),
         })
     }
 
@@ -296,6 +299,7 @@ impl Row for Device {
             faults: row.faults.map(faults),
             draining: row.draining.map(moment),
             lent: row.lent,
+            no_room: row.no_room.map(|row| NoRoom { until: LogTime(row.until_log_ms), pause_ms: row.pause_ms }),
         })
     }
 }

@@ -19,6 +19,7 @@ mod rebuild_policy;
 mod rebuilds;
 mod recovery;
 mod registration;
+mod rooms;
 mod scrubs;
 mod secrets;
 mod sessions;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pflex_proto::ids::DeviceId;
 
 use super::labels::counted_copies;
-use crate::state::State;
+use crate::{command::proto, state::State};
 
 /// Groups that an event lists one by one.
 const LISTED_GROUPS: usize = 16;
@@ -57,6 +57,30 @@ impl State {
         let copies =
             if copies == 1 { "1 copy gets a new home".to_owned() } else { format!("{copies} copies get new homes") };
         format!("{copies}: from {} to {}", list(&left), list(&came))
+    }
+
+    /// Which devices had no room for copies, and what became of those.
+    pub(super) fn found_no_room(&self, moves: &proto::MoveCopies) -> String {
+        let full: BTreeSet<DeviceId> = moves.moves.iter().map(|step| DeviceId(step.from_device_id)).collect();
+        let (mut off, mut elsewhere) = (0, BTreeSet::new());
+        for (_, before, now) in self.pgs.changes() {
+            let (Some(before), Some(now)) = (before, now) else { continue };
+            off += u32::from(before.leaving.is_some() && now.leaving.is_none());
+            elsewhere.extend(now.replicas.iter().copied().filter(|device| !before.replicas.contains(device)));
+        }
+        let mut what = format!("no room on {} for copies that were to be filled there", self.device_labels(&full));
+        match off {
+            0 => {}
+            1 => what.push_str(": 1 move is called off"),
+            off => what.push_str(&format!(": {off} moves are called off")),
+        }
+        if !elsewhere.is_empty() {
+            what.push_str(&format!(": new homes on {}", self.device_labels(&elsewhere)));
+        }
+        if off == 0 && elsewhere.is_empty() {
+            what.push_str(", and nobody else may have them: they stay incomplete until there is room");
+        }
+        what
     }
 
     /// Which copies begin to move to which devices.

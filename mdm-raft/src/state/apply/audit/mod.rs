@@ -299,6 +299,7 @@ impl State {
                     proto::MoveKind::Lost | proto::MoveKind::Unspecified => self.places_moved(),
                     proto::MoveKind::Drain => self.moves_begun("a drain"),
                     proto::MoveKind::Balance => self.moves_begun("a rebalance"),
+                    proto::MoveKind::NoRoom => self.found_no_room(moves),
                 };
                 Deed::new("pg.move", format!("pool {pool}"), what)
             }
