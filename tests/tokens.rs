@@ -68,6 +68,7 @@ fn tokens_that_are_forged_replayed_foreign_or_void_are_refused_counted_and_told_
         issued: LogTime(0),
         expires: LogTime(u64::MAX),
         mode: TokenMode::Lease,
+        plan: None,
     };
     let started = Instant::now();
     let mut expected = [0; 6];

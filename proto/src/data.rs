@@ -205,6 +205,29 @@ impl IoHeader {
     }
 }
 
+/// The longest token that is looked at; ours have some 200 bytes.
+const MAX_TOKEN_BYTES: usize = 1024;
+
+/// A request in per-io mode: with the token that is for it alone (S21).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WithToken<T> {
+    /// Token with its plan, and signature.
+    pub token: Vec<u8>,
+    /// The request as in lease mode.
+    pub request: T,
+}
+
+impl<T: Wire> Wire for WithToken<T> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.token.encode(out);
+        self.request.encode(out);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(Self { token: reader.list(MAX_TOKEN_BYTES)?, request: reader.get()? })
+    }
+}
+
 /// Reads a range of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReadRequest {
@@ -367,6 +390,8 @@ pub enum RefusalCode {
     OutcomeUnknown,
     /// The export's FLUSH names memory that is gone (S14).
     LostMemory,
+    /// The volume is in per-io mode, and the request brought no token of its own (S21).
+    NoOperationToken,
 }
 wire_enum!(RefusalCode {
     WrongCluster = 1,
@@ -389,6 +414,7 @@ wire_enum!(RefusalCode {
     ShuttingDown = 18,
     OutcomeUnknown = 19,
     LostMemory = 20,
+    NoOperationToken = 21,
 });
 
 impl RefusalCode {

@@ -57,6 +57,12 @@ pub enum FrameKind {
     Allocation = 12,
     /// `data::AllocationReply`.
     AllocationReply = 13,
+    /// `data::WithToken` of a `ReadRequest`.
+    ReadWithToken = 14,
+    /// `data::WithToken` of a `WriteRequest`, payload the data.
+    WriteWithToken = 15,
+    /// `data::WithToken` of an `AllocationRequest`.
+    AllocationWithToken = 16,
     /// A message between two copies of a placement group; the SDS defines it.
     Replication = 32,
     /// A lease request or grant between two SDSs; the SDS defines it.
@@ -79,6 +85,9 @@ impl FrameKind {
             11 => Self::Refusal,
             12 => Self::Allocation,
             13 => Self::AllocationReply,
+            14 => Self::ReadWithToken,
+            15 => Self::WriteWithToken,
+            16 => Self::AllocationWithToken,
             32 => Self::Replication,
             33 => Self::Lease,
             _ => return None,

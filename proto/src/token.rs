@@ -17,12 +17,16 @@ use crate::{
     codec::{CodecError, Reader, Wire},
     frame::MAC_HEADER_SIZE,
     ids::{
-        ByteOffset, ClusterId, DeviceId, Generation, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId,
+        ByteOffset, ClusterId, DeviceId, Generation, Incarnation, KeyId, LogTime, OperationId, ProcessId, SdcId,
+        TokenId, VolumeEpoch, VolumeId,
     },
-    wire_enum,
+    wire_enum, wire_fields,
 };
 
+/// Of a token without a plan.
 const TOKEN_VERSION: u8 = 1;
+/// Of a token with one, which stands at its end.
+const PLANNED_TOKEN_VERSION: u8 = 2;
 const TOKEN_DOMAIN: &[u8] = b"pflex token v1";
 const TOKEN_KEY_DOMAIN: &[u8] = b"pflex token key v1";
 const SESSION_DOMAIN: &[u8] = b"pflex session v1";
@@ -47,10 +51,25 @@ wire_enum!(Rights { Read = 1, ReadWrite = 2 });
 pub enum TokenMode {
     /// Any number of IOs until it expires.
     Lease,
-    /// One IO plan.
+    /// One with a plan is good for that; one without opens sessions, and each IO in them brings one with a plan.
     PerIo,
 }
 wire_enum!(TokenMode { Lease = 1, PerIo = 2 });
+
+/// What a token of per-io mode is for: one operation, at one device, in the life it was in when the token was issued.
+///
+/// A device remembers which tokens it has seen, and its incarnation rises durably with each start (S2), so none is used
+/// twice, not even after a crash (S21). A write's operation also executes once wherever it is sent again (S7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// The device that may execute it.
+    pub device: DeviceId,
+    /// In this life only.
+    pub incarnation: Incarnation,
+    /// The write's id (S7); 0 for what reads.
+    pub operation: OperationId,
+}
+wire_fields!(Plan { device, incarnation, operation });
 
 /// What a token says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,11 +100,14 @@ pub struct Token {
     pub expires: LogTime,
     /// How often it may be used.
     pub mode: TokenMode,
+    /// The one operation that it is for. Its range is then `from..to` exactly; `Read` is one read or question about
+    /// allocation, `ReadWrite` one write.
+    pub plan: Option<Plan>,
 }
 
 impl Wire for Token {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(TOKEN_VERSION);
+        out.push(if self.plan.is_some() { PLANNED_TOKEN_VERSION } else { TOKEN_VERSION });
         self.cluster.encode(out);
         self.key.encode(out);
         self.id.encode(out);
@@ -99,11 +121,14 @@ impl Wire for Token {
         self.issued.encode(out);
         self.expires.encode(out);
         self.mode.encode(out);
+        if let Some(plan) = &self.plan {
+            plan.encode(out);
+        }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         match reader.get::<u8>()? {
-            TOKEN_VERSION => Ok(Self {
+            version @ (TOKEN_VERSION | PLANNED_TOKEN_VERSION) => Ok(Self {
                 cluster: reader.get()?,
                 key: reader.get()?,
                 id: reader.get()?,
@@ -117,6 +142,7 @@ impl Wire for Token {
                 issued: reader.get()?,
                 expires: reader.get()?,
                 mode: reader.get()?,
+                plan: (version == PLANNED_TOKEN_VERSION).then(|| reader.get()).transpose()?,
             }),
             other => Err(CodecError::BadTag { what: "token version", value: other.into() }),
         }
@@ -313,6 +339,7 @@ mod tests {
             issued: LogTime(1_000),
             expires: LogTime(61_000),
             mode: TokenMode::Lease,
+            plan: None,
         }
     }
 

@@ -197,4 +197,9 @@ fn record(row: &TokenRow, sdcs: &Names, now_log_ms: u64) -> Record {
         .column("writes", "WRITES", usage.writes)
         .wide("read_bytes", "READ", Value::Bytes(usage.read_bytes))
         .wide("written_bytes", "WRITTEN", Value::Bytes(usage.written_bytes))
+        .wide("from_byte", "FROM BYTE", row.from_byte)
+        .wide("to_byte", "TO BYTE", row.to_byte)
+        // Of per-io mode: what the one operation is.
+        .wide("device_id", "DEVICE ID", row.device_id)
+        .wide("operation_id", "OPERATION ID", row.operation_id)
 }

@@ -215,6 +215,7 @@ impl Component {
                     sdc_id: self.id,
                     process_id: self.process.clone(),
                     volume_ids: vec![self.volume],
+                    plans: Vec::new(),
                 };
                 async move { TokensClient::new(connection).issue(issue).await }
             };

@@ -3,9 +3,10 @@
 use pflex_proto::{
     ids::{ByteOffset, ClusterId, KeyId, SdsId, TokenId},
     pb::{
-        AckTokensReply, AckTokensRequest, AuditTokensReply, AuditTokensRequest, IssueTokensReply, IssueTokensRequest,
-        IssuedToken, KeysReply, KeysRequest, ListTokensReply, ListTokensRequest, RotateSecretReply,
-        RotateSecretRequest, SecretKey, SecretKeyState, TokenRefusal, TokenRow, TokenUse, tokens_server::Tokens,
+        AckTokensReply, AckTokensRequest, AuditTokensReply, AuditTokensRequest, IoPlan, IssueTokensReply,
+        IssueTokensRequest, IssuedToken, KeysReply, KeysRequest, ListTokensReply, ListTokensRequest, PlannedToken,
+        RotateSecretReply, RotateSecretRequest, SecretKey, SecretKeyState, TokenRefusal, TokenRow, TokenUse,
+        tokens_server::Tokens,
     },
     status::{self, Reason},
     token::{self, Rights, Secret, Token},
@@ -36,16 +37,23 @@ impl Tokens for Api {
             sdc_id: request.sdc_id,
             process_id: request.process_id,
             volume_ids: request.volume_ids,
+            plans: request.plans.into_iter().map(plan).collect(),
         });
         let (_, answer) = self.propose(request.request, body).await?;
         let Answer::TokensIssued(issued) = answer else { return Err(error::odd_answer()) };
         let cluster = self.cluster();
-        let tokens = self.look(|state| {
-            let records = issued.token_ids.iter().filter_map(|id| state.token(TokenId(*id)));
-            records.filter_map(|record| sign(state, cluster, record)).collect()
+        let (tokens, planned) = self.look(|state| {
+            let signed = |id: u64| state.token(TokenId(id)).and_then(|record| sign(state, cluster, record));
+            let tokens = issued.token_ids.iter().filter_map(|id| signed(*id)).collect();
+            let planned = issued.planned.iter().map(|planned| {
+                // A record that is gone already has been crowded out: asked for again, it is issued again.
+                let token = signed(planned.token_id).map(|issued| issued.token).unwrap_or_default();
+                PlannedToken { token, why: planned.why.clone() }
+            });
+            (tokens, planned.collect())
         });
         let refused = issued.refused.into_iter().map(|r| TokenRefusal { volume_id: r.volume_id, why: r.why }).collect();
-        Ok(Response::new(IssueTokensReply { tokens, refused, log_time_ms: self.log_time().get() }))
+        Ok(Response::new(IssueTokensReply { tokens, refused, log_time_ms: self.log_time().get(), planned }))
     }
 
     async fn ack(&self, request: Request<AckTokensRequest>) -> Result<Response<AckTokensReply>, Status> {
@@ -158,6 +166,11 @@ impl Api {
     }
 }
 
+fn plan(plan: IoPlan) -> proto::IoPlan {
+    let IoPlan { volume_id, device_id, operation_id, write, from_byte, to_byte } = plan;
+    proto::IoPlan { volume_id, device_id, operation_id, write, from_byte, to_byte }
+}
+
 /// The signed token of a record: a pure function of it and the secret, so a retry signs the same bytes.
 fn sign(state: &State, cluster: ClusterId, record: &IoToken) -> Option<IssuedToken> {
     let secret = Secret::new(record.key, &state.secret(record.key)?.0);
@@ -172,7 +185,7 @@ fn sign(state: &State, cluster: ClusterId, record: &IoToken) -> Option<IssuedTok
             Access::ReadOnly => Rights::Read,
             Access::ReadWrite => Rights::ReadWrite,
         },
-        from: ByteOffset(0),
+        from: record.from,
         to: ByteOffset(record.length.get()),
         volume_epoch: record.volume_epoch,
         issued: record.issued,
@@ -181,6 +194,7 @@ fn sign(state: &State, cluster: ClusterId, record: &IoToken) -> Option<IssuedTok
             TokenMode::Lease => token::TokenMode::Lease,
             TokenMode::PerIo => token::TokenMode::PerIo,
         },
+        plan: record.plan,
     };
     let (signed, key) = secret.sign(&token);
     Some(IssuedToken {
@@ -206,6 +220,10 @@ fn row(token: &IoToken, expired: bool) -> TokenRow {
         key_id: token.key.get(),
         issued_log_ms: token.issued.get(),
         expires_log_ms: token.expires.get(),
+        from_byte: token.from.0,
+        to_byte: token.length.get(),
+        device_id: token.plan.map_or(0, |plan| plan.device.get()),
+        operation_id: token.plan.map_or(0, |plan| plan.operation.get()),
         r#use: Some(TokenUse {
             token_id: token.id.get(),
             reads,

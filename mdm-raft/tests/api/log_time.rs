@@ -23,6 +23,7 @@ async fn issue(cluster: &Cluster, sdc: u32, volume: u64) -> Result<IssueTokensRe
             sdc_id: sdc,
             process_id: vec![9; 16],
             volume_ids: vec![volume],
+            plans: Vec::new(),
         };
         TokensClient::new(connection).issue(message).await
     });

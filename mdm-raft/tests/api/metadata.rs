@@ -140,6 +140,7 @@ async fn an_sds_verifies_what_an_sdc_was_issued() {
                 sdc_id,
                 process_id: vec![5; 16],
                 volume_ids: vec![volume.id, 999],
+                plans: Vec::new(),
             };
             TokensClient::new(connection).issue(message).await
         })

@@ -34,8 +34,6 @@ struct Mapped {
     limits: Limits,
     /// Limits and times, as long as it is mapped.
     usage: Arc<Usage>,
-    /// Why it cannot be opened by this release.
-    refused: Option<&'static str>,
     /// Cancelled when it is no longer mapped.
     ended: CancellationToken,
 }
@@ -118,7 +116,7 @@ impl MappedVolumes {
                 drop(auth.want_newer(auth.version()));
             }
             // Counted from now on, opened or not; one that is open follows its new name or place.
-            if new.refused.is_none() && known.is_none_or(|known| known.spec != new.spec) {
+            if known.is_none_or(|known| known.spec != new.spec) {
                 self.engine.volume(new.spec.clone(), &auth);
             }
         }
@@ -159,20 +157,17 @@ impl MappedVolumes {
         let mapping = volume.mapping(self.sdc)?;
         let pool = map.pools.get(&volume.pool)?;
         let layout = Layout { pool: pool.id, pg_count: pool.pg_count, vtree: volume.vtree, layer: volume.layer };
-        let refused = match volume.token_mode {
-            TokenMode::PerIo => Some("its token mode is `per-io`, which this release does not serve"),
-            TokenMode::Lease => None,
-        };
         let info = ExportInfo {
             name: volume.name.clone(),
             description: format!("pflex volume {} in pool {}", volume.id, pool.name),
             size: volume.size,
             read_only: mapping.access == Access::ReadOnly,
         };
-        let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout, writeback: pool.writeback };
+        let per_io = volume.token_mode == TokenMode::PerIo;
+        let spec = VolumeSpec { id: volume.id, name: volume.name.clone(), layout, writeback: pool.writeback, per_io };
         let (epoch, limits, ended) = (volume.epoch, mapping.limits, CancellationToken::new());
         let usage = self.engine.enter(Usage::new);
-        Some(Mapped { spec, info, epoch, limits, usage, refused, ended })
+        Some(Mapped { spec, info, epoch, limits, usage, ended })
     }
 
     /// How each volume may be used and is, by its id; whether it is read-only.
@@ -202,8 +197,7 @@ impl Exports for MappedVolumes {
     fn list(&self) -> Vec<ExportSummary> {
         let summary =
             |info: &ExportInfo| ExportSummary { name: info.name.clone(), description: info.description.clone() };
-        // `nbdinfo --list` fails as a whole when one of them cannot be opened.
-        self.read().values().filter(|mapped| mapped.refused.is_none()).map(|mapped| summary(&mapped.info)).collect()
+        self.read().values().map(|mapped| summary(&mapped.info)).collect()
     }
 
     async fn open(&self, name: &str) -> Result<Export<MeteredBackend>, OpenError> {
@@ -223,9 +217,6 @@ impl Exports for MappedVolumes {
         let mapped = tokio::time::timeout(NAME_GRACE, found).await.map_err(unknown)?;
         if let ExportName::Snapshot { volume, snapshot } = parsed {
             return Err(OpenError::NoSnapshot { volume: volume.to_owned(), snapshot: snapshot.to_owned() });
-        }
-        if let Some(reason) = mapped.refused {
-            return Err(OpenError::Refused { name: name.to_owned(), reason: reason.to_owned() });
         }
         let auth = self.keeper.auth(mapped.spec.id);
         let (id, volume) = (mapped.spec.id, self.engine.volume(mapped.spec, &auth));

@@ -16,15 +16,19 @@ use pflex_common::shutdown::Shutdown;
 use pflex_proto::ids::{ClusterGeneration, ClusterId, ProcessId, SdcId, VolumeId};
 use pflex_proto::pb::liveness_client::LivenessClient;
 use pflex_proto::pb::tokens_client::TokensClient;
-use pflex_proto::pb::{self, ComponentKind, HealthReport, IssueTokensRequest, Metric, RegisterRequest};
+use pflex_proto::pb::{
+    self, ComponentKind, HealthReport, IoPlan, IssueTokensReply, IssueTokensRequest, Metric, PlannedToken,
+    RegisterRequest,
+};
 use pflex_proto::status::Reason;
-use pflex_proto::token::{KEY_SIZE, TokenKey};
+use pflex_proto::token::{KEY_SIZE, Rights, TokenKey};
 use tokio::net::TcpListener;
 use tracing::{debug, info, warn};
 
 use super::kept::Keeping;
 use super::state::State;
 use super::{MappedVolumes, SdcConfig, SdcError};
+use crate::engine::operation_tokens::{Plan, Planned};
 use crate::engine::tokens::{Issued, TokenSource};
 use crate::engine::{Engine, Identity};
 
@@ -191,25 +195,33 @@ impl LeaderTokens {
     }
 }
 
-impl TokenSource for LeaderTokens {
-    async fn issue(&self, volumes: &[VolumeId]) -> anyhow::Result<Vec<Issued>> {
+impl LeaderTokens {
+    async fn ask(&self, volume_ids: Vec<u64>, plans: Vec<IoPlan>) -> anyhow::Result<IssueTokensReply> {
         let call = |connection, id| {
+            let (volume_ids, plans) = (volume_ids.clone(), plans.clone());
             let request = IssueTokensRequest {
                 request: Some(id),
                 sdc_id: self.identity.sdc.0,
                 process_id: self.identity.process.as_bytes().to_vec(),
-                volume_ids: volumes.iter().map(|volume| volume.0).collect(),
+                volume_ids,
+                plans,
             };
             async move { TokensClient::new(connection).issue(request).await }
         };
-        let asked = MonotonicTime::now();
         let reply = self.client.write(TOKEN_PATIENCE, call).await.inspect_err(|error| {
             // A command in the log was refused: that is a verdict.
             if error.reason() == Some(Reason::StaleEpoch) {
                 self.takeover.declare(error.to_string());
             }
         });
-        let reply = reply.context("asking the MDM for tokens")?;
+        reply.context("asking the MDM for tokens")
+    }
+}
+
+impl TokenSource for LeaderTokens {
+    async fn issue(&self, volumes: &[VolumeId]) -> anyhow::Result<Vec<Issued>> {
+        let asked = MonotonicTime::now();
+        let reply = self.ask(volumes.iter().map(|volume| volume.0).collect(), Vec::new()).await?;
         for refusal in &reply.refused {
             warn!(volume = refusal.volume_id, why = refusal.why, "no token");
         }
@@ -220,6 +232,24 @@ impl TokenSource for LeaderTokens {
         let issued = issued.collect::<anyhow::Result<Vec<_>>>()?;
         self.keeping.note(&issued, asked);
         Ok(issued)
+    }
+
+    async fn issue_for(&self, plans: &[Plan]) -> anyhow::Result<Vec<Planned>> {
+        let plan = |plan: &Plan| IoPlan {
+            volume_id: plan.volume.0,
+            device_id: plan.device.0,
+            operation_id: plan.operation.0,
+            write: plan.rights == Rights::ReadWrite,
+            from_byte: plan.from.0,
+            to_byte: plan.to.0,
+        };
+        let reply = self.ask(Vec::new(), plans.iter().map(plan).collect()).await?;
+        anyhow::ensure!(reply.planned.len() == plans.len(), "the MDM answered for {} operations", reply.planned.len());
+        let planned = reply.planned.into_iter().map(|planned| match planned {
+            PlannedToken { token, why } if token.is_empty() => Err(why),
+            PlannedToken { token, .. } => Ok(token),
+        });
+        Ok(planned.collect())
     }
 }
 

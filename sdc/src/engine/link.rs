@@ -78,6 +78,8 @@ pub struct Request {
     pub epoch: Epoch,
     /// What.
     pub operation: Operation,
+    /// In per-io mode the token for this operation alone (S21).
+    pub own_token: Option<Vec<u8>>,
 }
 
 /// A request was done.
@@ -113,6 +115,9 @@ pub enum AttemptError {
     /// No token to open a session with.
     #[error("there is no token")]
     NoToken,
+    /// None for the operation, in per-io mode.
+    #[error("no token for the operation: {0}")]
+    NoOperationToken(String),
     /// The device said no.
     #[error("refused: {}", .0.why)]
     Refused(Refusal),
@@ -126,7 +131,7 @@ impl AttemptError {
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Lost | Self::Retired | Self::Moved | Self::BadReply(_) => true,
-            Self::Unreachable(_) | Self::NoToken => false,
+            Self::Unreachable(_) | Self::NoToken | Self::NoOperationToken(_) => false,
             Self::Refused(refusal) => refusal.code.may_have_run(),
         }
     }

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod link;
 pub mod marks;
 pub mod metered;
+pub mod operation_tokens;
 pub mod plan;
 pub mod routes;
 pub mod tokens;

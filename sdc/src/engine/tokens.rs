@@ -2,7 +2,8 @@
 //!
 //! In lease mode a token is good for any IO until it expires, so authorisation is off the path of an IO: as long as
 //! the MDM answers once in 45 s, no IO waits for it (S21). This side keeps no clock for expiry: the SDS decides, and its
-//! refusal asks for another token. When what is asked for is decided in [`schedule`].
+//! refusal asks for another token. When what is asked for is decided in [`schedule`]. In per-io mode this token opens sessions
+//! only, and each operation asks for one of its own ([`super::operation_tokens`]).
 
 mod schedule;
 
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::schedule::Schedule;
+use super::operation_tokens::{Plan, PlanDesk, Planned};
 
 /// The least time between two requests for tokens, whatever asks for them.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
@@ -43,6 +45,7 @@ pub struct VolumeAuth {
     held: RwLock<Option<Arc<HeldToken>>>,
     versions: watch::Sender<u64>,
     wanted: Arc<Wanted>,
+    plans: Arc<PlanDesk>,
 }
 
 /// Volumes whose tokens were refused since the keeper last looked. At most all mapped ones.
@@ -65,14 +68,22 @@ impl Wanted {
 }
 
 impl VolumeAuth {
-    /// No token yet. `wanted` is told when one is missing or was refused.
-    pub fn new(volume: VolumeId, wanted: Arc<Wanted>) -> Arc<Self> {
-        Arc::new(Self { volume, held: RwLock::default(), versions: watch::Sender::new(0), wanted })
+    /// No token yet. `wanted` is told when one is missing or was refused; tokens of single operations come from `plans`.
+    pub fn new(volume: VolumeId, wanted: Arc<Wanted>, plans: Arc<PlanDesk>) -> Arc<Self> {
+        Arc::new(Self { volume, held: RwLock::default(), versions: watch::Sender::new(0), wanted, plans })
     }
 
     /// Whose token it is.
     pub const fn volume(&self) -> VolumeId {
         self.volume
+    }
+
+    /// A token of one operation, for per-io mode (S21).
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn planned(&self, plan: Plan) -> Planned {
+        self.plans.token(plan).await
     }
 
     /// The present token.
@@ -120,6 +131,9 @@ pub struct Issued {
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for tokens of all `volumes` at once. A volume that is refused is missing in the answer.
     fn issue(&self, volumes: &[VolumeId]) -> impl Future<Output = anyhow::Result<Vec<Issued>>> + Send;
+
+    /// Asks for tokens of single operations; the answers are in the order of `plans`.
+    fn issue_for(&self, plans: &[Plan]) -> impl Future<Output = anyhow::Result<Vec<Planned>>> + Send;
 }
 
 /// Holds and renews the tokens of all mapped volumes.
@@ -127,6 +141,7 @@ pub trait TokenSource: Send + Sync + 'static {
 pub struct TokenKeeper {
     held: Mutex<Held>,
     wanted: Arc<Wanted>,
+    plans: Arc<PlanDesk>,
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +158,7 @@ impl TokenKeeper {
         let auth = auths.entry(volume).or_insert_with(|| {
             schedule.add(volume, Instant::now());
             self.wanted.any.notify_one();
-            VolumeAuth::new(volume, Arc::clone(&self.wanted))
+            VolumeAuth::new(volume, Arc::clone(&self.wanted), Arc::clone(&self.plans))
         });
         Arc::clone(auth)
     }
@@ -199,6 +214,7 @@ impl TokenKeeper {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = work => {}
+            () = self.plans.serve(&source) => {}
         }
     }
 
@@ -267,6 +283,10 @@ mod tests {
             let key = || TokenKey::from_bytes([1; 32]);
             Ok(volumes.iter().map(|volume| Issued { volume: *volume, signed: vec![1], key: key() }).collect())
         }
+
+        async fn issue_for(&self, _plans: &[Plan]) -> anyhow::Result<Vec<Planned>> {
+            anyhow::bail!("not asked here")
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -302,6 +322,10 @@ mod tests {
                 self.0.lock().unwrap().extend(volumes);
                 let key = || TokenKey::from_bytes([1; 32]);
                 Ok(volumes.iter().map(|volume| Issued { volume: *volume, signed: vec![1], key: key() }).collect())
+            }
+
+            async fn issue_for(&self, _plans: &[Plan]) -> anyhow::Result<Vec<Planned>> {
+                anyhow::bail!("not asked here")
             }
         }
         let (keeper, asked) = (Arc::new(TokenKeeper::default()), Arc::new(Mutex::default()));

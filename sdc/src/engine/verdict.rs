@@ -28,6 +28,7 @@ pub fn judge(error: &AttemptError, learned: bool) -> Verdict {
         AttemptError::Moved | AttemptError::Retired => Verdict::Again,
         AttemptError::Unreachable(_) | AttemptError::Lost | AttemptError::BadReply(_) => Verdict::Wait,
         AttemptError::NoToken => Verdict::NewToken,
+        AttemptError::NoOperationToken(_) => Verdict::Wait,
         AttemptError::Refused(refusal) => judge_refusal(refusal, learned),
     }
 }
@@ -47,7 +48,10 @@ fn judge_refusal(refusal: &Refusal, learned: bool) -> Verdict {
         // The same operation id makes these safe (S7).
         RefusalCode::OutcomeUnknown | RefusalCode::BadChecksum => Verdict::Wait,
         RefusalCode::NoSpace => Verdict::Final(IoError::NoSpace),
-        RefusalCode::NotAllowed => Verdict::Grace(IoError::NotAllowed(refusal.why.clone())),
+        // Its mode never changes, so the map of one side is not of this volume.
+        RefusalCode::NotAllowed | RefusalCode::NoOperationToken => {
+            Verdict::Grace(IoError::NotAllowed(refusal.why.clone()))
+        }
         RefusalCode::BadRange | RefusalCode::BadRequest => Verdict::Grace(IoError::Invalid(refusal.why.clone())),
         RefusalCode::LostMemory => Verdict::Final(IoError::LostMemory(refusal.why.clone())),
         RefusalCode::Unreadable => failed(),

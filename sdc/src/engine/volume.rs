@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use pflex_proto::data::WriteKind;
-use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, VolumeId};
+use pflex_proto::geometry::CHUNK_SIZE;
+use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, OperationId, VolumeId};
+use pflex_proto::token::Rights;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -29,6 +31,7 @@ use super::Engine;
 use super::ledger::Ledger;
 use super::link::{Answer, AttemptError, Operation, Request};
 use super::marks::Memories;
+use super::operation_tokens::Plan;
 use super::plan::{Layout, Part, at_block_borders, whole_blocks};
 use super::tokens::VolumeAuth;
 use super::verdict::{Verdict, judge};
@@ -52,6 +55,8 @@ pub struct VolumeSpec {
     pub layout: Layout,
     /// Its pool acknowledges what is in memory (S14).
     pub writeback: bool,
+    /// Each operation needs a token of its own (S21).
+    pub per_io: bool,
 }
 
 /// Counters of one volume; each only ever rises.
@@ -84,6 +89,11 @@ impl Statistics {
 trait Attempts: Send {
     /// What to send to `device` in `epoch`.
     fn next(&mut self, device: DeviceId, epoch: Epoch) -> Operation;
+
+    /// What its own token has to name in per-io mode; none for what needs none.
+    fn plan(&self) -> Option<(OperationId, Rights)> {
+        Some((OperationId(0), Rights::Read))
+    }
 
     /// What came of it.
     fn outcome(&mut self, _outcome: &Result<Answer, AttemptError>) {}
@@ -177,11 +187,17 @@ impl Volume {
                 pace.wait(changes, "no copy of its placement group is alive").await?;
                 continue;
             };
-            let operation = attempts.next(device, epoch);
             let token = self.auth.version();
-            let request = Request { auth: Arc::clone(&self.auth), part, epoch, operation };
-            let outcome = self.engine.link(device).send(request).await;
-            attempts.outcome(&outcome);
+            let outcome = match self.operation_token(part, device, attempts, &mut pace).await {
+                Err(why) => Err(AttemptError::NoOperationToken(why)),
+                Ok(own_token) => {
+                    let operation = attempts.next(device, epoch);
+                    let request = Request { auth: Arc::clone(&self.auth), part, epoch, operation, own_token };
+                    let outcome = self.engine.link(device).send(request).await;
+                    attempts.outcome(&outcome);
+                    outcome
+                }
+            };
             let error = match outcome {
                 Ok(answer) => {
                     if let Some(stalled) = pace.stalled() {
@@ -216,6 +232,27 @@ impl Volume {
                 Verdict::Final(error) => return Err(error),
             }
         }
+    }
+
+    /// In per-io mode a token for the attempt alone; waiting for it is part of the time that the operation may take.
+    async fn operation_token(
+        &self,
+        part: Part,
+        device: DeviceId,
+        attempts: &impl Attempts,
+        pace: &mut Pace,
+    ) -> Result<Option<Vec<u8>>, String> {
+        let (operation, rights) = match attempts.plan() {
+            Some(plan) if self.spec().per_io => plan,
+            Some(_) | None => return Ok(None),
+        };
+        let from = part.chunk.index.0 * u64::from(CHUNK_SIZE) + u64::from(part.offset);
+        let (from, to) = (ByteOffset(from), ByteOffset(from + u64::from(part.length)));
+        let asked = tokio::time::Instant::now();
+        let plan = Plan { volume: self.id, device, operation, rights, from, to };
+        let planned = tokio::time::timeout(pace.left(), self.auth.planned(plan)).await;
+        let planned = planned.unwrap_or_else(|_elapsed| Err("no MDM issued a token for the operation".to_owned()));
+        planned.map(Some).inspect_err(|_why| pace.began(asked))
     }
 
     /// Reads one part and checks it.

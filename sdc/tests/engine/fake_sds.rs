@@ -217,6 +217,7 @@ impl Shared {
             issued: LogTime(0),
             expires: LogTime(u64::MAX),
             mode: TokenMode::Lease,
+            plan: None,
         })
     }
 

@@ -16,6 +16,7 @@ use pflex_common::map::Limits;
 use pflex_proto::ids::{ByteOffset, ClusterId, DeviceId, LayerId, ProcessId, SdcId, TokenId, VolumeId, VtreeId};
 use pflex_sdc::block::{BlockBackend, ByteRange, Durability, Extent, ExtentState, IoError, ZeroOptions};
 use pflex_sdc::engine::metered::{MeteredBackend, Usage};
+use pflex_sdc::engine::operation_tokens::{Plan, Planned};
 use pflex_sdc::engine::plan::Layout;
 use pflex_sdc::engine::tokens::Issued;
 use pflex_sdc::engine::volume::{Open, VolumeBackend};
@@ -43,6 +44,10 @@ impl TokenSource for Issuer {
             Issued { volume: *volume, signed, key }
         };
         Ok(volumes.iter().map(issue).collect())
+    }
+
+    async fn issue_for(&self, plans: &[Plan]) -> anyhow::Result<Vec<Planned>> {
+        Ok(plans.iter().map(|_plan| Err("the fake cluster has no volume in per-io mode".to_owned())).collect())
     }
 }
 
@@ -72,7 +77,7 @@ fn client_of_boot(cluster: &FakeCluster, patience: Patience, marks: Marks, write
     let running = Arc::clone(&keeper);
     tokio::spawn(async move { running.run(issuer, stop).await });
     let layout = Layout { pool: POOL, pg_count: PG_COUNT, vtree: VtreeId(9), layer: LayerId(0) };
-    let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout, writeback }, &auth);
+    let volume = engine.volume(VolumeSpec { id: VOLUME, name: "demo".into(), layout, writeback, per_io: false }, &auth);
     let session = volume.session(&CancellationToken::new());
     Client { volume: VolumeBackend::new(volume, session, Open), engine, keeper, _tokens: shutdown.drop_guard() }
 }
@@ -103,6 +108,21 @@ impl Client {
 
 fn pattern(length: usize, salt: u8) -> Vec<u8> {
     (0..length).map(|i| (i % 241) as u8 ^ salt).collect()
+}
+
+#[tokio::test]
+async fn without_a_token_for_the_operation_nothing_is_sent_and_the_deadline_counts_from_the_start() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let patience = Patience { io_deadline: Duration::from_millis(300), ..Patience::default() };
+    let client = client(&cluster, patience);
+    let per_io = VolumeSpec { per_io: true, ..(*client.volume.volume().spec()).clone() };
+    client.engine.volume(per_io, &client.keeper.auth(VOLUME));
+    let started = Instant::now();
+    let error = client.volume.write(ByteOffset(0), Bytes::from(vec![1; 4096]), Durability::Stable).await.unwrap_err();
+    assert!(error.to_string().contains("no token for the operation"), "{error}");
+    assert!(started.elapsed() >= patience.io_deadline);
+    assert_eq!(client.volume.volume().writes_in_flight(), 0, "it was never sent, so nothing has to be fenced");
+    client.volume.flush().await.expect("a flush needs none");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use pflex_common::map::{Access, ClusterMap, VolumeInfo};
 use pflex_proto::{
     data::{IoHeader, RefusalCode},
     geometry::CHUNK_SIZE,
-    ids::{ByteOffset, ClusterId, ProcessId, SdcId, VolumeId},
+    ids::{ByteOffset, ClusterId, Member, OperationId, ProcessId, SdcId, VolumeId},
     token::{Rights, Token, TokenMode},
 };
 
@@ -43,13 +43,56 @@ impl Authority {
     /// Takes a token for a session of `sdc` in `process` on `volume`.
     ///
     /// # Errors
-    /// When the token is someone else's, of another volume or cluster, already void, or too new for what this server has
-    /// heard (`freshness`).
+    /// When the token is someone else's, of another volume or cluster, already void, too new for what this server has
+    /// heard (`freshness`), or for one operation only.
     pub(crate) fn new(
         token: Token,
         cluster: ClusterId,
         sdc: SdcId,
         process: ProcessId,
+        volume: VolumeId,
+        now: Surroundings<'_>,
+    ) -> Result<Self, Refused> {
+        if token.plan.is_some() {
+            let what = format!("token {}: for one operation, not for a session", token.id);
+            return Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAllowed, what));
+        }
+        Self::taken(token, cluster, (sdc, process), volume, now)
+    }
+
+    /// Takes a token for one operation here, brought in a session whose right is `session` (S21).
+    ///
+    /// # Errors
+    /// As [`Self::new`], and when it is for something else.
+    pub(crate) fn of_operation(
+        token: Token,
+        session: &Self,
+        own: Member,
+        operation: OperationId,
+        now: Surroundings<'_>,
+    ) -> Result<Self, Refused> {
+        let owner = &session.token;
+        let id = token.id;
+        let no =
+            |what: &str| Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAllowed, format!("token {id}: {what}")));
+        let Some(plan) = token.plan else { return no("not for one operation") };
+        if plan.device != own.device {
+            return no("for another device");
+        }
+        if plan.operation != operation {
+            return no("for another operation");
+        }
+        if plan.incarnation != own.incarnation {
+            // Asked for before this device was opened, or before the MDM knew of that: the next one is right.
+            return Err((RefusalCode::TokenExpired, format!("token {id} is for another life of the device")).into());
+        }
+        Self::taken(token, owner.cluster, (owner.sdc, owner.process), owner.volume, now)
+    }
+
+    fn taken(
+        token: Token,
+        cluster: ClusterId,
+        (sdc, process): (SdcId, ProcessId),
         volume: VolumeId,
         now: Surroundings<'_>,
     ) -> Result<Self, Refused> {
@@ -64,10 +107,6 @@ impl Authority {
         }
         if token.volume != volume {
             return no("for another volume");
-        }
-        if token.mode != TokenMode::Lease {
-            let what = format!("token {}: per-io tokens are not accepted by this release", token.id);
-            return Err((RefusalCode::NotAllowed, what).into());
         }
         let authority = Self { token };
         authority.is_in_force(now)?;
@@ -140,6 +179,10 @@ impl Authority {
                 Ok(())
             };
         }
+        if self.token.mode == TokenMode::PerIo && self.token.plan.is_none() {
+            let what = "the volume is in per-io mode: each operation needs a token of its own";
+            return Err((RefusalCode::NoOperationToken, what.into()));
+        }
         if !io.range_is_valid() {
             return Err((RefusalCode::BadRange, format!("{}+{} is not inside a chunk", io.offset, io.length)));
         }
@@ -149,6 +192,13 @@ impl Authority {
         let (Some(from), Some(to)) = (from, to) else {
             return Err((RefusalCode::BadRange, "beyond any volume".into()));
         };
+        if self.token.plan.is_some() {
+            let reads = self.token.rights == Rights::Read;
+            if (self.token.from.0, self.token.to.0) != (from, to) || reads != (intent == Intent::Read) {
+                let what = format!("token {} is for another operation than this one of {from}..{to}", self.token.id);
+                return Err((RefusalCode::NotAllowed, what));
+            }
+        }
         if to > volume.size.0 {
             return Err((RefusalCode::BadRange, format!("bytes {from}..{to} are beyond the volume")));
         }
@@ -212,6 +262,7 @@ pub(super) mod tests {
             issued: LogTime(0),
             expires: LogTime(60_000),
             mode: TokenMode::Lease,
+            plan: None,
         }
     }
 

@@ -30,6 +30,8 @@ const JOIN_WINDOW: Duration = Duration::from_millis(200);
 /// Between two attempts, doubling: a server that the MDM refuses for good must not fill its log.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PROPOSAL_PAUSE: Duration = Duration::from_secs(5);
+/// Tokens in one ACK: in per-io mode each operation has one. A quarter of what a command may carry.
+const ACK_BATCH: usize = 4096;
 /// Accounting may be lost, never late.
 const ACK_PATIENCE: Patience = Patience::within(Duration::from_secs(10));
 
@@ -70,12 +72,15 @@ pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>
 }
 
 async fn ack(server: Arc<Server>, uses: Vec<TokenUse>) {
-    let call = |connection, id| {
-        let request = AckTokensRequest { request: Some(id), sds_id: server.id.0, uses: uses.clone() };
-        async move { TokensClient::new(connection).ack(request).await }
-    };
-    if let Err(error) = server.client.write(ACK_PATIENCE, call).await {
-        warn!(%error, "token uses were not reported");
+    for uses in uses.chunks(ACK_BATCH) {
+        let call = |connection, id| {
+            let request = AckTokensRequest { request: Some(id), sds_id: server.id.0, uses: uses.to_vec() };
+            async move { TokensClient::new(connection).ack(request).await }
+        };
+        if let Err(error) = server.client.write(ACK_PATIENCE, call).await {
+            // The others would wait as long; what is counted next is told next.
+            return warn!(%error, "token uses were not reported");
+        }
     }
 }
 

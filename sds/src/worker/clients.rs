@@ -3,15 +3,15 @@
 use bytes::Bytes;
 use pflex_common::{clock::MonotonicTime, frames::Frame};
 use pflex_proto::{
-    codec::Wire as _,
+    codec::Wire,
     data::{
         AllocationReply, AllocationRequest, Checksums, FlushReply, FlushRequest, HelloReply, IoHeader, OpenSession,
-        PROTOCOL_VERSION, Peer, ReadReply, ReadRequest, Refusal, RefusalCode, SessionOpened, WriteKind, WriteReply,
-        WriteRequest,
+        PROTOCOL_VERSION, Peer, ReadReply, ReadRequest, Refusal, RefusalCode, SessionOpened, WithToken, WriteKind,
+        WriteReply, WriteRequest,
     },
     frame::FrameKind,
     geometry::BLOCK_SIZE,
-    ids::{ChunkId, LogTime, PgId, ProcessId, SdcId},
+    ids::{ChunkId, LogTime, OperationId, PgId, ProcessId, SdcId},
     pb::TokenUse,
     token,
 };
@@ -68,9 +68,9 @@ impl Worker {
         let request_id = frame.header.request_id;
         let outcome = match frame.header.kind {
             FrameKind::OpenSession => self.on_open(id, sdc, process, &frame),
-            FrameKind::Read => self.on_read(id, &frame),
-            FrameKind::Allocation => self.on_allocation(id, &frame),
-            FrameKind::Write => self.on_write(id, frame),
+            FrameKind::Read | FrameKind::ReadWithToken => self.on_read(id, &frame),
+            FrameKind::Allocation | FrameKind::AllocationWithToken => self.on_allocation(id, &frame),
+            FrameKind::Write | FrameKind::WriteWithToken => self.on_write(id, frame),
             FrameKind::Flush => self.on_flush(id, &frame),
             FrameKind::Hello
             | FrameKind::HelloReply
@@ -127,17 +127,24 @@ impl Worker {
     }
 
     fn on_read(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
-        let ReadRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
-        self.begin_read(id, frame, &io, Asks::Read)
+        let (ReadRequest { io }, token) = unsealed(frame)?;
+        self.begin_read(id, frame, (&io, token), Asks::Read)
     }
 
     fn on_allocation(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
-        let AllocationRequest { io } = token::unsealed(&frame.body).map_err(malformed)?;
-        self.begin_read(id, frame, &io, Asks::Allocation)
+        let (AllocationRequest { io }, token) = unsealed(frame)?;
+        self.begin_read(id, frame, (&io, token), Asks::Allocation)
     }
 
-    fn begin_read(&mut self, id: ConnectionId, frame: &Frame, io: &IoHeader, asks: Asks) -> Result<(), Refused> {
-        let admitted = self.admit(id, io, Intent::Read, frame)?;
+    fn begin_read(
+        &mut self,
+        id: ConnectionId,
+        frame: &Frame,
+        (io, token): (&IoHeader, Option<Vec<u8>>),
+        asks: Asks,
+    ) -> Result<(), Refused> {
+        let brings = token.as_deref().map(|token| (token, OperationId(0)));
+        let admitted = self.admit(id, io, Intent::Read, brings, frame)?;
         let request = self.pend(id, admitted, io, (asks, None), frame.header.request_id);
         let read = ClientRead { request, epoch: io.epoch, chunk: io.chunk, extent: extent(io) };
         self.ask(io.pg, request, Event::Read(read));
@@ -145,9 +152,10 @@ impl Worker {
     }
 
     fn on_write(&mut self, id: ConnectionId, frame: Frame) -> Result<(), Refused> {
-        let write: WriteRequest = token::unsealed(&frame.body).map_err(malformed)?;
+        let (write, token): (WriteRequest, _) = unsealed(&frame)?;
         let io = write.io;
-        let (sdc, authority) = self.admit(id, &io, Intent::Write, &frame)?;
+        let brings = token.as_deref().map(|token| (token, write.operation));
+        let (sdc, authority) = self.admit(id, &io, Intent::Write, brings, &frame)?;
         let whole_blocks = io.offset.is_multiple_of(BLOCK_SIZE) && io.length.is_multiple_of(BLOCK_SIZE);
         let kind = match write.kind {
             WriteKind::Data => {
@@ -214,7 +222,7 @@ impl Worker {
     fn on_flush(&mut self, id: ConnectionId, frame: &Frame) -> Result<(), Refused> {
         let request: FlushRequest = token::unsealed(&frame.body).map_err(malformed)?;
         let io = &request.io;
-        let admitted = self.admit(id, io, Intent::Flush, frame)?;
+        let admitted = self.admit(id, io, Intent::Flush, None, frame)?;
         if self.map.pools.get(&io.pg.pool).is_none_or(|pool| pool.writeback) {
             let pended = self.pend(id, admitted, io, (Asks::Flush, None), frame.header.request_id);
             let flush = ClientFlush { request: pended, epoch: io.epoch, volatility: request.volatility };
@@ -231,10 +239,11 @@ impl Worker {
         id: ConnectionId,
         io: &IoHeader,
         intent: Intent,
+        brings: Option<(&[u8], OperationId)>,
         frame: &Frame,
     ) -> Result<(SdcId, Authority), Refused> {
         let now = Surroundings { map: &self.map, heard: Heard::of(&self.log_time, MonotonicTime::now()) };
-        self.sessions.admit(id, io, intent, |key| frame.opens(key), now)
+        self.sessions.admit(id, io, intent, brings, |key| frame.opens(key), now)
     }
 
     fn pend(
@@ -363,6 +372,19 @@ fn is_zeros(data: &Payload) -> bool {
 
 const fn extent(io: &IoHeader) -> Extent {
     Extent { offset: io.offset, length: io.length }
+}
+
+/// A request, and the token that it brings in per-io mode.
+fn unsealed<T: Wire>(frame: &Frame) -> Result<(T, Option<Vec<u8>>), Refused> {
+    let brings_token = matches!(
+        frame.header.kind,
+        FrameKind::ReadWithToken | FrameKind::WriteWithToken | FrameKind::AllocationWithToken
+    );
+    if !brings_token {
+        return Ok((token::unsealed(&frame.body).map_err(malformed)?, None));
+    }
+    let WithToken { token, request } = token::unsealed(&frame.body).map_err(malformed)?;
+    Ok((request, Some(token)))
 }
 
 fn malformed(error: impl std::fmt::Display) -> Refused {

@@ -166,7 +166,7 @@ impl Worker {
             dirty: Vec::new(),
             links,
             deaths,
-            sessions: Sessions::new(config.cluster, config.own.device),
+            sessions: Sessions::new(config.cluster, config.own),
             pending: PendingRequests::default(),
             map: Arc::default(),
             log_time: LogTimeFollower::default(),

@@ -69,7 +69,9 @@ pub(super) enum Verb {
         /// Where its space comes from.
         #[arg(long, default_value = "default", add = Of::Pools.candidates())]
         pool: String,
-        /// How IO is authorised.
+        /// How IO is authorised: by a token that is renewed each 15 s, or by one for each operation, signed and recorded by the
+        /// MDM leader before the operation starts. That costs a command of the quorum for each batch of operations, and IO
+        /// stops while no leader answers.
         #[arg(long, value_enum, default_value_t = Mode::Lease)]
         token_mode: Mode,
         /// Succeed if it exists already with these properties.

@@ -1,6 +1,10 @@
 //! IO tokens: who may use which volume until when. The record is made here; signing it is the service's (section 8).
 
-use pflex_proto::ids::{ByteCount, LogTime, PgId, ProcessId, SdcId, TokenId, VolumeId};
+use pflex_proto::{
+    geometry::CHUNK_SIZE,
+    ids::{ByteCount, ByteOffset, DeviceId, LogTime, OperationId, PgId, ProcessId, SdcId, TokenId, VolumeId},
+    token::Plan,
+};
 
 use super::{Context, Effect, Refusal, done, validate};
 use crate::{
@@ -8,12 +12,13 @@ use crate::{
     state::{
         State,
         limits::{MAX_BATCH, MAX_TOKENS, TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
-        model::{IoToken, Link, Registration, TokenUse},
+        model::{Access, IoToken, Link, Mapping, Registration, TokenMode, TokenUse, Volume},
     },
 };
 
 impl State {
-    /// One command for all volumes of an SDC (S20); each volume is granted or refused by itself.
+    /// One command for all volumes of an SDC (S20) and for all operations that wait in per-io mode (S21); each is granted or
+    /// refused by itself.
     pub(super) fn issue_tokens(&mut self, context: Context, issue: &proto::IssueTokens) -> Effect {
         let id = SdcId(issue.sdc_id);
         let object = format!("sdc {id}");
@@ -32,17 +37,25 @@ impl State {
         if !sdc.approved {
             return Err(Refusal::new(ErrorCode::Precondition, object, "an operator has not approved it"));
         }
-        if issue.volume_ids.len() > MAX_BATCH {
-            return Err(validate::limit(object, MAX_BATCH, "volumes in one command"));
+        let coming = issue.volume_ids.len() + issue.plans.len();
+        if coming > MAX_BATCH {
+            return Err(validate::limit(object, MAX_BATCH, "volumes and operations in one command"));
         }
-        self.drop_old_tokens(context, issue.volume_ids.len());
+        self.drop_old_tokens(context, coming);
         let mut issued = proto::TokensIssued::default();
         for volume in &issue.volume_ids {
-            match self.issue_token(context, (id, process), VolumeId(*volume)) {
+            match self.issue_token(context, (id, process), VolumeId(*volume), None) {
                 Ok(token) => issued.token_ids.push(token.get()),
                 Err(why) => issued.refused.push(proto::TokenRefusal { volume_id: *volume, why }),
             }
         }
+        let planned = issue.plans.iter().map(|plan| {
+            match self.issue_token(context, (id, process), VolumeId(plan.volume_id), Some(plan)) {
+                Ok(token) => proto::PlannedToken { token_id: token.get(), why: String::new() },
+                Err(why) => proto::PlannedToken { token_id: 0, why },
+            }
+        });
+        issued.planned = planned.collect();
         Ok(Answer::TokensIssued(issued))
     }
 
@@ -51,6 +64,7 @@ impl State {
         context: Context,
         (sdc, process): (SdcId, ProcessId),
         id: VolumeId,
+        plan: Option<&proto::IoPlan>,
     ) -> Result<TokenId, String> {
         let volume = self.volumes.get(id).ok_or("there is no such volume")?;
         // S12: who holds a token may still reach the copy that is being given up.
@@ -68,7 +82,9 @@ impl State {
             process,
             volume: id,
             access: mapping.access,
+            from: ByteOffset(0),
             length: volume.size,
+            plan: None,
             volume_epoch: volume.epoch,
             issued: context.log_time,
             expires: LogTime(context.log_time.get() + TOKEN_LIFE_MS),
@@ -76,6 +92,11 @@ impl State {
             used: TokenUse::default(),
             link: Link::default(),
         };
+        if let Some(wanted) = plan {
+            token.plan = Some(self.plan(volume, mapping, wanted)?);
+            (token.from, token.length) = (ByteOffset(wanted.from_byte), ByteCount(wanted.to_byte));
+            token.access = if wanted.write { Access::ReadWrite } else { Access::ReadOnly };
+        }
         let mut chain = self.token_chain();
         token.link = token.link_after(chain.head);
         chain.head = token.link;
@@ -86,6 +107,25 @@ impl State {
         self.put_token_chain(chain);
         self.tokens.put(token);
         Ok(id)
+    }
+
+    /// What a token for one operation says of it.
+    fn plan(&self, volume: &Volume, mapping: &Mapping, wanted: &proto::IoPlan) -> Result<Plan, String> {
+        if volume.token_mode != TokenMode::PerIo {
+            return Err("the volume is in lease mode: its token is good for any operation".into());
+        }
+        let (from, to) = (wanted.from_byte, wanted.to_byte);
+        let chunk = u64::from(CHUNK_SIZE);
+        if from >= to || to > volume.size.get() || from / chunk != (to - 1) / chunk {
+            return Err(format!("bytes {from} to {to} are not within one chunk of the volume"));
+        }
+        if wanted.write && mapping.access != Access::ReadWrite {
+            return Err("the mapping is read-only".into());
+        }
+        let device = DeviceId(wanted.device_id);
+        let device = self.devices.get(device).ok_or_else(|| format!("there is no device {device}"))?;
+        let operation = OperationId(if wanted.write { wanted.operation_id } else { 0 });
+        Ok(Plan { device: device.id, incarnation: device.incarnation, operation })
     }
 
     /// Keeps the table bounded (I10): records go some time after they expired, or when there are too many. The chain's

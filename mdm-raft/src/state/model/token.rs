@@ -1,6 +1,9 @@
 //! The record of every issued IO token. What travels is signed from this record, outside the state machine.
 
-use pflex_proto::ids::{ByteCount, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId};
+use pflex_proto::{
+    ids::{ByteCount, ByteOffset, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId},
+    token::Plan,
+};
 use ring::digest;
 
 use super::{Access, TokenMode};
@@ -64,7 +67,9 @@ pub struct IoToken {
     pub volume: VolumeId,
     /// What it allows.
     pub access: Access,
-    /// It covers bytes 0 to this.
+    /// The first byte it covers.
+    pub from: ByteOffset,
+    /// It covers bytes up to this.
     pub length: ByteCount,
     /// Void once the volume's is higher.
     pub volume_epoch: VolumeEpoch,
@@ -74,6 +79,8 @@ pub struct IoToken {
     pub expires: LogTime,
     /// How often it may be used.
     pub mode: TokenMode,
+    /// The one operation that it is for (S21).
+    pub plan: Option<Plan>,
     /// How it was used; outside the chain, since it grows.
     pub used: TokenUse,
     /// Chains this record to the one before.
@@ -99,6 +106,10 @@ impl IoToken {
             u64::from(self.mode == TokenMode::PerIo),
         ] {
             context.update(&fact.to_le_bytes());
+        }
+        if let Some(plan) = &self.plan {
+            let plan = [plan.device.get().into(), plan.incarnation.get(), plan.operation.get()];
+            plan.into_iter().chain([self.from.0]).for_each(|fact| context.update(&fact.to_le_bytes()));
         }
         let mut link = Link::default();
         link.0.copy_from_slice(context.finish().as_ref());

@@ -1,6 +1,12 @@
 //! Rows of issued tokens.
 
-use pflex_proto::ids::{ByteCount, KeyId, LogTime, ProcessId, SdcId, TokenId, VolumeEpoch, VolumeId};
+use pflex_proto::{
+    ids::{
+        ByteCount, ByteOffset, DeviceId, Incarnation, KeyId, LogTime, OperationId, ProcessId, SdcId, TokenId,
+        VolumeEpoch, VolumeId,
+    },
+    token::Plan,
+};
 
 use super::{
     Row, RowError, bad,
@@ -43,6 +49,10 @@ impl Row for IoToken {
             written_bytes: self.used.written_bytes.get(),
             link: self.link.0.to_vec(),
             process: self.process.as_bytes().to_vec(),
+            from_bytes: self.from.0,
+            device: self.plan.map_or(0, |plan| plan.device.get()),
+            incarnation: self.plan.map_or(0, |plan| plan.incarnation.get()),
+            operation: self.plan.map_or(0, |plan| plan.operation.get()),
         })
     }
 
@@ -67,6 +77,12 @@ impl Row for IoToken {
                 written_bytes: ByteCount(row.written_bytes),
             },
             link: link(&row.link)?,
+            from: ByteOffset(row.from_bytes),
+            plan: (row.device != 0).then_some(Plan {
+                device: DeviceId(row.device),
+                incarnation: Incarnation(row.incarnation),
+                operation: OperationId(row.operation),
+            }),
         })
     }
 }

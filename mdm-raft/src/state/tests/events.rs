@@ -70,7 +70,12 @@ fn the_oldest_events_go_and_tokens_leave_none() {
     let mut world = World::with_sds(1);
     world.ok(create_sdc("c"));
     let before = newest(&world);
-    world.say(Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![] }));
+    world.say(Body::IssueTokens(proto::IssueTokens {
+        sdc_id: 1,
+        process_id: vec![1; 16],
+        volume_ids: vec![],
+        plans: vec![],
+    }));
     assert_eq!(newest(&world), before);
     for n in 0..=MAX_EVENTS as u64 {
         let (revision, at) = (Revision(world.revision + n), LogTime(world.now));

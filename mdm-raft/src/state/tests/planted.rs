@@ -35,7 +35,12 @@ fn good() -> State {
     world.ok(create_sdc("c"));
     world.ok(register_sdc("c", 1));
     world.ok(map("v", "c"));
-    world.ok(Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![1] }));
+    world.ok(Body::IssueTokens(proto::IssueTokens {
+        sdc_id: 1,
+        process_id: vec![1; 16],
+        volume_ids: vec![1],
+        plans: vec![],
+    }));
     world.ok(Body::OpenClientSession(proto::OpenClientSession { name: "t".into() }));
     let request = Request { client: ClientId(1), sequence: 1.into(), low_water: 0.into() };
     world.say_once(request, create_sdc("d"));

@@ -25,7 +25,7 @@ fn promote(world: &World, index: u32, device_id: u32) -> Body {
 }
 
 fn tokens() -> Body {
-    Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![1] })
+    Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![1], plans: vec![] })
 }
 
 /// A group whose in-sync copy, on 1, is away; the copy on 2 is alive and misses writes.

@@ -275,6 +275,14 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
             sdc_id: rng.random_range(1..=3),
             process_id: vec![rng.random_range(1..=2); 16],
             volume_ids: vec![1, 2, 3],
+            plans: vec![proto::IoPlan {
+                volume_id: rng.random_range(1..=4),
+                device_id: rng.random_range(1..=4),
+                operation_id: rng.random_range(1..=1000),
+                write: rng.random(),
+                from_byte: 4096,
+                to_byte: 8192,
+            }],
         }),
         22 => Body::AckTokens(proto::AckTokens {
             sds_id: 1,

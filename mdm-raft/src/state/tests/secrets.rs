@@ -21,7 +21,7 @@ pub(super) fn drop_old(key_id: u32) -> Body {
 }
 
 fn issue() -> Body {
-    Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![1] })
+    Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: vec![1], plans: vec![] })
 }
 
 fn mapped() -> World {

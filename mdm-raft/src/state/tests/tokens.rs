@@ -1,15 +1,26 @@
 //! Conversations about tokens.
 
-use pflex_proto::ids::{LogTime, TokenId, VolumeId};
+use pflex_proto::{
+    ids::{LogTime, OperationId, TokenId, VolumeId},
+    token::Plan,
+};
 
 use super::world::{GIB, World, create_sdc, create_volume, map, register_sdc, unmap};
 use crate::{
     command::{Answer, Body, ErrorCode, proto},
-    state::limits::{TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
+    state::{
+        limits::{TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
+        model::Access,
+    },
 };
 
 fn issue(process: u8, volumes: &[u64]) -> Body {
-    Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id: vec![process; 16], volume_ids: volumes.to_vec() })
+    Body::IssueTokens(proto::IssueTokens {
+        sdc_id: 1,
+        process_id: vec![process; 16],
+        volume_ids: volumes.to_vec(),
+        plans: vec![],
+    })
 }
 
 fn mapped() -> World {
@@ -38,6 +49,58 @@ fn a_token_is_issued_for_what_is_mapped_and_for_60_seconds() {
     assert_eq!((token.length.get(), token.volume_epoch.get()), (GIB, 1));
     world.ok(unmap("v", "c"));
     assert_eq!(issued(world.ok(issue(1, &[1]))).refused.len(), 1);
+}
+
+fn planned(plan: proto::IoPlan) -> Body {
+    let process_id = vec![1; 16];
+    Body::IssueTokens(proto::IssueTokens { sdc_id: 1, process_id, volume_ids: Vec::new(), plans: vec![plan] })
+}
+
+#[test]
+fn in_per_io_mode_each_operation_has_a_token_that_names_it() {
+    let mut world = mapped();
+    world.ok(Body::CreateVolume(proto::CreateVolume {
+        token_mode: proto::TokenMode::PerIo.into(),
+        ..match create_volume("p", GIB) {
+            Body::CreateVolume(create) => create,
+            other => panic!("{other:?}"),
+        }
+    }));
+    world.ok(map("p", "c"));
+    let write = proto::IoPlan {
+        volume_id: 3,
+        device_id: 1,
+        operation_id: 77,
+        write: true,
+        from_byte: 1 << 20,
+        to_byte: (1 << 20) + 4096,
+    };
+    let one = |world: &mut World, plan: &proto::IoPlan| issued(world.ok(planned(*plan))).planned.remove(0);
+    let id = TokenId(one(&mut world, &write).token_id);
+    let token = world.state.token(id).unwrap();
+    let plan = token.plan.unwrap();
+    assert_eq!((plan.device.get(), plan.operation.get(), token.access), (1, 77, Access::ReadWrite));
+    assert_eq!(plan.incarnation, world.state.device(plan.device).unwrap().incarnation);
+    assert_eq!((token.from.0, token.length.get()), (1 << 20, (1 << 20) + 4096));
+    let read = one(&mut world, &proto::IoPlan { write: false, ..write });
+    let token = world.state.token(TokenId(read.token_id)).unwrap();
+    assert_eq!((token.plan.unwrap().operation.get(), token.access), (0, Access::ReadOnly));
+    for (wrong, why) in [
+        (proto::IoPlan { volume_id: 1, ..write }, "lease mode"),
+        (proto::IoPlan { volume_id: 9, ..write }, "no such volume"),
+        (proto::IoPlan { device_id: 99, ..write }, "no device"),
+        (proto::IoPlan { from_byte: write.to_byte, ..write }, "not within one chunk"),
+        (proto::IoPlan { to_byte: 3 << 20, ..write }, "not within one chunk"),
+        (proto::IoPlan { from_byte: GIB, to_byte: GIB + 1, ..write }, "not within one chunk"),
+    ] {
+        let refused = one(&mut world, &wrong);
+        assert!(refused.token_id == 0 && refused.why.contains(why), "{wrong:?}: {}", refused.why);
+    }
+    let (chain, records) = world.state.token_records();
+    assert_eq!(chain.verify(&records), Ok(()));
+    let mut altered = records.clone();
+    altered[0].plan = altered[0].plan.map(|plan| Plan { operation: OperationId(78), ..plan });
+    assert_eq!(chain.verify(&altered), Err(id), "what a token was for is in the chain");
 }
 
 #[test]

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use pflex_proto::codec::Wire;
 use pflex_proto::data::{
     AllocationReply, AllocationRequest, FlushReply, FlushRequest, IoHeader, OpenSession, ReadReply, ReadRequest,
-    Refusal, RefusalCode, SessionOpened, WriteReply, WriteRequest,
+    Refusal, RefusalCode, SessionOpened, WithToken, WriteReply, WriteRequest,
 };
 use pflex_proto::frame::{FrameError, FrameHeader, FrameKind, HEADER_SIZE, encode_frame, encode_frame_with};
 use pflex_proto::ids::{DeviceId, Generation, SessionId, VolumeId};
@@ -218,16 +219,16 @@ impl Core {
         let request_id = self.next_request_id;
         self.next_request_id += 1;
         self.scratch.clear();
-        let key = &opened.key;
+        let (key, own_token) = (&opened.key, &request.own_token);
         match &request.operation {
             Operation::Read => {
-                let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &ReadRequest { io }, out);
-                encode_frame_with(FrameKind::Read, request_id, 0, &mut self.scratch, seal);
+                let kinds = (FrameKind::Read, FrameKind::ReadWithToken);
+                sealed(&mut self.scratch, kinds, request_id, 0, key, ReadRequest { io }, own_token);
                 self.output.put(&self.scratch);
             }
             Operation::Allocation => {
-                let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &AllocationRequest { io }, out);
-                encode_frame_with(FrameKind::Allocation, request_id, 0, &mut self.scratch, seal);
+                let kinds = (FrameKind::Allocation, FrameKind::AllocationWithToken);
+                sealed(&mut self.scratch, kinds, request_id, 0, key, AllocationRequest { io }, own_token);
                 self.output.put(&self.scratch);
             }
             Operation::Write(write) => {
@@ -239,8 +240,8 @@ impl Core {
                     fua: write.fua,
                     checksums: write.checksums.clone(),
                 };
-                let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &message, out);
-                encode_frame_with(FrameKind::Write, request_id, write.data.len() as u32, &mut self.scratch, seal);
+                let kinds = (FrameKind::Write, FrameKind::WriteWithToken);
+                sealed(&mut self.scratch, kinds, request_id, write.data.len() as u32, key, message, own_token);
                 self.output.put(&self.scratch);
                 self.output.put_bytes(write.data.clone());
             }
@@ -307,6 +308,9 @@ impl Core {
             | FrameKind::Write
             | FrameKind::Flush
             | FrameKind::Allocation
+            | FrameKind::ReadWithToken
+            | FrameKind::WriteWithToken
+            | FrameKind::AllocationWithToken
             | FrameKind::Replication
             | FrameKind::Lease => return Err(ConnectionFault::Unexpected(header.kind)),
         };
@@ -425,6 +429,29 @@ impl Core {
         for session in self.sessions.into_values() {
             let unsent = AttemptError::Unreachable(why.to_owned());
             session.waiting.into_iter().for_each(|submission| submission.answer(Err(unsent.clone())));
+        }
+    }
+}
+
+/// Appends a request's frame, of the second kind if it brings a token of its own.
+fn sealed(
+    out: &mut Vec<u8>,
+    (bare, with_token): (FrameKind, FrameKind),
+    request_id: u64,
+    payload_len: u32,
+    key: &SessionKey,
+    request: impl Wire,
+    own_token: &Option<Vec<u8>>,
+) {
+    match own_token {
+        None => {
+            let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &request, out);
+            encode_frame_with(bare, request_id, payload_len, out, seal);
+        }
+        Some(token) => {
+            let message = WithToken { token: token.clone(), request };
+            let seal = |header: &_, out: &mut Vec<u8>| key.seal(header, &message, out);
+            encode_frame_with(with_token, request_id, payload_len, out, seal);
         }
     }
 }

@@ -43,6 +43,16 @@ impl Pace {
         self.started.map(|started| started.elapsed())
     }
 
+    /// What is left of the time it may take.
+    pub(super) fn left(&self) -> Duration {
+        self.allowed.saturating_sub(self.stalled().unwrap_or_default())
+    }
+
+    /// Its time has run since then, if not earlier.
+    pub(super) fn began(&mut self, at: Instant) {
+        self.started.get_or_insert(at);
+    }
+
     /// Goes on at once, unless this happens again and again.
     pub(super) async fn again(&mut self, why: &impl Display) -> Result<(), IoError> {
         self.at_once += 1;

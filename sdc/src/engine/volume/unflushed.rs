@@ -11,7 +11,8 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt, future, stream};
-use pflex_proto::ids::{ChunkId, DeviceId, Epoch, PgId, VolatilityId};
+use pflex_proto::ids::{ChunkId, DeviceId, Epoch, OperationId, PgId, VolatilityId};
+use pflex_proto::token::Rights;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -112,6 +113,10 @@ struct Flushing(VolatilityId);
 impl Attempts for Flushing {
     fn next(&mut self, _device: DeviceId, _epoch: Epoch) -> Operation {
         Operation::Flush(self.0)
+    }
+
+    fn plan(&self) -> Option<(OperationId, Rights)> {
+        None
     }
 }
 

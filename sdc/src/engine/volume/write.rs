@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pflex_proto::data::{Checksums, WriteKind};
 use pflex_proto::ids::{DeviceId, Epoch, OperationId};
+use pflex_proto::token::Rights;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -105,6 +106,10 @@ impl Attempts for PartOfWrite {
         Operation::Write(Write { low_water, ..self.write.clone() })
     }
 
+    fn plan(&self) -> Option<(OperationId, Rights)> {
+        Some((self.write.operation, Rights::ReadWrite))
+    }
+
     fn outcome(&mut self, outcome: &Result<Answer, AttemptError>) {
         let current = self.current.take();
         match outcome {
@@ -134,7 +139,8 @@ async fn fence(ticket: Arc<Ticket>, part: Part, device: DeviceId, epoch: Epoch) 
         if is_over || volume.closed.load(Ordering::Acquire) {
             break;
         }
-        let request = Request { auth: Arc::clone(&volume.auth), part, epoch, operation: Operation::Fence };
+        let request =
+            Request { auth: Arc::clone(&volume.auth), part, epoch, operation: Operation::Fence, own_token: None };
         match volume.engine.link(device).send(request).await {
             Ok(_done) => break,
             Err(error) => debug!(%device, %error, "not fenced yet"),
