@@ -1,6 +1,6 @@
 //! Time as an argument: monotonic time that goes on while the machine sleeps, and log time as a follower knows it (S20).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pflex_proto::ids::LogTime;
 
@@ -31,6 +31,12 @@ impl MonotonicTime {
     pub const fn since_boot(self) -> Duration {
         self.0
     }
+}
+
+/// What the wall clock shows, in milliseconds since 1970. For people, and to say whose clock is off: nothing is decided by it.
+pub fn wall_ms() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Follows the log time of the newest leader and extrapolates it (S20). Never runs backwards; knows nothing before the

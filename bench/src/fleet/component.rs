@@ -190,6 +190,7 @@ impl Component {
                 name: self.name.clone(),
                 process_id: self.process.clone(),
                 metrics: metrics.map(|name| pb::Metric { name: name.into(), value: 1.0 }).to_vec(),
+                wall_ms: 0,
             };
             let call = |connection| {
                 let report = report.clone();

@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 
+use pflex_common::clock::wall_ms;
 use pflex_proto::pb::{BackupPart, SnapshotReply};
 use pflex_proto::status::{self, Reason};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Api, context::wall_time_ms, error};
+use super::{Api, error};
 
 /// Parts on their way to one client.
 const IN_FLIGHT: usize = 4;
@@ -28,7 +29,7 @@ impl Api {
         let group = self.group().clone();
         tokio::task::spawn_blocking(move || {
             let to = Sending { sender: sender.clone(), part: Vec::with_capacity(PART_BYTES) };
-            match group.back_up(to, wall_time_ms()) {
+            match group.back_up(to, wall_ms()) {
                 Ok(rows) => tracing::info!(rows, "a backup was made"),
                 // The client sees the error, or is gone.
                 Err(error) => {

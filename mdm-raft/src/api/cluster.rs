@@ -21,7 +21,10 @@ use super::{Api, backup, convert, membership};
 use crate::{
     command::{Body, proto},
     raft::group::{GroupStatus, MembershipError, Role, Standing},
-    state::{State, model::JobState},
+    state::{
+        State,
+        model::{JobState, clock_words},
+    },
 };
 
 /// A member without a sign of a majority for longer says so. Above the second that an election takes.
@@ -304,6 +307,10 @@ fn totals(state: &State, used: &BTreeMap<SdsId, u64>, heard: &convert::Heard<'_>
                 }
             }
         }
+    }
+    for (component, ahead) in state.clocks_off() {
+        let Some(object) = state.component_label(component) else { continue };
+        answer.reasons.push(warning(object, clock_words(ahead)));
     }
     for (id, (_, scrub)) in heard.liveness.faults() {
         let Some(device) = state.device(id).filter(|_| scrub.found.unreadable_chunks > 0) else { continue };

@@ -1,12 +1,9 @@
 //! What every service shares: the group, the soft state of the leader, and the three ways to answer: propose a command,
 //! read with or without a quorum, or refuse.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
-use pflex_common::shutdown::Shutdown;
+use pflex_common::{clock::wall_ms, shutdown::Shutdown};
 use pflex_proto::{
     ids::{ClientId, ClientSequence, ClusterId, LogTime, Revision},
     pb::{Addresses, RequestId},
@@ -137,8 +134,8 @@ impl Api {
     /// sent, which only commands that are idempotent or compare-and-set may be.
     pub(crate) async fn propose(&self, request: Option<RequestId>, body: Body) -> Result<(Revision, Answer), Status> {
         let command = match request {
-            Some(id) if id.client_id != 0 => Command::once(request_of(id), wall_time_ms(), body),
-            Some(_) | None => Command::internal(wall_time_ms(), body),
+            Some(id) if id.client_id != 0 => Command::once(request_of(id), wall_ms(), body),
+            Some(_) | None => Command::internal(wall_ms(), body),
         };
         let command = EncodedCommand::from(command);
         let (patience, mut pause) = (Instant::now() + HAND_OVER, FIRST_ANSWERS);
@@ -251,12 +248,6 @@ fn request_of(id: RequestId) -> Request {
         sequence: ClientSequence(id.sequence),
         low_water: ClientSequence(id.low_water),
     }
-}
-
-/// For people only: no decision depends on it.
-pub(crate) fn wall_time_ms() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Refuses callers that say they are of another cluster, or of a newer generation of it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pflex_common::clock::wall_ms;
 use pflex_proto::{
     ids::{DeviceId, Incarnation, KeyId, LogTime, ProcessId, Revision, SdsId},
     pb::{
@@ -56,6 +57,7 @@ impl LivenessService for Api {
 
     async fn report(&self, request: Request<HealthReport>) -> Result<Response<HealthReportReply>, Status> {
         self.leading()?;
+        let arrived = wall_ms();
         let report = request.into_inner();
         let component = self.look(|state| reporter(state, &report)).ok_or_else(|| {
             let what = format!("{}: it is not registered here; register first", report.name);
@@ -72,6 +74,9 @@ impl LivenessService for Api {
         let metrics: BTreeMap<String, f64> =
             metrics.filter(|m| m.name.len() <= MAX_METRIC_NAME).map(|metric| (metric.name, metric.value)).collect();
         self.reports().note(component, metrics);
+        if report.wall_ms != 0 {
+            self.reports().note_clock(component, report.wall_ms, arrived);
+        }
         Ok(Response::new(HealthReportReply { log_time_ms: self.log_time().get() }))
     }
 }

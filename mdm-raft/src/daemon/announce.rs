@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pflex_common::{
+    clock::wall_ms,
     host,
     mdm::{MdmClient, Patience},
     net::Endpoint,
@@ -71,7 +72,7 @@ pub(super) async fn announce(announcement: Announcement, group: RaftGroup, shutd
         loop {
             member(&group, &client).await;
             let sent = client.read(patience, |connection| {
-                let report = HealthReport { metrics: host::process_metrics(), ..report.clone() };
+                let report = HealthReport { metrics: host::process_metrics(), wall_ms: wall_ms(), ..report.clone() };
                 async move { LivenessClient::new(connection).report(report).await }
             });
             if let Err(error) = sent.await {

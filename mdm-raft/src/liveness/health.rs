@@ -31,6 +31,21 @@ pub(super) fn transitions(group: &RaftGroup, reports: &Reports) -> Option<Body> 
     (!entries.is_empty()).then_some(Body::SetStatuses(proto::SetStatuses { entries }))
 }
 
+/// Wall clocks of which something new is to be said.
+pub(super) fn clocks(group: &RaftGroup, reports: &Reports) -> Option<Body> {
+    let (_, judged) = group.read_stale(|state| {
+        let tolerance = state.settings().get(Setting::ClockTolerance);
+        reports.judge_clocks(tolerance, |component| state.health_of(component).and_then(|health| health.clock_ahead_ms))
+    });
+    let verdict = |(component, ahead): (Component, Option<i64>)| proto::ClockVerdict {
+        kind: kind(component.kind).into(),
+        id: component.id,
+        ahead_ms: ahead.unwrap_or(0),
+    };
+    let verdicts: Vec<_> = judged.into_iter().take(MAX_BATCH).map(verdict).collect();
+    (!verdicts.is_empty()).then_some(Body::JudgeClock(proto::JudgeClock { verdicts }))
+}
+
 /// Everybody who ever registered, and the process that did last.
 fn registered(state: &State) -> Vec<(Component, ProcessId)> {
     let sds = state.all_sds().map(|sds| (Kind::Sds, sds.id.get(), sds.registration.as_ref()));

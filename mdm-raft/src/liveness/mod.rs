@@ -10,6 +10,7 @@
 //! so a verdict that comes late hits nobody else.
 
 mod brake;
+mod clocks;
 mod device;
 mod handle;
 mod health;

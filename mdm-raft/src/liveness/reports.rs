@@ -10,6 +10,7 @@ use std::{
 
 use pflex_proto::ids::{ProcessId, SdsId};
 
+use super::clocks::ClockSamples;
 use crate::state::model::{Component, Kind, Status};
 
 /// Metrics kept of one report; components send a dozen.
@@ -48,6 +49,7 @@ struct Report {
     at: Instant,
     heard: bool,
     metrics: BTreeMap<String, f64>,
+    clock: ClockSamples,
     /// Since the last sample.
     reports: u32,
     longest_gap: Duration,
@@ -56,7 +58,8 @@ struct Report {
 impl Report {
     fn new(now: Instant) -> Self {
         let (metrics, longest_gap) = (BTreeMap::new(), Duration::ZERO);
-        Self { process: None, at: now, heard: false, metrics, reports: 0, longest_gap }
+        let clock = ClockSamples::default();
+        Self { process: None, at: now, heard: false, metrics, clock, reports: 0, longest_gap }
     }
 
     fn silence(&self, now: Instant) -> Duration {
@@ -114,6 +117,26 @@ impl Board {
 }
 
 impl Reports {
+    /// A report said that it was `theirs` when the clock here showed `ours`.
+    pub(crate) fn note_clock(&self, component: Component, theirs: u64, ours: u64) {
+        if let Some(report) = self.board().0.get_mut(&component) {
+            report.clock.note(theirs, ours);
+        }
+    }
+
+    /// What is to be said of clocks, see [`ClockSamples::judge`].
+    pub(super) fn judge_clocks(
+        &self,
+        tolerance_ms: u64,
+        known: impl Fn(Component) -> Option<i64>,
+    ) -> Vec<(Component, Option<i64>)> {
+        let board = self.board();
+        let judged = |(component, report): (&Component, &Report)| {
+            Some((*component, report.clock.judge(tolerance_ms, known(*component))?))
+        };
+        board.0.iter().filter_map(judged).collect()
+    }
+
     /// Keeps a report in the place of the one before.
     pub(crate) fn note(&self, component: Component, metrics: BTreeMap<String, f64>) {
         self.board().note(Instant::now(), component, metrics);

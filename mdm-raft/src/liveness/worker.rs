@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pflex_common::shutdown::Shutdown;
+use pflex_common::{clock::wall_ms, shutdown::Shutdown};
 use pflex_proto::ids::{ClusterId, DeviceId, LogTime, SdsId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{net::TcpStream, time::MissedTickBehavior};
@@ -26,7 +26,6 @@ use super::{
     tracker::{Known, Thresholds},
 };
 use crate::{
-    api::context::wall_time_ms,
     command::{Body, Command, proto},
     raft::RaftGroup,
     state::{
@@ -116,8 +115,11 @@ impl Worker {
                 self.doubt(&held).await;
             }
             if tick % REPORT_TICKS == 0 {
-                let health =
-                    [health::transitions(&self.group, &self.reports), health::sample(&self.group, &self.reports)];
+                let health = [
+                    health::transitions(&self.group, &self.reports),
+                    health::clocks(&self.group, &self.reports),
+                    health::sample(&self.group, &self.reports),
+                ];
                 self.propose_all(health.into_iter().flatten().collect()).await;
                 self.propose_all(self.rotation().into_iter().collect()).await;
                 let disks = self.liveness.faults();
@@ -216,7 +218,7 @@ impl Worker {
             let said = describe(&body);
             let quiet = matches!(body, Body::RecordSample(_));
             let judged = describe_verdicts(&body);
-            match self.group.propose(Command::internal(wall_time_ms(), body)).await {
+            match self.group.propose(Command::internal(wall_ms(), body)).await {
                 Ok(outcome) => match outcome.error() {
                     None if !judged.is_empty() => tell_results(&judged, &outcome),
                     None if quiet => tracing::debug!("{said}"),
@@ -312,6 +314,7 @@ fn describe(body: &Body) -> String {
         Body::DropSecret(drop) => format!("generation {} of the secret is dropped", drop.key_id),
         Body::JudgeDisk(judge) if judge.why.is_empty() => format!("device {} is not slow any more", judge.device_id),
         Body::JudgeDisk(judge) => format!("device {} is slow: {}", judge.device_id, judge.why),
+        Body::JudgeClock(judge) => format!("wall clocks of {} components", judge.verdicts.len()),
         Body::SetStatuses(set) => format!("status of {} components", set.entries.len()),
         _ => "upkeep".to_owned(),
     }

@@ -177,6 +177,21 @@ impl State {
         registration.map(|registration| registration.process)
     }
 
+    /// A component as people call it; none if it is gone.
+    pub fn component_label(&self, component: Component) -> Option<String> {
+        let name = match component.kind {
+            Kind::Sds => &self.sds(component.id.into())?.name,
+            Kind::Sdc => &self.sdc(component.id.into())?.name,
+            Kind::Mdm | Kind::Mgmt => &self.nodes.get(component)?.name,
+        };
+        Some(format!("{} {name}", component.kind))
+    }
+
+    /// Components whose wall clock is off, and by how many milliseconds it is ahead of the leader's.
+    pub fn clocks_off(&self) -> impl Iterator<Item = (Component, i64)> {
+        self.health.values().filter_map(|health| Some((health.component, health.clock_ahead_ms?)))
+    }
+
     /// The component of this kind and name.
     pub fn component_named(&self, kind: Kind, name: &str) -> Option<Component> {
         let id = match kind {

@@ -6,8 +6,8 @@ use pflex_common::map::ClusterMap;
 use pflex_proto::{
     ids::DeviceId,
     pb::{
-        ChangeSettingsRequest, ListRebuildsRequest, Member, PgId, PgProposal, RebuildRow, ReconfigureRequest,
-        SettingChange, insight_client::InsightClient, placement_client::PlacementClient, work_client::WorkClient,
+        ChangeSettingsRequest, ListRebuildsRequest, Member, PgId, PgProposal, RebuildRow, SettingChange,
+        insight_client::InsightClient, work_client::WorkClient,
     },
 };
 
@@ -73,15 +73,7 @@ async fn filled(cluster: &Cluster, sds: &[FakeSds], map: &ClusterMap) -> usize {
             });
         }
         done += proposals.len();
-        let (sds_id, process_id) = (server.id, server.process.clone());
-        let message = ReconfigureRequest { request: None, sds_id, process_id, proposals };
-        let reply = cluster.client.read(PATIENCE, |connection| {
-            let message = message.clone();
-            async move { PlacementClient::new(connection).reconfigure(message).await }
-        });
-        for result in reply.await.unwrap().results {
-            assert!(result.accepted, "{}", result.why);
-        }
+        server.propose(cluster, proposals).await;
     }
     done
 }

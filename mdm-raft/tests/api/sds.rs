@@ -152,6 +152,11 @@ impl FakeSds {
         };
         let ready = map.pgs.values().filter(|pg| pg.to_activate && leads(pg));
         let proposals: Vec<PgProposal> = ready.map(|pg| activation(pg)).collect();
+        self.propose(cluster, proposals).await;
+    }
+
+    /// Proposes configurations; each must be accepted.
+    pub(crate) async fn propose(&self, cluster: &Cluster, proposals: Vec<PgProposal>) {
         let (sds_id, process_id) = (self.id, self.process.clone());
         let message = ReconfigureRequest { request: None, sds_id, process_id, proposals };
         let reply = cluster.client.read(PATIENCE, |connection| {

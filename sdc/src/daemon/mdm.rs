@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pflex_common::clock::MonotonicTime;
+use pflex_common::clock::{MonotonicTime, wall_ms};
 use pflex_common::host;
 use pflex_common::map;
 use pflex_common::mdm::{MdmClient, MdmError, Patience};
@@ -274,9 +274,11 @@ pub(super) async fn report(
             name: name.clone(),
             process_id: identity.process.as_bytes().to_vec(),
             metrics: metrics(&volumes),
+            wall_ms: 0,
         };
         let call = |connection| {
-            let report = report.clone();
+            // When it is sent: it may wait for a leader before.
+            let report = HealthReport { wall_ms: wall_ms(), ..report.clone() };
             async move { LivenessClient::new(connection).report(report).await }
         };
         tokio::select! {

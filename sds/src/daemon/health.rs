@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use pflex_common::{clock::MonotonicTime, histogram::Snapshot, host, mdm::Patience};
+use pflex_common::{
+    clock::{MonotonicTime, wall_ms},
+    histogram::Snapshot,
+    host,
+    mdm::Patience,
+};
 use pflex_proto::pb::{
     ComponentKind, DeviceStats, HealthReport, Latency, LatencyBucket, Metric, RefusedDevice, SdsStats, SdsStatsRequest,
     liveness_client::LivenessClient, sds_management_server::SdsManagement,
@@ -29,9 +34,11 @@ pub(super) async fn report(server: Arc<Server>) {
             name: server.name.clone(),
             process_id: server.process.as_bytes().to_vec(),
             metrics: metrics(&server),
+            wall_ms: 0,
         };
         let call = |connection| {
-            let request = request.clone();
+            // When it is sent: it may wait for a leader before.
+            let request = HealthReport { wall_ms: wall_ms(), ..request.clone() };
             async move { LivenessClient::new(connection).report(request).await }
         };
         if let Err(error) = server.client.read(PATIENCE, call).await {

@@ -66,8 +66,36 @@ impl State {
         if was_well && status != Status::Active && !planned {
             losses.note(context.log_time);
         }
+        let clock_ahead_ms = before.and_then(|health| health.clock_ahead_ms);
         let (since, revision) = (context.log_time, context.revision);
-        self.health.put(Health { component, status, since, why, revision, losses });
+        self.health.put(Health { component, status, since, why, revision, losses, clock_ahead_ms });
+    }
+
+    /// Wall clocks that are off, or are right again. Who has gone meanwhile is passed over.
+    pub(super) fn judge_clock(&mut self, context: Context, judge: &proto::JudgeClock) -> Effect {
+        if judge.verdicts.len() > MAX_BATCH {
+            return Err(validate::limit("components", MAX_BATCH, "clocks in one command"));
+        }
+        let verdict = |v: &proto::ClockVerdict| Ok((Component { kind: validate::kind(v.kind)?, id: v.id }, v.ahead_ms));
+        let verdicts = judge.verdicts.iter().map(verdict).collect::<Result<Vec<_>, Refusal>>()?;
+        for (component, ahead) in verdicts {
+            let ahead = Some(ahead).filter(|ahead| *ahead != 0);
+            let known = self.health.get(component);
+            if !self.is_registered(component) || known.and_then(|health| health.clock_ahead_ms) == ahead {
+                continue;
+            }
+            let health = known.cloned().unwrap_or_else(|| Health {
+                component,
+                status: Status::Active,
+                since: context.log_time,
+                why: String::new(),
+                revision: context.revision,
+                losses: Losses::default(),
+                clock_ahead_ms: None,
+            });
+            self.health.put(Health { clock_ahead_ms: ahead, ..health });
+        }
+        done(0_u64)
     }
 
     /// A device was lost by itself.

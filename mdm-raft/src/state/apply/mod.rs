@@ -186,6 +186,7 @@ impl State {
             Body::ReportGroups(report) => self.report_groups(report),
             Body::AckTokens(ack) => self.ack_tokens(ack),
             Body::NoteBadTokens(note) => self.note_bad_tokens(context, note),
+            Body::JudgeClock(judge) => self.judge_clock(context, judge),
             Body::RotateSecret(rotate) => self.rotate_secret(rotate),
             Body::SignWithSecret(sign) => self.sign_with_secret(context, sign),
             Body::DropSecret(drop) => self.drop_secret(context, drop),

@@ -51,6 +51,15 @@ pub struct Health {
     pub revision: Revision,
     /// When it stopped being ACTIVE.
     pub losses: Losses,
+    /// By how many milliseconds its wall clock is ahead of the leader's, below zero behind; none: by no more than is tolerated.
+    pub clock_ahead_ms: Option<i64>,
+}
+
+/// How a clock is off that is so many milliseconds ahead of the leader's, or behind below zero.
+pub fn clock_words(ahead_ms: i64) -> String {
+    let (ms, side) = (ahead_ms.unsigned_abs(), if ahead_ms > 0 { "ahead of" } else { "behind" });
+    let (s, tenths) = (ms / 1_000, ms % 1_000 / 100);
+    format!("its clock is {s}.{tenths} s {side} the leader's; IO goes on, and times in its log are not to be compared")
 }
 
 /// When something was lost lately, in log time: what its oscillation counters and its way back follow from (S23).

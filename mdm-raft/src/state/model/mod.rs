@@ -21,7 +21,7 @@ pub use cluster::{
     Cluster, Component, Counters, EvictionHold, Kind, MdmStores, Node, NodeMetadata, Position, Secret, SecretRow,
 };
 pub use event::{Event, EventPart, Severity, Told};
-pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status};
+pub use health::{Health, LOSS_WINDOWS_MS, Losses, MAX_LOSSES_KEPT, Status, clock_words};
 pub use job::{JobId, JobKind, JobState, Moment, RebuildJob};
 pub use pg::{Pg, PgConfig};
 pub use recovery::{GroupReports, KnownConfig};

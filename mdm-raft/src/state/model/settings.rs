@@ -53,6 +53,8 @@ settings! {
         "a component whose last health report is this old is STALE";
     HealthDown = "health.down_ms", 60_000, 20_000..=3_600_000,
         "a component whose last health report is this old is DOWN";
+    ClockTolerance = "clock.tolerance_ms", 2_000, 0..=3_600_000,
+        "a component whose wall clock differs from the leader's by more is told of, and nothing else; 0: by any";
     HealthSample = "health.sample_ms", 60_000, 0..=3_600_000,
         "how often health and sums are recorded (10 s at least); 0 records nothing";
     ReadmissionMost = "readmission.most_ms", 300_000, 0..=3_600_000,

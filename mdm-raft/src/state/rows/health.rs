@@ -45,6 +45,7 @@ impl Row for Health {
             why: self.why.clone(),
             revision: self.revision.get(),
             losses_log_ms: losses_message(&self.losses),
+            clock_ahead_ms: self.clock_ahead_ms.unwrap_or(0),
         })
     }
 
@@ -63,6 +64,7 @@ impl Row for Health {
             why: row.why,
             revision: Revision(row.revision),
             losses: losses(row.losses_log_ms),
+            clock_ahead_ms: Some(row.clock_ahead_ms).filter(|ahead| *ahead != 0),
         })
     }
 }

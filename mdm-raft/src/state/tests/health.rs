@@ -17,11 +17,11 @@ fn newest(world: &World) -> Event {
     world.state.events_after(Revision(0)).next_back().expect("something happened").clone()
 }
 
-fn entry(kind: proto::Kind, id: u32, status: proto::Status) -> proto::SetComponentStatus {
+pub(super) fn entry(kind: proto::Kind, id: u32, status: proto::Status) -> proto::SetComponentStatus {
     proto::SetComponentStatus { kind: kind.into(), id, status: status.into(), why: "late".into() }
 }
 
-fn set(entries: Vec<proto::SetComponentStatus>) -> Body {
+pub(super) fn set(entries: Vec<proto::SetComponentStatus>) -> Body {
     Body::SetStatuses(proto::SetStatuses { entries })
 }
 

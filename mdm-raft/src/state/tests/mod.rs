@@ -3,6 +3,7 @@
 mod activation;
 mod bad_tokens;
 mod chosen;
+mod clocks;
 mod events;
 mod health;
 mod homes;

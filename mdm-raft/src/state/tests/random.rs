@@ -288,6 +288,13 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
             sds_id: 1,
             uses: vec![proto::TokenUse { token_id: rng.random_range(1..=20), reads: 1, ..Default::default() }],
         }),
+        26 if rng.random_bool(0.5) => Body::JudgeClock(proto::JudgeClock {
+            verdicts: vec![proto::ClockVerdict {
+                kind: proto::Kind::Sds.into(),
+                id: rng.random_range(1..=3),
+                ahead_ms: rng.random_range(-1..=1) * 9_000,
+            }],
+        }),
         26 => Body::NoteBadTokens(super::bad_tokens::note(1, rng.random_range(0..3), rng.random_range(1..=3))),
         23..=24 => a_look(rng, memory),
         25 => a_rotation(rng, world),

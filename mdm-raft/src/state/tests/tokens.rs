@@ -1,7 +1,7 @@
 //! Conversations about tokens.
 
 use pflex_proto::{
-    ids::{LogTime, OperationId, TokenId, VolumeId},
+    ids::{LogTime, OperationId, ProcessId, TokenId, VolumeId},
     token::Plan,
 };
 
@@ -9,8 +9,10 @@ use super::world::{GIB, World, create_sdc, create_volume, map, register_sdc, unm
 use crate::{
     command::{Answer, Body, ErrorCode, proto},
     state::{
+        Table,
         limits::{TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
-        model::Access,
+        model::{Access, IoToken},
+        rows::Row as _,
     },
 };
 
@@ -181,6 +183,44 @@ fn a_changed_record_breaks_the_chain() {
     }
     world.state.tokens.update(TokenId(2), |token| token.expires = LogTime(u64::MAX));
     assert_eq!(world.state.verify_token_chain(), Err(TokenId(2)));
+}
+
+/// What `token audit` reads is what was loaded from the store.
+#[test]
+fn a_record_that_was_altered_taken_or_swapped_in_the_store_is_found_by_the_audit() {
+    let mut world = mapped();
+    for _ in 0..4 {
+        world.now += 15_000;
+        world.ok(issue(1, &[1]));
+    }
+    assert_eq!(world.reloaded().verify_token_chain(), Ok(()));
+    let good = world.store.clone();
+    let at = |id| (Table::IoTokens, IoToken::encode_key(TokenId(id)));
+    for id in 1..=4 {
+        let row = IoToken::decode(&at(id).1, &good[&at(id)]).unwrap();
+        for altered in [
+            IoToken { volume: VolumeId(2), ..row.clone() },
+            IoToken { expires: LogTime(row.expires.get() + 1), ..row.clone() },
+            IoToken { access: Access::ReadOnly, ..row.clone() },
+            IoToken { process: ProcessId::from_bytes([9; 16]), ..row.clone() },
+        ] {
+            world.store.insert(at(id), altered.encode());
+            assert_eq!(world.reloaded().verify_token_chain(), Err(TokenId(id)), "{altered:?}");
+        }
+        // Taken out: the next one does not fit the one before, or the end is not the chain's.
+        world.store = good.clone();
+        world.store.remove(&at(id));
+        assert!(world.reloaded().verify_token_chain().is_err(), "without {id}");
+        world.store = good.clone();
+    }
+    world.store.insert(at(2), good[&at(3)].clone());
+    assert_eq!(world.reloaded().verify_token_chain(), Err(TokenId(2)));
+    // What it was used for grows, and is no part of what was issued.
+    world.store = good.clone();
+    let mut used = IoToken::decode(&at(2).1, &good[&at(2)]).unwrap();
+    used.used.reads = 7;
+    world.store.insert(at(2), used.encode());
+    assert_eq!(world.reloaded().verify_token_chain(), Ok(()));
 }
 
 #[test]

@@ -57,6 +57,14 @@ fn the_only_copy_restarts_and_goes_on_under_another_id() {
     assert_eq!(present(&world, pg), (vec![(1, 2)], Some(1), 2));
 }
 
+/// Both were silent, so either may live and remember; then the first restarts.
+fn one_restarts_while_the_other_is_silent() -> (World, u32) {
+    let (mut world, pg) = two();
+    world.ok(super::world::judge([lost(1, 1), lost(2, 2)]));
+    world.ok(register_sds(1, 11, 2));
+    (world, pg)
+}
+
 #[test]
 fn nobody_serves_while_the_other_copy_may_have_its_memory() {
     let (mut world, pg) = two();
@@ -79,9 +87,7 @@ fn nobody_serves_while_the_other_copy_may_have_its_memory() {
 
 #[test]
 fn a_copy_that_comes_back_with_its_memory_goes_on_alone() {
-    let (mut world, pg) = two();
-    world.ok(super::world::judge([lost(1, 1), lost(2, 2)]));
-    world.ok(register_sds(1, 11, 2));
+    let (mut world, pg) = one_restarts_while_the_other_is_silent();
     world.ok(returned(2, 2, 1));
     assert_eq!(present(&world, pg), (vec![(2, 1)], Some(2), 1), "the other one joins");
 }

@@ -10,9 +10,11 @@ use crate::{
     state::{
         State,
         apply::{validate, verdict::Verdict},
-        model::{Component, Severity},
+        model::{Component, Health, Severity, clock_words},
     },
 };
+
+const CLOCK: &str = "component.clock";
 
 impl State {
     pub(super) fn loss(&self, lost: &proto::SdsLost) -> Deed {
@@ -107,6 +109,21 @@ impl State {
             // Thousands at once would be a large row; each component's own row has its words.
             _ => Deed { parts: Vec::new(), ..Deed::of_several("component.status", deeds) },
         }
+    }
+
+    /// Clocks of which something new is known, as one deed.
+    pub(super) fn clocks(&self) -> Option<Deed> {
+        let deed = |(component, before, now): (Component, Option<&Health>, Option<&Health>)| {
+            let (before, now) = (before.and_then(|health| health.clock_ahead_ms), now?.clock_ahead_ms);
+            let object = self.component_label(component)?;
+            let (what, severity) = match now {
+                Some(ahead) => (clock_words(ahead), Severity::Warning),
+                None => ("its clock agrees with the leader's again".to_owned(), Severity::Info),
+            };
+            (before != now).then(|| Deed::new(CLOCK, object, what).severe(severity))
+        };
+        let mut deeds: Vec<Deed> = self.health.changes().filter_map(deed).collect();
+        if deeds.len() > 1 { Some(Deed { parts: Vec::new(), ..Deed::of_several(CLOCK, deeds) }) } else { deeds.pop() }
     }
 
     /// How long an SDS that keeps failing is kept out, as the end of a sentence.

@@ -198,6 +198,7 @@ impl State {
                 Deed::new("component.status", object, format!("is {status}: {}", set.why)).severe(severity)
             }
             Body::SetStatuses(set) => self.transitions(set),
+            Body::JudgeClock(_) => self.clocks()?,
             Body::ChangeSettings(change) => {
                 let entries = change.entries.iter().map(|entry| match entry.to_default {
                     true => format!("{} to its default", entry.key),
