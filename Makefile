@@ -16,7 +16,7 @@ export PFLEX ?= $(abspath $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PR
 ARGS ?=
 PEER ?=
 
-.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-fair bench-nbd bench-mdm clean
+.PHONY: help setup setup-build rocksdb build up down check test fix demo acceptance bench bench-rebuild bench-store bench-fair bench-nbd bench-auth bench-mdm clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,10 @@ bench-fair: setup build ## 64 volumes on one client, each with an application: l
 bench-nbd: setup rocksdb ## the NBD hop alone, over memory, beside nbdkit's
 	@cargo build --locked --profile $(PROFILE) --package pflex-sdc --example nbd_memory
 	@scripts/bench-nbd.sh $(ARGS)
+
+bench-auth: setup build ## what authorisation costs per IO; compiles a second binary that authorises nothing, for this alone
+	@cargo build --locked --profile $(PROFILE) --package pflex --bin pflex --features bench-no-auth --target-dir $(TARGET_DIR)/bench-no-auth
+	@scripts/bench-auth.sh --without $(TARGET_DIR)/bench-no-auth/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/pflex $(ARGS)
 
 bench-mdm: build ## the MDMs beside three etcd members: writes, reads, leader kills, 100,000 volumes, 2,560 components
 	@scripts/setup.sh peers

@@ -2,7 +2,7 @@
 # Six block jobs with fio over the first GiB of a volume, after a fill: 4 KiB random writes and reads at depth 1 and
 # 32, 1 MiB sequential writes and reads at depth 4. Prints IOPS, MiB/s, mean and p99 latency, and the CPU time that
 # all pflex processes together spent on one IO.
-# usage: bench.sh [--seconds 8] [--peer "FIO ARGUMENTS"] [--uri NBD-URI [--dir CLUSTER-DIRECTORY]] [JOB...]
+# usage: bench.sh [--seconds 8] [--token-mode lease|per-io] [--peer "FIO ARGUMENTS"] [--uri NBD-URI [--dir CLUSTER-DIRECTORY]] [JOB...]
 #   --peer   runs each job beside ours against another target, job by job, and prints the ratio ours / theirs:
 #            --peer "--ioengine=rbd --clientname=admin --pool=rbd --rbdname=bench". Only such ratios mean much: machines
 #            are noisy, and a figure from another day compares nothing.
@@ -21,10 +21,11 @@ read4k-qd32 randread 4k 32
 write1m-qd4 write 1m 4
 read1m-qd4 read 1m 4'
 
-seconds=8 peer='' uri='' jobs=()
+seconds=8 token_mode=lease peer='' uri='' jobs=()
 while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift 2 ;;
+    --token-mode) token_mode=$2; shift 2 ;;
     --peer) peer=$2; shift 2 ;;
     --uri) uri=$2; shift 2 ;;
     --dir) cluster_dir=$2; shift 2 ;;
@@ -34,7 +35,7 @@ while [ $# -gt 0 ]; do
 done
 if [ -z "$uri" ]; then
   cluster_start bench 22000
-  volume_ready bench 1GiB || die "the volume bench cannot be opened"
+  volume_ready bench 1GiB --token-mode "$token_mode" || die "the volume bench cannot be opened"
   uri=$(nbd_uri bench)
 fi
 read -ra peer_args <<<"$peer"

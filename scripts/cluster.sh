@@ -62,9 +62,9 @@ leader() {
   local id; id=$("$pflex" cluster status -o json --timeout 5s | jq -er '.leader') && echo "mdm$((id - 1))"
 }
 
-# volume_ready NAME SIZE: makes a volume, maps it, waits until NBD clients can open it.
+# volume_ready NAME SIZE [CREATE-ARGUMENTS...]: makes a volume, maps it, waits until NBD clients can open it.
 volume_ready() {
-  "$pflex" volume create "$1" --size "$2" >/dev/null && "$pflex" volume map "$1" sdc1 >/dev/null &&
+  "$pflex" volume create "$1" --size "$2" "${@:3}" >/dev/null && "$pflex" volume map "$1" sdc1 >/dev/null &&
     wait_for 20 "NBD export $1" nbdinfo --size "$(nbd_uri "$1")"
 }
 
