@@ -66,7 +66,7 @@ fn each_operation_of_a_per_io_volume_has_its_own_token_through_faults() {
             let before = done.load(Ordering::Relaxed);
             eventually(what, || {
                 assert!(!io.is_finished(), "an operation failed");
-                (done.load(Ordering::Relaxed) > before + 50).then_some(())
+                (done.load(Ordering::Relaxed) > before + 20).then_some(())
             });
         };
         goes_on("IO");

@@ -359,14 +359,18 @@ mod tests {
 
     #[test]
     fn every_altered_bit_is_refused() {
-        let (signed, _) = secret(1, 7).sign(&token());
-        for bit in 0..signed.len() * 8 {
-            let mut bad = signed.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(verify(&bad, &[secret(1, 7)]).is_err(), "bit {bit}");
-        }
-        for length in 0..signed.len() {
-            assert!(verify(&signed[..length], &[secret(1, 7)]).is_err(), "cut to {length}");
+        let plan = Plan { device: DeviceId(3), incarnation: Incarnation(2), operation: OperationId(9) };
+        for token in [token(), Token { plan: Some(plan), ..token() }] {
+            let (signed, key) = secret(1, 7).sign(&token);
+            assert_eq!(verify(&signed, &[secret(1, 7)]), Ok((token, key)));
+            for bit in 0..signed.len() * 8 {
+                let mut bad = signed.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert!(verify(&bad, &[secret(1, 7)]).is_err(), "bit {bit}");
+            }
+            for length in 0..signed.len() {
+                assert!(verify(&signed[..length], &[secret(1, 7)]).is_err(), "cut to {length}");
+            }
         }
     }
 

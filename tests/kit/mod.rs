@@ -54,13 +54,16 @@ impl Cluster {
         let mut cluster = Self { home: tempfile::tempdir().expect("a temporary directory"), port_offset: 0 };
         for attempt in 0..MOST_TRIES {
             let dir = cluster.dir().display().to_string();
-            // Tests of several processes run side by side: spread them, and let `up` itself say what is taken.
-            let offset = 12_000 + (u64::from(std::process::id()) * 131 + u64::from(attempt) * 977) % 40_000;
-            cluster.port_offset = u16::try_from(offset).expect("below 52,000");
+            // Tests of several processes run side by side: spread them, and let `up` itself say what is taken. All below 32,768,
+            // from where on the kernel gives ports to outgoing connections, also while a process here is down.
+            let offset = 12_000 + (u64::from(std::process::id()) * 131 + u64::from(attempt) * 977) % 10_000;
+            cluster.port_offset = u16::try_from(offset).expect("below 22,000");
             let offset = offset.to_string();
             let flags = ["--dir", &dir, "--port-offset", &offset, "--device-size", "1GiB"];
             let output = cluster.run(&format!("up {counts}"), &flags);
-            if output.status.code() == Some(4) && stderr(&output).contains("is taken") {
+            // The latter: taken between the look and the start.
+            let is_taken = |said: String| said.contains("is taken") || said.contains("Address already in use");
+            if output.status.code() == Some(4) && is_taken(stderr(&output)) {
                 // What was made so far is bound to those ports.
                 cluster.home = tempfile::tempdir().expect("a temporary directory");
                 continue;

@@ -63,7 +63,7 @@ impl Homeless {
             let due = |device: &&DeviceId| state.outlook(pg, **device, &places) == Some(Outlook::Due);
             orphans.extend(pg.replicas.iter().filter(due).map(|from| Orphan { group, from: *from }));
         }
-        Self::planned(state, pool, &places, orphans, proto::MoveKind::Lost)
+        if orphans.is_empty() { None } else { Self::planned(state, pool, &places, orphans, proto::MoveKind::Lost) }
     }
 
     /// What follows from that these devices had no room for the copies of these groups, as their primaries say.
@@ -88,11 +88,10 @@ impl Homeless {
                 list.push(Orphan { group, from });
             }
         }
-        let mut planned = Self::planned(state, pool, &places, orphans, proto::MoveKind::NoRoom);
-        if !nowhere.is_empty() {
-            planned = planned.or_else(|| Self::planned_of(state, pool, &places, Vec::new(), proto::MoveKind::NoRoom));
+        if orphans.is_empty() && nowhere.is_empty() {
+            return None;
         }
-        let mut planned = planned?;
+        let mut planned = Self::planned(state, pool, &places, orphans, proto::MoveKind::NoRoom)?;
         // Said once: one that keeps its place is known to have none.
         let known = |from: DeviceId| state.device(from).is_some_and(|row| row.without_room(now).is_some());
         planned.nowhere = nowhere;
@@ -101,16 +100,6 @@ impl Homeless {
     }
 
     fn planned(
-        state: &State,
-        pool: PoolId,
-        places: &Places,
-        orphans: Vec<Orphan>,
-        kind: proto::MoveKind,
-    ) -> Option<Self> {
-        if orphans.is_empty() { None } else { Self::planned_of(state, pool, places, orphans, kind) }
-    }
-
-    fn planned_of(
         state: &State,
         pool: PoolId,
         places: &Places,

@@ -252,7 +252,11 @@ impl Volume {
         let plan = Plan { volume: self.id, device, operation, rights, from, to };
         let planned = tokio::time::timeout(pace.left(), self.auth.planned(plan)).await;
         let planned = planned.unwrap_or_else(|_elapsed| Err("no MDM issued a token for the operation".to_owned()));
-        planned.map(Some).inspect_err(|_why| pace.began(asked))
+        match &planned {
+            Ok(_token) => pace.spent(asked.elapsed()),
+            Err(_why) => pace.began(asked),
+        }
+        planned.map(Some)
     }
 
     /// Reads one part and checks it.

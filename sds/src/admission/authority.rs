@@ -158,7 +158,20 @@ impl Authority {
             let why = "the session is for another volume";
             return Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAllowed, why));
         }
+        if !self.is_for(io, intent) {
+            let why = format!("token {} is for another operation than this one", self.token.id);
+            return Err(Refused::flawed(Flaw::Foreign, RefusalCode::NotAllowed, why));
+        }
         Ok(self.covers(volume, io, intent, now)?)
+    }
+
+    /// Whether this is the one operation that the token is for, if it is for one (S21).
+    fn is_for(&self, io: &IoHeader, intent: Intent) -> bool {
+        let from = u128::from(io.chunk.index.0) * u128::from(CHUNK_SIZE) + u128::from(io.offset);
+        let range = (from, from + u128::from(io.length));
+        let named = (u128::from(self.token.from.0), u128::from(self.token.to.0));
+        let reads = self.token.rights == Rights::Read;
+        self.token.plan.is_none() || (named == range && reads == (intent == Intent::Read))
     }
 
     /// Whether a token that is good allows this IO on its volume.
@@ -195,13 +208,6 @@ impl Authority {
         let (Some(from), Some(to)) = (from, to) else {
             return Err((RefusalCode::BadRange, "beyond any volume".into()));
         };
-        if self.token.plan.is_some() {
-            let reads = self.token.rights == Rights::Read;
-            if (self.token.from.0, self.token.to.0) != (from, to) || reads != (intent == Intent::Read) {
-                let what = format!("token {} is for another operation than this one of {from}..{to}", self.token.id);
-                return Err((RefusalCode::NotAllowed, what));
-            }
-        }
         if to > volume.size.0 {
             return Err((RefusalCode::BadRange, format!("bytes {from}..{to} are beyond the volume")));
         }

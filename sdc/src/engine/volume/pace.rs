@@ -48,6 +48,11 @@ impl Pace {
         self.allowed.saturating_sub(self.stalled().unwrap_or_default())
     }
 
+    /// So much of its time went before it was sent.
+    pub(super) fn spent(&mut self, waited: Duration) {
+        self.allowed = self.allowed.saturating_sub(waited);
+    }
+
     /// Its time has run since then, if not earlier.
     pub(super) fn began(&mut self, at: Instant) {
         self.started.get_or_insert(at);
