@@ -7,6 +7,8 @@ use pflex_common::net::Endpoint;
 use pflex_common::registration::is_legal_name;
 use serde::{Deserialize, Serialize};
 
+use crate::nbd::BUSY_POLL_US;
+
 /// As written. Only `mdm` has no default: everything else comes from the discovery registry (ARCHITECTURE section 2).
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +41,10 @@ pub struct ConfigFile {
     /// Threads of block IO; 0 is a half of the processors, 4 at most.
     #[serde(default)]
     pub data_threads: usize,
+    /// How long, in microseconds, a thread of block IO looks for the next request of a client before it sleeps. 0 is never:
+    /// that saves processor time, and costs a wake-up for each request at depth 1.
+    #[serde(default = "default_busy_poll_us")]
+    pub busy_poll_us: u64,
 }
 
 /// TLS for NBD: what comes by TCP must speak it (FORCEDTLS of the protocol document).
@@ -76,10 +82,16 @@ const fn default_io_deadline_s() -> u64 {
     120
 }
 
+const fn default_busy_poll_us() -> u64 {
+    BUSY_POLL_US
+}
+
 /// The most threads that are taken without being asked for.
 const MOST_THREADS_UNASKED: usize = 4;
 /// The most that can be asked for.
 const MOST_THREADS: usize = 64;
+/// Longer than any request takes that a client sends as soon as it has its answer; more would only burn the processor.
+const MOST_BUSY_POLL_US: u64 = 10_000;
 /// The longest path of a unix socket on Linux.
 const MOST_SOCKET_PATH: usize = 107;
 
@@ -106,6 +118,8 @@ pub struct SdcConfig {
     pub io_deadline: Duration,
     /// Threads of block IO; at least one.
     pub data_threads: usize,
+    /// How long a client's next request is looked for before its task sleeps.
+    pub busy_poll: Duration,
 }
 
 /// What is wrong with a configuration: what, which, and what to do.
@@ -123,6 +137,9 @@ pub enum ConfigError {
     /// More threads than make sense.
     #[error("`data_threads` is {0}; at most {MOST_THREADS}")]
     Threads(usize),
+    /// A thread that never sleeps.
+    #[error("`busy_poll_us` is {0}; at most {MOST_BUSY_POLL_US}")]
+    BusyPoll(u64),
     /// A path that no socket can have.
     #[error("`nbd_socket` has {0} bytes; a unix socket's path has at most {MOST_SOCKET_PATH}")]
     SocketPath(usize),
@@ -146,6 +163,9 @@ impl ConfigFile {
         if self.data_threads > MOST_THREADS {
             return Err(ConfigError::Threads(self.data_threads));
         }
+        if self.busy_poll_us > MOST_BUSY_POLL_US {
+            return Err(ConfigError::BusyPoll(self.busy_poll_us));
+        }
         let path_length = self.nbd_socket.as_ref().map_or(0, |path| path.as_os_str().len());
         if path_length > MOST_SOCKET_PATH {
             return Err(ConfigError::SocketPath(path_length));
@@ -163,6 +183,7 @@ impl ConfigFile {
             management: self.management,
             io_deadline: Duration::from_secs(self.io_deadline_s),
             data_threads: if self.data_threads == 0 { unasked } else { self.data_threads },
+            busy_poll: Duration::from_micros(self.busy_poll_us),
         })
     }
 }

@@ -207,7 +207,8 @@ async fn serve(config: SdcConfig, shutdown: Shutdown) -> Result<(), SdcError> {
     let following = tokio::spawn(exports::follow(Arc::clone(&volumes), watcher, shutdown.clone()));
     let reports =
         tokio::spawn(mdm::report(client, identity, config.name.clone(), Arc::clone(&volumes), shutdown.clone()));
-    let server = NbdServer::new(Arc::clone(&volumes), ServerLimits { drain_timeout: DRAIN, ..ServerLimits::default() });
+    let limits = ServerLimits { drain_timeout: DRAIN, busy_poll: config.busy_poll, ..ServerLimits::default() };
+    let server = NbdServer::new(Arc::clone(&volumes), limits);
     let server = match certificates {
         Some(certificates) => server.with_tls(certificates),
         None => server,

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, stream::FuturesUnordered};
+use pflex_common::clock::MonotonicTime;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::budget::{Account, Budget};
+use super::busy_poll::{BusyPoll, poll_again};
 use super::handshake::{Agreed, Tls};
 use super::negotiation::{Negotiated, negotiate};
 use super::reply::{Failure, Reply};
@@ -71,6 +73,8 @@ pub(super) struct Service<E, A> {
     pub(super) exports: Arc<E>,
     pub(super) handshake_timeout: Duration,
     pub(super) budget: Budget,
+    /// How long an answered client's next request is looked for before the task sleeps.
+    pub(super) busy_poll: Duration,
     pub(super) shutdown: CancellationToken,
     /// Every client must speak TLS.
     pub(super) tls: Option<TlsAcceptor>,
@@ -87,7 +91,8 @@ where
     E: Exports,
     A: Fn() -> Option<P>,
 {
-    let Service { exports, handshake_timeout, budget, shutdown, tls, evicted, admit } = service;
+    let Service { exports, handshake_timeout, budget, busy_poll, shutdown, tls, evicted, admit } = service;
+    let means = (budget, BusyPoll::new(busy_poll));
     let bounds = Bounds { until: Instant::now() + handshake_timeout, handshake_timeout, shutdown: &shutdown, evicted };
     let mut input = BytesMut::new();
     let mode = if tls.is_some() { Tls::Forced } else { Tls::No };
@@ -96,7 +101,7 @@ where
         (Negotiated::Left, _) => Ok(()),
         (Negotiated::Opened(export, agreed, _place), _) => {
             debug!(export = export.info.name, mode = ?agreed.mode, "export opened");
-            Transmission::new(stream, input, export, agreed, budget).run(&shutdown).await
+            Transmission::new(stream, input, export, agreed, means).run(&shutdown).await
         }
         (Negotiated::StartTls(_), None) => unreachable!("it is offered where there is TLS"),
         (Negotiated::StartTls(handshake), Some(acceptor)) => {
@@ -111,7 +116,7 @@ where
                 return Ok(());
             };
             debug!(export = export.info.name, mode = ?agreed.mode, "export opened over TLS");
-            Transmission::new(stream, input, export, agreed, budget).run(&shutdown).await
+            Transmission::new(stream, input, export, agreed, means).run(&shutdown).await
         }
     }
 }
@@ -193,6 +198,7 @@ struct Transmission<S, B> {
     watch: Option<(Pin<Box<Sleep>>, u64)>,
     /// Until when requests are refused in words.
     refusing: Option<Pin<Box<Sleep>>>,
+    busy_poll: BusyPoll,
 }
 
 impl<S, B> Transmission<S, B>
@@ -200,7 +206,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     B: BlockBackend,
 {
-    fn new(stream: S, input: BytesMut, export: Export<B>, agreed: Agreed, budget: Budget) -> Self {
+    fn new(
+        stream: S,
+        input: BytesMut,
+        export: Export<B>,
+        agreed: Agreed,
+        (budget, busy_poll): (Budget, BusyPoll),
+    ) -> Self {
         Self {
             stream,
             export,
@@ -217,6 +229,7 @@ where
             moved: 0,
             watch: None,
             refusing: None,
+            busy_poll,
         }
     }
 
@@ -255,7 +268,10 @@ where
                     return Poll::Ready(Ok::<(), ConnectionError>(()));
                 }
                 // Nothing to do until the socket or a future wakes this task: each was polled since it last moved.
-                if !progress {
+                if progress {
+                    self.note_work();
+                } else {
+                    self.look_again(context);
                     return self.poll_watch(context).map(Err);
                 }
             }
@@ -263,6 +279,20 @@ where
         .await?;
         self.stream.shutdown().await?;
         Ok(())
+    }
+
+    fn note_work(&mut self) {
+        if self.busy_poll.is_on() {
+            self.busy_poll.came(MonotonicTime::now());
+        }
+    }
+
+    /// Before this task sleeps: looks for the next request of a client that has all its answers.
+    fn look_again(&mut self, context: &mut Context<'_>) {
+        let is_answered = self.running == 0 && self.output.len() == 0 && self.intake == Intake::Open;
+        if self.busy_poll.is_on() && is_answered && self.busy_poll.looks_again(MonotonicTime::now()) {
+            poll_again(context);
+        }
     }
 
     /// With nothing left to do: whether nothing more may come.

@@ -182,6 +182,7 @@ pub(crate) fn config(mdm: &Endpoint, dir: &std::path::Path) -> SdcConfig {
         management: anywhere,
         io_deadline_s: 20,
         data_threads: 1,
+        busy_poll_us: 100,
     };
     file.validate().unwrap()
 }
