@@ -102,7 +102,9 @@ pub enum Event<D> {
         through: Ticket,
     },
     /// The store could not carry out the effect of this ticket, and carries out none after it for this placement
-    /// group until `Effect::ClearFailure` (S4). It never reports the ticket or a later one durable.
+    /// group until `Effect::ClearFailure` (S4). It never reports the ticket or a later one durable. Of an effect that was not
+    /// carried out at all this is the next event there is: what is read of the store from then on lacks it, and a core that
+    /// did not know would fill a joiner with that.
     StoreFailed {
         /// The first one that failed.
         ticket: Ticket,

@@ -302,7 +302,8 @@ impl Worker {
             Err(Failed { no_space, error }) => {
                 tracing::error!(%pg, device = %self.own.device, error = error.as_ref(), "a copy cannot apply an ordered change and leaves");
                 slot.failed = true;
-                self.events.push_back((pg, Event::StoreFailed { ticket, no_space }));
+                // Before whatever else it is to hear: nothing is read for a core that does not know yet.
+                self.events.push_front((pg, Event::StoreFailed { ticket, no_space }));
             }
         }
     }

@@ -105,7 +105,10 @@ impl World {
     pub(super) fn write_and_discard(&mut self) -> Result<(), String> {
         for pg in self.mdm.pgs() {
             let config = self.mdm.config(pg).clone();
-            let Some(device) = config.primary else { continue };
+            // One that was named a moment ago may not have heard of the group.
+            let Some(device) = config.primary.filter(|device| self.nodes[device].pgs.contains_key(&pg)) else {
+                continue;
+            };
             self.next += 1;
             let (request, client, chunk) = (RequestId(self.next), 0, chunk(pg, CHUNKS_PER_PG));
             let operation = self.clients[client].next_operation();

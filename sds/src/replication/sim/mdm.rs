@@ -1,4 +1,8 @@
 //! A model of the MDM as one atomic service: configurations by compare-and-set, liveness, incarnations.
+//!
+//! Its rules are those of the real one, under the same names (`state::apply::pg`, `state::activation`, `state::moving`); what a
+//! model may leave out are pools, maintenance, recoveries and proofs of death. A rule that differs here hides faults, and
+//! finds some that are none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,14 +15,34 @@ use crate::replication::{PgConfig, Proposal, ProposalReason};
 const LOST_AFTER_NS: u64 = 3_000_000_000;
 
 struct Placement {
-    /// One more than copies while one moves to the last of them.
-    replicas: Vec<DeviceId>,
-    leaving: Option<DeviceId>,
+    homes: Homes,
     config: PgConfig,
     /// As in the MDM: who has everything until the configuration is activated; empty: it is (S11).
     holders: Vec<Member>,
     /// In-sync copies and holders that restarted while others of the group may still have their memory (S14).
     forgot: BTreeSet<DeviceId>,
+}
+
+/// The places of a group's copies.
+#[derive(Clone, PartialEq, Eq)]
+struct Homes {
+    /// One more than copies while one moves to the last of them.
+    replicas: Vec<DeviceId>,
+    leaving: Option<DeviceId>,
+}
+
+/// A device that was opened again.
+#[derive(Clone, Copy)]
+struct Restart {
+    device: DeviceId,
+    before: Incarnation,
+    now: Incarnation,
+}
+
+impl Restart {
+    fn is_of(&self, member: &Member) -> bool {
+        self.device == member.device && self.before == member.incarnation
+    }
 }
 
 /// See the module.
@@ -59,8 +83,10 @@ impl Mdm {
             forced: false,
             to_activate: false,
         };
-        self.pgs
-            .insert(pg, Placement { replicas, leaving: None, config, holders: Vec::new(), forgot: BTreeSet::new() });
+        // Only who has registered is given a place.
+        self.devices.extend(replicas.iter().map(|device| (*device, (incarnation, 0))));
+        let homes = Homes { replicas, leaving: None };
+        self.pgs.insert(pg, Placement { homes, config, holders: Vec::new(), forgot: BTreeSet::new() });
     }
 
     pub(super) fn pgs(&self) -> Vec<PgId> {
@@ -72,11 +98,11 @@ impl Mdm {
     }
 
     pub(super) fn replicas(&self, pg: PgId) -> &[DeviceId] {
-        &self.pgs[&pg].replicas
+        &self.pgs[&pg].homes.replicas
     }
 
     pub(super) fn leaving(&self, pg: PgId) -> Option<DeviceId> {
-        self.pgs[&pg].leaving
+        self.pgs[&pg].homes.leaving
     }
 
     /// This life of a device has registered.
@@ -86,77 +112,55 @@ impl Mdm {
 
     /// A living copy of a whole group gets another place.
     pub(super) fn begin_move(&mut self, pg: PgId, from: DeviceId, to: DeviceId) -> bool {
-        let placement = &self.pgs[&pg];
-        let config = placement.config.clone();
-        let whole = placement.leaving.is_none() && config.in_sync.len() == placement.replicas.len();
+        let Placement { config, homes, .. } = &self.pgs[&pg];
+        let whole = homes.leaving.is_none() && config.in_sync.len() == homes.replicas.len();
         let possible = whole && config.primary.is_some() && config.in_sync.iter().all(|member| self.is_alive(*member));
-        if !possible || placement.replicas.contains(&to) || self.alive(to).is_none() {
+        if !possible || homes.replicas.contains(&to) || self.alive(to).is_none() {
             return false;
         }
-        let placement = self.pgs.get_mut(&pg).expect("known group");
-        placement.replicas.push(to);
-        placement.leaving = Some(from);
-        self.commit(pg, config.primary, config.in_sync);
+        let mut replicas = homes.replicas.clone();
+        replicas.push(to);
+        self.place(pg, Homes { replicas, leaving: Some(from) });
         true
     }
 
     /// A copy that is lost and has nothing that others lack gets another place.
     pub(super) fn move_lost(&mut self, pg: PgId, to: DeviceId) -> bool {
-        let placement = &self.pgs[&pg];
-        let config = placement.config.clone();
-        let counts =
-            |device: &DeviceId| config.in_sync.iter().chain(&placement.holders).any(|member| member.device == *device);
-        let lost = placement.replicas.iter().position(|device| self.lost.contains(device) && !counts(device));
-        let Some(place) = lost.filter(|_| config.primary.is_some() && placement.leaving.is_none()) else {
+        let Placement { config, homes, .. } = &self.pgs[&pg];
+        let lost = |device: &DeviceId| self.lost.contains(device) && !self.counts(pg, *device);
+        let place = homes.replicas.iter().position(lost);
+        let Some(place) = place.filter(|_| config.primary.is_some() && homes.leaving.is_none()) else {
             return false;
         };
-        if placement.replicas.contains(&to) || self.alive(to).is_none() {
+        if homes.replicas.contains(&to) || self.alive(to).is_none() {
             return false;
         }
-        self.pgs.get_mut(&pg).expect("known group").replicas[place] = to;
-        self.commit(pg, config.primary, config.in_sync);
+        let mut replicas = homes.replicas.clone();
+        replicas[place] = to;
+        self.place(pg, Homes { replicas, leaving: None });
         true
+    }
+
+    fn place(&mut self, pg: PgId, homes: Homes) {
+        let config = self.config(pg).clone();
+        self.open_epoch_on(pg, homes, config.in_sync, config.primary);
     }
 
     /// If it can: another copy that is in sync leads.
     pub(super) fn move_lead(&mut self, pg: PgId, to: DeviceId) {
-        let config = self.config(pg).clone();
+        let Placement { config, homes, .. } = &self.pgs[&pg];
         let may = config.in_sync.iter().any(|member| member.device == to && self.is_alive(*member));
-        if may && config.primary.is_some_and(|primary| primary != to) {
-            self.commit(pg, Some(to), config.in_sync);
+        if may && config.primary.is_some() {
+            let (homes, in_sync) = (homes.clone(), config.in_sync.clone());
+            self.open_epoch_on(pg, homes, in_sync, Some(to));
         }
     }
 
-    /// With the last of its copies the one leaves that was to move, and if it led, another one does. Whether that was so.
-    fn after_arrival(&mut self, pg: PgId, in_sync: &mut Vec<Member>, primary: &mut Option<DeviceId>) -> bool {
+    /// S11: as long as a lost newcomer might yet have been chosen, it kept its place.
+    fn call_off_to_lost(&mut self, pg: PgId) {
         let placement = &self.pgs[&pg];
-        let (Some(leaving), Some(newcomer)) = (placement.leaving, placement.replicas.last()) else { return false };
-        let stays: Vec<Member> = in_sync.iter().copied().filter(|member| member.device != leaving).collect();
-        let has = |device: DeviceId| stays.iter().any(|member| member.device == device);
-        let next = primary.filter(|primary| has(*primary));
-        let next = next.or_else(|| stays.iter().find(|member| self.is_alive(**member)).map(|member| member.device));
-        if !has(*newcomer) || stays.len() + 1 < placement.replicas.len() || next.is_none() {
-            return false;
-        }
-        (*in_sync, *primary) = (stays, next);
-        let placement = self.pgs.get_mut(&pg).expect("known group");
-        placement.replicas.retain(|device| *device != leaving);
-        placement.leaving = None;
-        true
-    }
-
-    /// A copy that moves stays where it is when its new home is lost, or when nobody serves.
-    fn call_off_moves(&mut self) {
-        for placement in self.pgs.values_mut() {
-            let Some(newcomer) = placement.leaving.and(placement.replicas.last().copied()) else { continue };
-            let gone = self.lost.contains(&newcomer) || placement.config.primary.is_none();
-            if gone && placement.config.in_sync.iter().all(|member| member.device != newcomer) {
-                placement.replicas.pop();
-                placement.leaving = None;
-                placement.holders.retain(|holder| holder.device != newcomer);
-                placement.config.epoch = placement.config.epoch.next();
-                placement.follow_holders(placement.config.in_sync.clone());
-            }
+        if placement.newcomer().is_some_and(|newcomer| self.lost.contains(&newcomer)) {
+            self.place(pg, placement.called_off());
         }
     }
 
@@ -172,13 +176,13 @@ impl Mdm {
     /// Live replicas that are not in sync.
     pub(super) fn joiners(&self, pg: PgId) -> Vec<Member> {
         let placement = &self.pgs[&pg];
-        let alive = placement.replicas.iter().filter_map(|device| self.alive(*device));
+        let alive = placement.homes.replicas.iter().filter_map(|device| self.alive(*device));
         alive.filter(|member| !placement.config.in_sync.contains(member)).collect()
     }
 
     pub(super) fn all_in_sync(&self) -> bool {
         let all = |placement: &Placement| {
-            placement.config.in_sync.len() == placement.replicas.len()
+            placement.config.in_sync.len() == placement.homes.replicas.len()
                 && placement.config.primary.is_some()
                 && placement.config.in_sync.iter().all(|member| self.is_alive(*member))
         };
@@ -187,180 +191,158 @@ impl Mdm {
 
     /// A device was opened: a new life.
     pub(super) fn register(&mut self, now: u64, device: DeviceId, incarnation: Incarnation) {
-        if self.devices.get(&device).is_some_and(|known| known.0 >= incarnation) {
+        let before = self.devices.get(&device).map(|known| known.0);
+        if before >= Some(incarnation) {
             return;
         }
         self.devices.insert(device, (incarnation, now));
         self.lost.remove(&device);
-        for pg in self.pgs() {
-            for holder in &mut self.pgs.get_mut(&pg).expect("known group").holders {
-                if holder.device == device {
-                    holder.incarnation = holder.incarnation.max(incarnation);
-                }
-            }
-            if self.writeback && !self.planted.is(Bug::RestartStaysInSync) && self.counts(pg, device) {
-                self.pgs.get_mut(&pg).expect("known group").forgot.insert(device);
-            }
-            let config = self.config(pg).clone();
-            let mut in_sync = config.in_sync.clone();
-            let old = in_sync.iter_mut().find(|member| member.device == device);
-            let Some(old) = old.filter(|old| old.incarnation < incarnation) else {
-                self.serve_again(pg);
-                continue;
-            };
-            // S2: in a `sync` pool it stays, under its new name, through S1.
-            *old = member(device, incarnation);
-            if self.writeback {
-                self.settle(pg, in_sync);
-                continue;
-            }
-            let primary = config.primary.filter(|primary| *primary != device);
-            self.commit(pg, primary, in_sync);
-        }
+        let restart = before.map(|before| Restart { device, before, now: incarnation });
+        self.settle(&BTreeSet::from([device]), restart);
     }
 
     pub(super) fn sign_of_life(&mut self, now: u64, device: DeviceId, incarnation: Incarnation) {
         let Some(known) = self.devices.get_mut(&device).filter(|known| known.0 == incarnation) else { return };
         known.1 = now;
         if self.lost.remove(&device) {
-            self.pgs().into_iter().for_each(|pg| self.serve_again(pg));
+            self.settle(&BTreeSet::from([device]), None);
         }
     }
 
-    /// Somebody is back: a group that nobody serves may have one again, perhaps one that had left (S11).
-    fn serve_again(&mut self, pg: PgId) {
-        let placement = &self.pgs[&pg];
-        if self.writeback {
-            self.settle(pg, placement.config.in_sync.clone());
-        } else if placement.config.primary.is_none() {
-            let in_sync = self.fallback(pg).unwrap_or_else(|| placement.config.in_sync.clone());
-            self.commit(pg, None, in_sync);
+    /// Devices that are silent for too long are lost.
+    pub(super) fn judge(&mut self, now: u64) {
+        let silent = |known: &(Incarnation, u64)| now.saturating_sub(known.1) > LOST_AFTER_NS;
+        let newly: Vec<DeviceId> = self.devices.iter().filter(|(_, known)| silent(known)).map(|(d, _)| *d).collect();
+        let newly: BTreeSet<DeviceId> = newly.into_iter().filter(|device| self.lost.insert(*device)).collect();
+        if !newly.is_empty() {
+            self.settle(&newly, None);
         }
     }
 
-    /// Who has everything and is alive, when nobody in sync is.
-    fn fallback(&self, pg: PgId) -> Option<Vec<Member>> {
-        let Placement { config, holders, .. } = &self.pgs[&pg];
-        let nobody = !config.in_sync.iter().any(|member| self.is_alive(*member));
-        let alive: Vec<Member> = holders.iter().copied().filter(|member| self.is_alive(*member)).collect();
-        (nobody && !alive.is_empty()).then_some(alive)
-    }
-
-    /// S2, S14: copies that kept their memory go on alone, holders if none in sync can (S11); while one that is away may have
-    /// kept it nobody serves; when none has, those that are here go on with what is on their disks. The id stays only with
-    /// the memory of one that was in sync.
-    fn settle(&mut self, pg: PgId, in_sync: Vec<Member>) {
-        let Placement { config: before, holders, forgot, .. } = &self.pgs[&pg];
-        let before = before.clone();
-        let remembers = |member: &Member| {
-            let present = self.devices.get(&member.device).is_some_and(|known| known.0 == member.incarnation);
-            present && !forgot.contains(&member.device)
-        };
-        let alive = |members: &[Member]| -> Vec<Member> {
-            members.iter().copied().filter(|member| self.is_alive(*member)).collect()
-        };
-        let choices = [alive(&in_sync), alive(holders)];
-        let with_memory =
-            choices.each_ref().map(|choice| -> Vec<Member> { choice.iter().copied().filter(remembers).collect() });
-        let kept = !with_memory[0].is_empty();
-        let lost = with_memory.iter().all(Vec::is_empty);
-        let waits = lost && in_sync.iter().chain(holders).any(remembers);
-        let mut goes_on = with_memory.into_iter().chain(choices).filter(|choice| !choice.is_empty());
-        let Some(goes_on) = goes_on.next().filter(|_| !waits) else {
-            if before.in_sync != in_sync || before.primary.is_some() {
-                let config = PgConfig { epoch: before.epoch.next(), primary: None, in_sync, ..before };
-                self.pgs.get_mut(&pg).expect("known group").config = config;
+    /// Every group with a copy on one of these follows what is alive now.
+    fn settle(&mut self, touched: &BTreeSet<DeviceId>, restart: Option<Restart>) {
+        for pg in self.pgs() {
+            let complete = self.complete(pg).iter().map(|member| member.device);
+            if complete.chain(self.pgs[&pg].newcomer()).any(|device| touched.contains(&device)) {
+                self.settle_one(pg, restart);
             }
-            return;
+        }
+    }
+
+    fn settle_one(&mut self, pg: PgId, restart: Option<Restart>) {
+        let forgot = self.note_forgetful(pg, restart);
+        let follow = |member: &mut Member| {
+            if let Some(life) = restart.filter(|life| life.is_of(member)) {
+                member.incarnation = life.now;
+            }
         };
-        if before.in_sync != goes_on || before.primary.is_none() {
-            self.commit(pg, before.primary.filter(|_| kept), goes_on);
+        let placement = self.pgs.get_mut(&pg).expect("known group");
+        placement.holders.iter_mut().for_each(follow);
+        let mut in_sync = placement.config.in_sync.clone();
+        in_sync.iter_mut().for_each(follow);
+        let placement = &self.pgs[&pg];
+        let goes_on = self.who_goes_on(placement, &in_sync, &forgot);
+        let primary = self.leader(placement.config.primary, &goes_on, placement.config.epoch);
+        // S14: nobody is left who knows what was acknowledged and not flushed.
+        let lost = !goes_on.is_empty() && goes_on.iter().all(|member| forgot.contains(&member.device));
+        if !goes_on.is_empty() {
+            in_sync = goes_on;
         }
-        let Placement { config, holders, forgot, .. } = self.pgs.get_mut(&pg).expect("known group");
-        for holder in holders.iter_mut() {
-            // One that restarted and left has everything but memory.
-            let present = self.devices.get(&holder.device).map_or(holder.incarnation, |known| known.0);
-            holder.incarnation = holder.incarnation.max(present);
-        }
-        forgot.retain(|device| {
-            config.in_sync.iter().all(|member| member.device != *device)
-                && holders.iter().any(|holder| holder.device == *device)
-        });
-        if !kept && !self.planted.is(Bug::KeepVolatility) {
-            config.volatility = config.volatility.next();
-        }
+        let is_there = placement.newcomer().is_none_or(|newcomer| !self.lost.contains(&newcomer));
+        let homes = if primary.is_some() && is_there { placement.homes.clone() } else { placement.called_off() };
+        self.open_epoch_on(pg, homes, in_sync, primary);
+        // One that restarted and left has everything but memory.
+        self.pgs.get_mut(&pg).expect("known group").holders.iter_mut().for_each(follow);
         if lost {
             self.forgotten.push(pg);
         }
     }
 
-    /// Takes every lost device out of every group that has another live copy.
-    pub(super) fn judge(&mut self, now: u64) {
-        let silent = |known: &(Incarnation, u64)| now.saturating_sub(known.1) > LOST_AFTER_NS;
-        let newly: Vec<DeviceId> = self.devices.iter().filter(|(_, known)| silent(known)).map(|(d, _)| *d).collect();
-        let newly: Vec<DeviceId> = newly.into_iter().filter(|device| self.lost.insert(*device)).collect();
-        let any = !newly.is_empty();
-        for device in newly {
-            for pg in self.pgs() {
-                let config = self.config(pg).clone();
-                if config.in_sync.iter().all(|member| member.device != device) {
-                    continue;
-                }
-                if self.writeback {
-                    self.settle(pg, config.in_sync);
-                    continue;
-                }
-                let remaining: Vec<Member> =
-                    config.in_sync.iter().copied().filter(|member| member.device != device).collect();
-                let primary = config.primary.filter(|primary| *primary != device);
-                if remaining.iter().any(|member| self.is_alive(*member)) {
-                    self.commit(pg, primary, remaining);
-                } else if let Some(chosen) = self.fallback(pg) {
-                    self.commit(pg, None, chosen);
-                } else if config.primary == Some(device) {
-                    self.commit(pg, None, config.in_sync);
-                }
-            }
+    /// The primary stays if it may; who of the others leads is as good as chance.
+    fn leader(&self, primary: Option<DeviceId>, in_sync: &[Member], epoch: Epoch) -> Option<DeviceId> {
+        let alive: Vec<DeviceId> =
+            in_sync.iter().filter(|member| self.is_alive(**member)).map(|member| member.device).collect();
+        let stays = primary.filter(|primary| alive.contains(primary));
+        stays.or_else(|| alive.get(epoch.0 as usize % alive.len().max(1)).copied())
+    }
+
+    /// The live copies that go on as the in-sync ones; none: nobody may (S2, S11, S14).
+    fn who_goes_on(&self, placement: &Placement, in_sync: &[Member], forgot: &BTreeSet<DeviceId>) -> Vec<Member> {
+        let alive = |members: &[Member]| -> Vec<Member> {
+            members.iter().copied().filter(|member| self.is_alive(*member)).collect()
+        };
+        let choices = [alive(in_sync), alive(&placement.holders)];
+        let knows = |member: &Member| !forgot.contains(&member.device);
+        if let Some(choice) = choices.iter().find(|choice| choice.iter().any(knows)) {
+            return choice.iter().copied().filter(knows).collect();
         }
-        if any {
-            self.call_off_moves();
+        let mut all = in_sync.iter().chain(&placement.holders);
+        if !forgot.is_empty() && all.any(|member| knows(member) && self.knows(*member)) {
+            return Vec::new();
         }
+        choices.into_iter().find(|choice| !choice.is_empty()).unwrap_or_default()
+    }
+
+    fn note_forgetful(&mut self, pg: PgId, restart: Option<Restart>) -> BTreeSet<DeviceId> {
+        let restart = restart.filter(|life| self.complete(pg).iter().any(|member| life.is_of(member)));
+        let forgot = &mut self.pgs.get_mut(&pg).expect("known group").forgot;
+        if self.writeback && !self.planted.is(Bug::RestartStaysInSync) {
+            forgot.extend(restart.map(|life| life.device));
+        }
+        forgot.clone()
     }
 
     /// A primary's proposal: compare-and-set. False: it can never commit.
     pub(super) fn propose(&mut self, proposal: &Proposal, from: Member) -> bool {
-        let config = self.config(proposal.pg).clone();
+        let (pg, config) = (proposal.pg, self.config(proposal.pg).clone());
         let current = config.epoch == proposal.expected_epoch && config.primary_member() == Some(from);
-        if !current || proposal.in_sync.is_empty() {
+        if !current || !self.is_alive(from) || proposal.in_sync.is_empty() {
             return false;
         }
         if proposal.reason == ProposalReason::Activation {
-            let placement = self.pgs.get_mut(&proposal.pg).expect("known group");
-            placement.holders.clear();
-            placement.config.to_activate = false;
+            self.pgs.get_mut(&pg).expect("known group").activate();
+            self.call_off_to_lost(pg);
             return true;
         }
-        let added_live = match proposal.reason {
-            ProposalReason::Activation => false,
-            ProposalReason::JoinerSynced(joiner) => self.is_alive(joiner) && self.pgs[&proposal.pg].holders.is_empty(),
-            ProposalReason::BackupSilent(_) | ProposalReason::BackupCannotApply(_) => true,
-            ProposalReason::PrimaryCannotApply(_) => proposal.in_sync.iter().any(|member| self.is_alive(*member)),
-        };
-        if added_live {
-            let (mut in_sync, mut primary) = (proposal.in_sync.clone(), config.primary);
-            let arrived = self.after_arrival(proposal.pg, &mut in_sync, &mut primary);
-            self.commit(proposal.pg, primary, in_sync);
-            if arrived {
-                // As many copies as before: its primary answers already (S11).
-                let placement = self.pgs.get_mut(&proposal.pg).expect("known group");
-                placement.holders.clear();
-                placement.config.to_activate = false;
-                self.arrived += 1;
-            }
-            // It serves, so it has one state.
-            self.pgs.get_mut(&proposal.pg).expect("known group").config.forced = false;
+        let placement = &self.pgs[&pg];
+        let new = |member: &&Member| !config.in_sync.contains(member);
+        let takes_in = proposal.in_sync.iter().any(|member| new(&member));
+        // S11: only who answers fills a joiner, and it counts only in the life that was synced (S2).
+        let may_come = |member: &Member| placement.holders.is_empty() && self.is_alive(*member);
+        if !proposal.in_sync.iter().filter(new).all(may_come) {
+            return false;
         }
-        added_live
+        let Some(primary) = self.leader(config.primary, &proposal.in_sync, config.epoch) else { return false };
+        let (homes, in_sync, primary) = self.after_arrival(placement, proposal.in_sync.clone(), primary);
+        let arrived = homes != placement.homes;
+        let swaps = takes_in && in_sync.len() >= config.in_sync.len();
+        self.open_epoch_on(pg, homes, in_sync, Some(primary));
+        let placement = self.pgs.get_mut(&pg).expect("known group");
+        if swaps {
+            // As many copies as before: its primary answers already (S11).
+            placement.activate();
+        }
+        // It serves, so it has one state.
+        placement.config.forced = false;
+        self.arrived += u64::from(arrived);
+        true
+    }
+
+    /// With the last of its copies the one leaves that was to move, and if it led, another one does.
+    fn after_arrival(
+        &self,
+        placement: &Placement,
+        in_sync: Vec<Member>,
+        primary: DeviceId,
+    ) -> (Homes, Vec<Member>, DeviceId) {
+        if let Some(homes) = placement.arrived(&in_sync) {
+            let mut stays = in_sync.clone();
+            stays.retain(|member| homes.replicas.contains(&member.device));
+            if let Some(next) = self.leader(Some(primary), &stays, placement.config.epoch) {
+                return (homes, stays, next);
+            }
+        }
+        (placement.homes.clone(), in_sync, primary)
     }
 
     fn counts(&self, pg: PgId, device: DeviceId) -> bool {
@@ -369,55 +351,76 @@ impl Mdm {
 
     /// Who has everything that was acknowledged.
     pub(super) fn complete(&self, pg: PgId) -> &[Member] {
-        let Placement { config, holders, .. } = &self.pgs[&pg];
-        if holders.is_empty() { &config.in_sync } else { holders }
+        self.pgs[&pg].complete()
     }
 
     /// S12: an operator promotes a copy that is not in sync, as no in-sync one is alive. The one that it makes primary.
     pub(super) fn force(&mut self, pg: PgId) -> Option<DeviceId> {
-        let config = self.config(pg).clone();
-        if config.in_sync.iter().any(|member| self.is_alive(*member)) {
+        if self.config(pg).in_sync.iter().any(|member| self.is_alive(*member)) {
             return None;
         }
         let chosen = *self.joiners(pg).first()?;
-        let (epoch, primary) = (config.epoch.next(), Some(chosen.device));
-        let volatility = config.volatility.next();
-        let config =
-            PgConfig { epoch, primary, in_sync: vec![chosen], volatility, forced: true, to_activate: false, ..config };
+        let homes = self.pgs[&pg].homes.clone();
+        self.open_epoch_on(pg, homes, vec![chosen], Some(chosen.device));
         let placement = self.pgs.get_mut(&pg).expect("known group");
-        placement.config = config;
-        placement.holders.clear();
-        placement.forgot.clear();
-        primary
+        placement.activate();
+        placement.config.forced = true;
+        Some(chosen.device)
     }
 
-    /// The next epoch. The primary stays if it may, else the first live copy takes over.
-    fn commit(&mut self, pg: PgId, primary: Option<DeviceId>, in_sync: Vec<Member>) {
-        let stays = primary.filter(|primary| in_sync.iter().any(|m| m.device == *primary && self.is_alive(*m)));
-        // Another one than before, if there is one: so roles move as much as they can.
-        let before = self.config(pg).primary;
-        let mut live = in_sync.iter().filter(|member| self.is_alive(**member)).map(|member| member.device);
-        let first = || live.clone().find(|device| Some(*device) != before).or_else(|| live.next());
-        let primary = stays.or_else(first);
+    /// The next epoch of a group, if anything of it differs from the present one.
+    fn open_epoch_on(&mut self, pg: PgId, homes: Homes, in_sync: Vec<Member>, primary: Option<DeviceId>) {
+        let keeps_id = self.planted.is(Bug::KeepVolatility);
         let placement = self.pgs.get_mut(&pg).expect("known group");
-        let before = placement.config.clone();
-        let mut config = PgConfig { epoch: before.epoch.next(), primary, in_sync, to_activate: false, ..before };
-        // S14: no member of the old epoch is in the new one. In writeback it is memory that counts (`settle`).
-        if !self.writeback && !config.in_sync.iter().any(|member| placement.config.in_sync.contains(member)) {
+        let Placement { config, forgot, .. } = placement;
+        if placement.homes == homes && config.in_sync == in_sync && config.primary == primary {
+            return;
+        }
+        // S14: no member of the old epoch is in the new one with its memory.
+        let kept = |member: &Member| config.in_sync.contains(member) && !forgot.contains(&member.device);
+        if !in_sync.iter().any(kept) && !keeps_id {
             config.volatility = config.volatility.next();
         }
-        let before = std::mem::replace(&mut placement.config, config);
-        placement.follow_holders(before.in_sync);
+        let before = std::mem::replace(&mut config.in_sync, in_sync);
+        config.epoch = config.epoch.next();
+        config.primary = primary;
+        placement.homes = homes;
+        placement.carry_holders(before);
+        placement.drop_forgetful();
     }
 }
 
 impl Placement {
-    /// S11, as the MDM has it: whoever had everything is remembered until the group is answered for without them.
-    fn follow_holders(&mut self, before: Vec<Member>) {
+    fn complete(&self) -> &[Member] {
+        if self.holders.is_empty() { &self.config.in_sync } else { &self.holders }
+    }
+
+    fn newcomer(&self) -> Option<DeviceId> {
+        self.homes.leaving.and(self.homes.replicas.last().copied())
+    }
+
+    /// Without its move; one whose newcomer has everything goes on.
+    fn called_off(&self) -> Homes {
+        let counts = |device| self.complete().iter().any(|member| member.device == device);
+        let Some(newcomer) = self.newcomer().filter(|newcomer| !counts(*newcomer)) else { return self.homes.clone() };
+        self.homes.without(newcomer)
+    }
+
+    /// After its move, if these copies in sync let the old one go.
+    fn arrived(&self, in_sync: &[Member]) -> Option<Homes> {
+        let (leaving, newcomer) = (self.homes.leaving?, self.newcomer()?);
+        let others = in_sync.iter().filter(|member| member.device != leaving).count();
+        let has = in_sync.iter().any(|member| member.device == newcomer);
+        (has && others + 1 >= self.homes.replicas.len()).then(|| self.homes.without(leaving))
+    }
+
+    /// S11: whoever had everything is remembered until the group is answered for without them.
+    fn carry_holders(&mut self, before: Vec<Member>) {
         if self.holders.is_empty() {
             self.holders = before;
         }
-        let in_sync = &self.config.in_sync;
+        let (in_sync, replicas) = (&self.config.in_sync, &self.homes.replicas);
+        self.holders.retain(|holder| replicas.contains(&holder.device));
         for holder in &mut self.holders {
             if let Some(now) = in_sync.iter().find(|now| now.device == holder.device) {
                 holder.incarnation = holder.incarnation.max(now.incarnation);
@@ -427,5 +430,28 @@ impl Placement {
             self.holders.clear();
         }
         self.config.to_activate = !self.holders.is_empty();
+    }
+
+    /// The configuration is activated, or chosen for good.
+    fn activate(&mut self) {
+        self.holders.clear();
+        self.config.to_activate = false;
+        self.drop_forgetful();
+    }
+
+    /// S14: who serves has the memory that counts from now on; and only of copies that count it matters what they forgot.
+    fn drop_forgetful(&mut self) {
+        let mut forgot = std::mem::take(&mut self.forgot);
+        forgot.retain(|device| match self.config.in_sync.iter().any(|member| member.device == *device) {
+            true => self.config.primary.is_none(),
+            false => self.complete().iter().any(|member| member.device == *device),
+        });
+        self.forgot = forgot;
+    }
+}
+
+impl Homes {
+    fn without(&self, device: DeviceId) -> Self {
+        Self { replicas: self.replicas.iter().copied().filter(|other| *other != device).collect(), leaving: None }
     }
 }

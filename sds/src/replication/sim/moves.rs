@@ -166,6 +166,7 @@ impl World {
                 Some(Stage::Dropping) if !store.drop_some() => stage,
                 Some(Stage::Dropping) => {
                     node.departed.remove(&pg);
+                    node.dropped_in.insert(pg, place.epoch);
                     self.dropped(device, pg)?;
                     continue;
                 }

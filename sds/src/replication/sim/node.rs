@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use pflex_proto::ids::{DeviceId, Incarnation, Member, PgId};
+use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId};
 
 use crate::replication::planted::Planted;
-use crate::replication::{Effect, Event, Leases, Pg, Time};
+use crate::replication::{Effect, Event, Leases, Pg, PgConfig, Time};
 
 use super::mdm::member;
 use super::moves::{Place, Stage};
@@ -31,6 +31,8 @@ pub(super) struct Node {
     /// What this life knows of where its groups are, and which copies are on their way out.
     pub(super) places: BTreeMap<PgId, Place>,
     pub(super) departed: BTreeMap<PgId, Stage>,
+    /// Copies that were dropped wholly, and in which epoch they had lost their place.
+    pub(super) dropped_in: BTreeMap<PgId, Epoch>,
     /// The next store change fails for want of space.
     pub(super) full: bool,
     /// The clock runs at this many parts per thousand, from this.
@@ -56,6 +58,7 @@ impl Node {
             connected: Vec::new(),
             places: BTreeMap::new(),
             departed: BTreeMap::new(),
+            dropped_in: BTreeMap::new(),
             full: false,
             rate,
             offset,
@@ -66,6 +69,12 @@ impl Node {
 
     pub(super) fn member(&self) -> Member {
         member(self.device, self.incarnation)
+    }
+
+    /// Whether a member of this configuration still has what it was given then: who is behind may not have heard that the
+    /// copy was dropped since, and that another one may have been begun in its place.
+    pub(super) fn counts_in(&self, config: &PgConfig) -> bool {
+        self.stores[&config.pg].row && self.dropped_in.get(&config.pg).is_none_or(|lost| *lost <= config.epoch)
     }
 
     pub(super) fn clock(&self, now: u64) -> Time {

@@ -118,7 +118,7 @@ impl Oracle {
             Outcome::Flushed { .. } => {
                 let Some(Action::Flush(_, covered)) = asked.map(|asked| &asked.action) else { return Ok(()) };
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
-                let in_sync = config.in_sync.iter().filter(|member| nodes[&member.device].stores[&pg].row);
+                let in_sync = config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config));
                 for (member, (chunk, version)) in in_sync.flat_map(|member| covered.iter().map(move |of| (member, of)))
                 {
                     let copy = nodes[&member.device].stores[&pg].durable.chunks.get(chunk);
@@ -136,7 +136,7 @@ impl Oracle {
             Outcome::Written { version, .. } => {
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
                 let durable = !config.writeback || asked.is_some_and(|asked| asked.fua);
-                for member in config.in_sync.iter().filter(|member| nodes[&member.device].stores[&pg].row) {
+                for member in config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config)) {
                     let node = &nodes[&member.device];
                     if !durable && (!node.up || node.member() != *member) {
                         continue;

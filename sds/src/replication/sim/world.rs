@@ -331,11 +331,15 @@ impl World {
         if let Some(told) = told {
             println!("{:>12} pg {pg} device {device} <- {told}", self.now / 1000);
         }
+        let mut failed = None;
         for effect in effects {
             if self.trace {
                 println!("{:>12} pg {pg} device {device} -> {effect:?}", self.now / 1000);
             }
-            self.carry_out(device, pg, effect)?;
+            failed = failed.or(self.carry_out(device, pg, effect)?);
+        }
+        if let Some(failed) = failed {
+            return self.step(device, pg, failed);
         }
         // Else with the next tick.
         if self.nodes[&device].pgs[&pg].demand().wants && self.decay.percent(50) {
@@ -344,7 +348,8 @@ impl World {
         self.oracle.watermark(&self.nodes, device, pg)
     }
 
-    fn carry_out(&mut self, device: DeviceId, pg: PgId, effect: Effect<Data>) -> Result<(), String> {
+    /// What its core must hear before anything else: that its store has failed.
+    fn carry_out(&mut self, device: DeviceId, pg: PgId, effect: Effect<Data>) -> Result<Option<Event<Data>>, String> {
         let mut delay = self.nodes[&device].disk_delay(self.now, &mut self.rng);
         if self.mdm.writeback && self.rng.percent(20) {
             delay += self.rng.below(60 * MS);
@@ -376,10 +381,9 @@ impl World {
                     self.node_after(MS / 50, device, Item::Pg(pg, Event::Held { through: ticket }));
                 }
                 if failed {
-                    self.node_after(delay, device, Item::Pg(pg, Event::StoreFailed { ticket, no_space: fails }));
-                } else {
-                    self.node_after(delay, device, Item::Flush(pg, ticket));
+                    return Ok(Some(Event::StoreFailed { ticket, no_space: fails }));
                 }
+                self.node_after(delay, device, Item::Flush(pg, ticket));
             }
             Effect::Read { .. }
             | Effect::ListVersions { .. }
@@ -436,7 +440,7 @@ impl World {
             }
             Effect::RenewLeases => self.ask_for_leases(device),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn sample(&self, device: DeviceId, pg: PgId, effect: Effect<Data>) -> Event<Data> {
