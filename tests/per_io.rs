@@ -3,38 +3,24 @@
 mod kit;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use kit::{
     Cluster,
-    io::{block, eventually, number},
+    io::{BLOCK, MIB, block, disk_of, eventually, expect_block, number},
 };
-use pflex_jepsen::nbd::NbdClient;
 
-const PATIENCE: Duration = Duration::from_secs(120);
-const BLOCK: u64 = 4_096;
-const MIB: u64 = 1 << 20;
-
-fn disk(cluster: &Cluster) -> NbdClient {
-    eventually("the export", || NbdClient::open(cluster.at(8005), "single", PATIENCE).ok())
-}
-
-fn expect(disk: &mut NbdClient, offset: u64, stamp: u64) {
-    let mut read = vec![0; BLOCK as usize];
-    disk.read(offset, &mut read).unwrap_or_else(|error| panic!("read at {offset}: {error}"));
-    assert!(read == block(stamp), "the block at {offset} is not {stamp}");
-}
+const VOLUME: &str = "single";
 
 /// Writes each block and reads it back until told to stop.
 fn io_until(over: &AtomicBool, done: &AtomicU64, cluster: &Cluster) {
-    let mut disk = disk(cluster);
+    let mut disk = disk_of(cluster, VOLUME);
     for n in 0_u64.. {
         if over.load(Ordering::Relaxed) {
             return;
         }
         let offset = n % 64 * MIB + n % 256 * BLOCK;
         disk.write(offset, &block(n), false).unwrap_or_else(|error| panic!("write {n}: {error}"));
-        expect(&mut disk, offset, n);
+        expect_block(&mut disk, offset, n);
         done.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -44,7 +30,7 @@ fn each_operation_of_a_per_io_volume_has_its_own_token_through_faults() {
     let cluster = Cluster::start_of("--mdm 3 --sds 3 --sdc 1");
     cluster.expect(0, "volume create single --size 64MiB --token-mode per-io");
     cluster.expect(0, "volume map single sdc1 --wait");
-    let mut first = disk(&cluster);
+    let mut first = disk_of(&cluster, VOLUME);
     // Over chunk borders, in parts of blocks, zeros, holes, and what reads only.
     let across: Vec<u8> = (0..3 * MIB).map(|at| (at / 977) as u8).collect();
     first.write(MIB / 2 + 123, &across, true).expect("a write of four chunks");

@@ -18,7 +18,11 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const WRITTEN: u64 = 64 * MIB;
 
 pub(crate) fn disk(cluster: &Cluster) -> NbdClient {
-    NbdClient::open(cluster.at(8005), "demo", PATIENCE).expect("the volume is exported")
+    disk_of(cluster, "demo")
+}
+
+pub(crate) fn disk_of(cluster: &Cluster, volume: &str) -> NbdClient {
+    NbdClient::open(cluster.at(8005), volume, PATIENCE).expect("the volume is exported")
 }
 
 pub(crate) fn block(stamp: u64) -> Vec<u8> {

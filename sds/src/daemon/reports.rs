@@ -30,6 +30,9 @@ const JOIN_WINDOW: Duration = Duration::from_millis(200);
 /// Between two attempts, doubling: a server that the MDM refuses for good must not fill its log.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PROPOSAL_PAUSE: Duration = Duration::from_secs(5);
+/// After the keys were fetched: who invents key ids must not make this server ask the MDM for each. A client with a token of a
+/// key that is newer than that comes again.
+const KEYS_PAUSE: Duration = Duration::from_millis(250);
 /// Tokens in one ACK: in per-io mode each operation has one. A quarter of what a command may carry.
 const ACK_BATCH: usize = 4096;
 /// Accounting may be lost, never late.
@@ -39,6 +42,7 @@ const ACK_PATIENCE: Patience = Patience::within(Duration::from_secs(10));
 pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>) {
     let mut batch = Vec::new();
     let mut acking: Option<JoinHandle<()>> = None;
+    let mut asking: Option<JoinHandle<()>> = None;
     let (proposals, queue) = mpsc::channel(BATCH);
     let proposing = tokio::spawn(propose_all(Arc::clone(&server), queue));
     let (bad_tokens, queue) = mpsc::channel(refused::QUEUE);
@@ -59,8 +63,12 @@ pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>
                 }
             }
         }
-        if unknown_key {
-            liveness::fetch_keys(&server).await;
+        if unknown_key && asking.as_ref().is_none_or(JoinHandle::is_finished) {
+            let server = Arc::clone(&server);
+            asking = Some(tokio::spawn(async move {
+                liveness::fetch_keys(&server).await;
+                tokio::time::sleep(KEYS_PAUSE).await;
+            }));
         }
         // One ACK at a time; while it is on its way, uses of one more round are dropped rather than queued.
         if !uses.is_empty() && acking.as_ref().is_none_or(JoinHandle::is_finished) {

@@ -21,7 +21,7 @@ use super::{
     command::{Accepted, Report},
     effects::copied_if_small,
     pending::{Asks, Pending},
-    worker::{Party, Worker},
+    worker::{MOST_USES, Party, Worker},
 };
 use crate::{
     admission::{Authority, ConnectionId, Heard, Intent, Refused, Source, Surroundings},
@@ -351,6 +351,9 @@ impl Worker {
         moved.fetch_add(bytes, Relaxed);
         self.counters.completed.fetch_add(1, Relaxed);
         let token = pending.authority.token().id;
+        if self.uses.len() >= MOST_USES {
+            self.send_uses();
+        }
         let used = self.uses.entry(token).or_insert_with(|| TokenUse { token_id: token.0, ..Default::default() });
         if pending.asks == Asks::Write {
             used.writes += 1;

@@ -55,6 +55,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const MAX_NO_ROOM: usize = 64;
 /// How often token uses go to the MDM.
 const USES_EVERY: Duration = Duration::from_secs(5);
+/// Used tokens that are told of at once: in per-io mode each operation has one.
+pub(super) const MOST_USES: usize = 16_384;
 
 /// Who is at the other end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -370,7 +372,7 @@ impl Worker {
         self.cancel(expired);
     }
 
-    fn send_uses(&mut self) {
+    pub(super) fn send_uses(&mut self) {
         if !self.uses.is_empty() {
             let uses = self.uses.drain().map(|(_, used)| used).collect();
             // Accounting never slows IO: what finds no room is lost, and said so.
