@@ -6,7 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kit::{
     Cluster,
+    forger::Forger,
     io::{BLOCK, MIB, block, disk_of, eventually, expect_block, number},
+    secrets::Spy,
+};
+use pflex_proto::{
+    data::{IoHeader, OpenSession, ReadRequest, RefusalCode, WithToken},
+    geometry::pg_of,
+    ids::{
+        ByteOffset, ChunkId, ChunkIndex, DeviceId, Epoch, Generation, Incarnation, KeyId, LayerId, LogTime,
+        OperationId, PgId, PoolId, ProcessId, SdcId, SessionId, TokenId, VolumeEpoch, VolumeId, VtreeId,
+    },
+    token::{Plan, Rights, Secret, SessionKey, Token, TokenMode},
 };
 
 const VOLUME: &str = "single";
@@ -69,4 +80,125 @@ fn each_operation_of_a_per_io_volume_has_its_own_token_through_faults() {
     cluster.up(0);
     let audit = cluster.expect(0, "token audit");
     assert!(audit.contains("holds"), "{audit}");
+}
+
+/// A client that signs what it likes, with one session at the device of sds1.
+struct Client {
+    forger: Forger,
+    secret: Secret,
+    session: SessionId,
+    key: SessionKey,
+    sequence: u64,
+    token: Token,
+    device: DeviceId,
+}
+
+impl Client {
+    /// `boot` is higher with each.
+    fn open(cluster: &Cluster, spy: &Spy, boot: u64) -> Self {
+        let (key, bytes) = spy.secrets()[0];
+        let secret = Secret::new(KeyId(key), &bytes);
+        let (sdc, process) = (SdcId(77), ProcessId::from_bytes([3; 16]));
+        let token = Token {
+            cluster: spy.cluster,
+            key: KeyId(key),
+            id: TokenId(1 << 40),
+            sdc,
+            process,
+            volume: VolumeId(2),
+            rights: Rights::ReadWrite,
+            from: ByteOffset(0),
+            to: ByteOffset(64 * MIB),
+            volume_epoch: VolumeEpoch(1),
+            issued: LogTime(0),
+            expires: LogTime(u64::MAX),
+            mode: TokenMode::PerIo,
+            plan: None,
+        };
+        let device = number(&cluster.json("device list --sds sds1 -o json")[0], "id");
+        let device = DeviceId(device.try_into().expect("small"));
+        let mut forger = Forger::greet(cluster.at(9_700), spy.cluster, device, (sdc, process));
+        let generation = Generation { boot, counter: 1, process };
+        let (signed, token_key) = secret.sign(&token);
+        let request = OpenSession { volume: token.volume, generation, token: signed, renews: None };
+        let opened = eventually("it has heard of time and volume", || forger.open(&request).ok());
+        let key = token_key.session_key(&opened.nonce, &generation, device);
+        Self { forger, secret, session: opened.session, key, sequence: 0, token, device }
+    }
+
+    /// A token for one read of the first block of a chunk.
+    fn sign(&self, id: u64, chunk: u64, incarnation: u64) -> Vec<u8> {
+        let plan = Plan { device: self.device, incarnation: Incarnation(incarnation), operation: OperationId(0) };
+        let token = Token {
+            id: TokenId(id),
+            rights: Rights::Read,
+            from: ByteOffset(chunk * MIB),
+            to: ByteOffset(chunk * MIB + BLOCK),
+            plan: Some(plan),
+            ..self.token.clone()
+        };
+        self.secret.sign(&token).0
+    }
+
+    fn read(&mut self, groups: &[u64], chunk: u64, token: &[u8]) -> Result<(), RefusalCode> {
+        self.sequence += 1;
+        let (vtree, index) = (VtreeId(2), ChunkIndex(chunk));
+        let pg = PgId { pool: PoolId(1), index: pg_of(vtree, index, groups.len().try_into().expect("few")) };
+        let io = IoHeader {
+            session: self.session,
+            session_sequence: self.sequence,
+            volume: self.token.volume,
+            pg,
+            epoch: Epoch(groups[pg.index.0 as usize]),
+            chunk: ChunkId { vtree, layer: LayerId(0), index },
+            offset: 0,
+            length: BLOCK.try_into().expect("a block"),
+        };
+        let request = WithToken { token: token.to_vec(), request: ReadRequest { io } };
+        self.forger.read_hole(&request, &self.key).map(drop)
+    }
+}
+
+/// The epoch of each group.
+fn epochs(cluster: &Cluster) -> Vec<u64> {
+    let groups = cluster.json("pg list -o json");
+    groups.as_array().expect("a list").iter().map(|group| number(group, "epoch")).collect()
+}
+
+/// What was used before a restart is void after it, so that a server need not remember it (S21).
+#[test]
+fn a_token_is_taken_once_and_not_by_the_next_life_of_its_device() {
+    let cluster = Cluster::start_of("--mdm 3 --sds 3 --sdc 1");
+    cluster.expect(0, "volume create single --size 64MiB --token-mode per-io");
+    let spy = Spy::register(&cluster);
+    let before = cluster.incarnation("sds1");
+    let mut client = Client::open(&cluster, &spy, 1);
+    let mut ids = 1 << 41..;
+    let (chunk, used) = eventually("a chunk that sds1 serves", || {
+        let groups = epochs(&cluster);
+        (0..64).find_map(|chunk| {
+            let token = client.sign(ids.next()?, chunk, before);
+            client.read(&groups, chunk, &token).ok().map(|()| (chunk, token))
+        })
+    });
+    let groups = epochs(&cluster);
+    assert_eq!(client.read(&groups, chunk, &used), Err(RefusalCode::NotAllowed), "used");
+    let spare = client.sign(ids.next().expect("enough"), chunk, before);
+
+    // The process of sds1: those are counted from 0.
+    cluster.kill("sds0");
+    let now = eventually("it is back", || {
+        // Again, where the killed process was still about when it looked.
+        cluster.up(0);
+        Some(cluster.incarnation("sds1")).filter(|now| *now > before)
+    });
+    let mut client = Client::open(&cluster, &spy, 2);
+    for (token, what) in [(&used, "used before"), (&spare, "of before")] {
+        assert_eq!(client.read(&groups, chunk, token), Err(RefusalCode::TokenExpired), "{what}");
+    }
+    // One for this life is taken, whoever leads the group by now.
+    let fresh = client.sign(ids.next().expect("enough"), chunk, now);
+    let taken = client.read(&groups, chunk, &fresh);
+    assert!(!matches!(taken, Err(RefusalCode::TokenExpired | RefusalCode::NotAllowed)), "{taken:?}");
+    assert_eq!(client.read(&groups, chunk, &fresh), Err(RefusalCode::NotAllowed), "used");
 }

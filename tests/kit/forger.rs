@@ -8,8 +8,8 @@ use std::{
 use pflex_proto::{
     codec::Wire,
     data::{
-        FlushReply, FlushRequest, Hello, HelloReply, OpenSession, PROTOCOL_VERSION, Peer, Refusal, RefusalCode,
-        SessionOpened,
+        FlushReply, FlushRequest, Hello, HelloReply, OpenSession, PROTOCOL_VERSION, Peer, ReadReply, ReadRequest,
+        Refusal, RefusalCode, SessionOpened, WithToken,
     },
     frame::{FrameHeader, FrameKind, HEADER_SIZE, encode_frame, encode_frame_with},
     ids::{ClusterId, DeviceId, ProcessId, SdcId},
@@ -49,12 +49,26 @@ impl Forger {
     }
 
     pub(crate) fn flush(&mut self, request: &FlushRequest, key: &SessionKey) -> Result<FlushReply, RefusalCode> {
+        self.send_sealed(FrameKind::Flush, request, key);
+        self.answer(FrameKind::FlushReply)
+    }
+
+    /// Of a range that was never written: the answer has no payload.
+    pub(crate) fn read_hole(
+        &mut self,
+        request: &WithToken<ReadRequest>,
+        key: &SessionKey,
+    ) -> Result<ReadReply, RefusalCode> {
+        self.send_sealed(FrameKind::ReadWithToken, request, key);
+        self.answer(FrameKind::ReadReply)
+    }
+
+    fn send_sealed(&mut self, kind: FrameKind, request: &impl Wire, key: &SessionKey) {
         let mut frame = Vec::new();
         self.requests += 1;
         let seal = |header: &_, body: &mut Vec<u8>| key.seal(header, request, body);
-        encode_frame_with(FrameKind::Flush, self.requests, 0, &mut frame, seal);
+        encode_frame_with(kind, self.requests, 0, &mut frame, seal);
         self.stream.write_all(&frame).expect("it is connected");
-        self.answer(FrameKind::FlushReply)
     }
 
     fn send(&mut self, kind: FrameKind, message: &impl Wire) {
