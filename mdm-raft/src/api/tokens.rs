@@ -1,7 +1,7 @@
 //! IO tokens: the command records them, this file signs them. An SDC gets tokens and their keys, never the secret (I7).
 
 use pflex_proto::{
-    ids::{ByteOffset, ClusterId, KeyId, SdsId, TokenId},
+    ids::{ClusterId, KeyId, SdsId, TokenId},
     pb::{
         AckTokensReply, AckTokensRequest, AuditTokensReply, AuditTokensRequest, IoPlan, IssueTokensReply,
         IssueTokensRequest, IssuedToken, KeysReply, KeysRequest, ListTokensReply, ListTokensRequest, PlannedToken,
@@ -186,7 +186,7 @@ fn sign(state: &State, cluster: ClusterId, record: &IoToken) -> Option<IssuedTok
             Access::ReadWrite => Rights::ReadWrite,
         },
         from: record.from,
-        to: ByteOffset(record.length.get()),
+        to: record.to,
         volume_epoch: record.volume_epoch,
         issued: record.issued,
         expires: record.expires,
@@ -221,7 +221,7 @@ fn row(token: &IoToken, expired: bool) -> TokenRow {
         issued_log_ms: token.issued.get(),
         expires_log_ms: token.expires.get(),
         from_byte: token.from.0,
-        to_byte: token.length.get(),
+        to_byte: token.to.0,
         device_id: token.plan.map_or(0, |plan| plan.device.get()),
         operation_id: token.plan.map_or(0, |plan| plan.operation.get()),
         r#use: Some(TokenUse {

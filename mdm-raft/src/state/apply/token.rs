@@ -83,7 +83,7 @@ impl State {
             volume: id,
             access: mapping.access,
             from: ByteOffset(0),
-            length: volume.size,
+            to: ByteOffset(volume.size.get()),
             plan: None,
             volume_epoch: volume.epoch,
             issued: context.log_time,
@@ -94,7 +94,7 @@ impl State {
         };
         if let Some(wanted) = plan {
             token.plan = Some(self.plan(volume, mapping, wanted)?);
-            (token.from, token.length) = (ByteOffset(wanted.from_byte), ByteCount(wanted.to_byte));
+            (token.from, token.to) = (ByteOffset(wanted.from_byte), ByteOffset(wanted.to_byte));
             token.access = if wanted.write { Access::ReadWrite } else { Access::ReadOnly };
         }
         let mut chain = self.token_chain();

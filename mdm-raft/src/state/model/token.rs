@@ -69,8 +69,8 @@ pub struct IoToken {
     pub access: Access,
     /// The first byte it covers.
     pub from: ByteOffset,
-    /// It covers bytes up to this.
-    pub length: ByteCount,
+    /// The first byte beyond what it covers.
+    pub to: ByteOffset,
     /// Void once the volume's is higher.
     pub volume_epoch: VolumeEpoch,
     /// When it was issued.
@@ -99,7 +99,7 @@ impl IoToken {
             u64::from(self.sdc.get()),
             self.volume.get(),
             u64::from(self.access == Access::ReadWrite),
-            self.length.get(),
+            self.to.0,
             self.volume_epoch.get(),
             self.issued.get(),
             self.expires.get(),
@@ -109,7 +109,11 @@ impl IoToken {
         }
         if let Some(plan) = &self.plan {
             let plan = [plan.device.get().into(), plan.incarnation.get(), plan.operation.get()];
-            plan.into_iter().chain([self.from.0]).for_each(|fact| context.update(&fact.to_le_bytes()));
+            plan.into_iter().for_each(|fact| context.update(&fact.to_le_bytes()));
+        }
+        // Chains that were begun before there were ranges hold: their tokens are from 0.
+        if self.plan.is_some() || self.from != ByteOffset(0) {
+            context.update(&self.from.0.to_le_bytes());
         }
         let mut link = Link::default();
         link.0.copy_from_slice(context.finish().as_ref());

@@ -1,7 +1,7 @@
 //! Conversations about tokens.
 
 use pflex_proto::{
-    ids::{LogTime, OperationId, ProcessId, TokenId, VolumeId},
+    ids::{ByteOffset, LogTime, OperationId, ProcessId, TokenId, VolumeId},
     token::Plan,
 };
 
@@ -48,7 +48,7 @@ fn a_token_is_issued_for_what_is_mapped_and_for_60_seconds() {
     assert_eq!(answer.refused.iter().map(|r| r.volume_id).collect::<Vec<_>>(), [2, 3]);
     let token = world.state.token(TokenId(1)).unwrap();
     assert_eq!((token.issued, token.expires), (LogTime(world.now), LogTime(world.now + TOKEN_LIFE_MS)));
-    assert_eq!((token.length.get(), token.volume_epoch.get()), (GIB, 1));
+    assert_eq!((token.to.0, token.volume_epoch.get()), (GIB, 1));
     world.ok(unmap("v", "c"));
     assert_eq!(issued(world.ok(issue(1, &[1]))).refused.len(), 1);
 }
@@ -83,7 +83,7 @@ fn in_per_io_mode_each_operation_has_a_token_that_names_it() {
     let plan = token.plan.unwrap();
     assert_eq!((plan.device.get(), plan.operation.get(), token.access), (1, 77, Access::ReadWrite));
     assert_eq!(plan.incarnation, world.state.device(plan.device).unwrap().incarnation);
-    assert_eq!((token.from.0, token.length.get()), (1 << 20, (1 << 20) + 4096));
+    assert_eq!((token.from.0, token.to.0), (1 << 20, (1 << 20) + 4096));
     let read = one(&mut world, &proto::IoPlan { write: false, ..write });
     let token = world.state.token(TokenId(read.token_id)).unwrap();
     assert_eq!((token.plan.unwrap().operation.get(), token.access), (0, Access::ReadOnly));
@@ -203,6 +203,8 @@ fn a_record_that_was_altered_taken_or_swapped_in_the_store_is_found_by_the_audit
             IoToken { expires: LogTime(row.expires.get() + 1), ..row.clone() },
             IoToken { access: Access::ReadOnly, ..row.clone() },
             IoToken { process: ProcessId::from_bytes([9; 16]), ..row.clone() },
+            IoToken { from: ByteOffset(4096), ..row.clone() },
+            IoToken { to: ByteOffset(4096), ..row.clone() },
         ] {
             world.store.insert(at(id), altered.encode());
             assert_eq!(world.reloaded().verify_token_chain(), Err(TokenId(id)), "{altered:?}");
