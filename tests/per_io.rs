@@ -187,11 +187,8 @@ fn a_token_is_taken_once_and_not_by_the_next_life_of_its_device() {
 
     // The process of sds1: those are counted from 0.
     cluster.kill("sds0");
-    let now = eventually("it is back", || {
-        // Again, where the killed process was still about when it looked.
-        cluster.up(0);
-        Some(cluster.incarnation("sds1")).filter(|now| *now > before)
-    });
+    cluster.up(0);
+    let now = eventually("it is back", || Some(cluster.incarnation("sds1")).filter(|now| *now > before));
     let mut client = Client::open(&cluster, &spy, 2);
     for (token, what) in [(&used, "used before"), (&spare, "of before")] {
         assert_eq!(client.read(&groups, chunk, token), Err(RefusalCode::TokenExpired), "{what}");
