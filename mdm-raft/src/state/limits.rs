@@ -44,6 +44,8 @@ pub const MAX_TEXT_BYTES: usize = 1_024;
 pub const MAX_DEVICES_PER_SDS: usize = 64;
 /// Proposals, volumes or token uses in one command, so that one apply stays short.
 pub const MAX_BATCH: usize = 16_384;
+/// Operations that one command issues tokens for: each leaves a record, and its answer is kept for repeats.
+pub const MAX_PLANS: usize = 512;
 /// Verdicts about SDSs in one command: all of a pool of the usual size at once. Each leaves its words in the event.
 pub const MAX_VERDICTS: usize = 512;
 

@@ -11,7 +11,7 @@ use crate::{
     command::{Answer, ErrorCode, proto},
     state::{
         State,
-        limits::{MAX_BATCH, MAX_TOKENS, TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
+        limits::{MAX_BATCH, MAX_PLANS, MAX_TOKENS, TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
         model::{Access, IoToken, Link, Mapping, Registration, TokenMode, TokenUse, Volume},
     },
 };
@@ -40,6 +40,9 @@ impl State {
         let coming = issue.volume_ids.len() + issue.plans.len();
         if coming > MAX_BATCH {
             return Err(validate::limit(object, MAX_BATCH, "volumes and operations in one command"));
+        }
+        if issue.plans.len() > MAX_PLANS {
+            return Err(validate::limit(object, MAX_PLANS, "operations in one command"));
         }
         self.drop_old_tokens(context, coming);
         let mut issued = proto::TokensIssued::default();

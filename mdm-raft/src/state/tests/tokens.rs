@@ -87,6 +87,9 @@ fn in_per_io_mode_each_operation_has_a_token_that_names_it() {
     let read = one(&mut world, &proto::IoPlan { write: false, ..write });
     let token = world.state.token(TokenId(read.token_id)).unwrap();
     assert_eq!((token.plan.unwrap().operation.get(), token.access), (0, Access::ReadOnly));
+    let Body::IssueTokens(mut many) = planned(write) else { panic!("it asks for tokens") };
+    many.plans = vec![write; 513];
+    assert_eq!(world.refused(Body::IssueTokens(many)), ErrorCode::Limit, "records of others would have to go for it");
     for (wrong, why) in [
         (proto::IoPlan { volume_id: 1, ..write }, "lease mode"),
         (proto::IoPlan { volume_id: 9, ..write }, "no such volume"),

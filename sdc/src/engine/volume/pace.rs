@@ -48,9 +48,11 @@ impl Pace {
         self.allowed.saturating_sub(self.stalled().unwrap_or_default())
     }
 
-    /// So much of its time went before it was sent.
+    /// So much of its time went before it was sent. After a failure its time runs anyway.
     pub(super) fn spent(&mut self, waited: Duration) {
-        self.allowed = self.allowed.saturating_sub(waited);
+        if self.started.is_none() {
+            self.allowed = self.allowed.saturating_sub(waited);
+        }
     }
 
     /// Its time has run since then, if not earlier.
@@ -122,5 +124,22 @@ impl Pace {
             () = change => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_waited_for_a_token_counts_once() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(10 * second);
+        pace.spent(2 * second);
+        assert_eq!(pace.left(), 8 * second);
+        pace.again(&"the first attempt fails").await.unwrap();
+        tokio::time::advance(3 * second).await;
+        pace.spent(3 * second);
+        assert_eq!(pace.left(), 5 * second, "the clock has run since the failure");
     }
 }
