@@ -60,7 +60,8 @@ pub const MAX_UNKNOWN_GROUPS: usize = 65_536;
 
 /// Sessions open at once.
 pub const MAX_SESSIONS: usize = 65_536;
-/// Outcomes kept above a client's low-water mark (S17); a client with more in flight is refused until it moves it.
+/// Outcomes kept above a client's low-water mark (S17), one of 4 KiB and more counting for several; a client with more in
+/// flight is refused until it moves it.
 pub const MAX_OUTCOMES_PER_SESSION: u32 = 1_024;
 /// A session unused for this long is forgotten: longer than any deadline of a retry, short enough that a command line
 /// run each second holds a few thousand.

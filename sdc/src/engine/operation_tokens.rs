@@ -3,6 +3,8 @@
 //! Each attempt of an operation asks for a token that names it and the device it goes to, and uses it once. What waits while one
 //! request to the MDM is under way goes into the next, so that a deep queue costs one command for many operations.
 
+use std::time::Duration;
+
 use pflex_proto::ids::{ByteOffset, DeviceId, OperationId, VolumeId};
 use pflex_proto::token::Rights;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -12,6 +14,8 @@ use super::tokens::TokenSource;
 
 /// Operations in one request to the MDM: a command of some 20 KiB.
 const BATCH: usize = 512;
+/// After a request in which nothing was granted: refusals cost the cluster a command, too.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Operations that wait for one; further ones wait to be taken in.
 const WAITING: usize = 4096;
 
@@ -82,9 +86,13 @@ impl PlanDesk {
             debug!(asked = plans.len(), ok = planned.is_ok(), "tokens of operations");
             match planned {
                 Ok(planned) => {
+                    let is_vain = planned.iter().all(Result::is_err);
                     // One that the answer lacks is dropped, and asks again.
                     for (asked, planned) in batch.drain(..).zip(planned) {
                         let _ = asked.answer.send(planned);
+                    }
+                    if is_vain {
+                        tokio::time::sleep(PAUSE).await;
                     }
                 }
                 Err(error) => {
@@ -100,13 +108,12 @@ impl PlanDesk {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex as StdMutex};
-    use std::time::Duration;
 
     use super::super::tokens::Issued;
     use super::*;
 
-    /// Takes a second for each request, refuses odd operations, and notes how many it was asked for.
-    struct Slow(Arc<StdMutex<Vec<usize>>>);
+    /// Takes so long for each request, refuses odd operations, and notes how many it was asked for.
+    struct Slow(Duration, Arc<StdMutex<Vec<usize>>>);
 
     impl TokenSource for Slow {
         async fn issue(&self, _volumes: &[VolumeId]) -> anyhow::Result<Vec<Issued>> {
@@ -114,8 +121,8 @@ mod tests {
         }
 
         async fn issue_for(&self, plans: &[Plan]) -> anyhow::Result<Vec<Planned>> {
-            self.0.lock().unwrap().push(plans.len());
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.1.lock().unwrap().push(plans.len());
+            tokio::time::sleep(self.0).await;
             let planned = |plan: &Plan| match plan.operation.0 {
                 odd if odd % 2 == 1 => Err("odd".to_owned()),
                 even => Ok(vec![even as u8]),
@@ -138,7 +145,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_waits_goes_into_the_next_request_and_each_gets_its_own_answer() {
         let (desk, asked) = (Arc::new(PlanDesk::default()), Arc::new(StdMutex::default()));
-        let (served, source) = (Arc::clone(&desk), Slow(Arc::clone(&asked)));
+        let (served, source) = (Arc::clone(&desk), Slow(Duration::from_secs(1), Arc::clone(&asked)));
         let serving = tokio::spawn(async move { served.serve(&source).await });
         let first = desk.token(plan(2));
         let given_up = tokio::time::timeout(Duration::from_millis(500), desk.token(plan(4)));
@@ -154,5 +161,18 @@ mod tests {
         let asked = asked.lock().unwrap().clone();
         assert_eq!(asked.last(), Some(&95), "{asked:?}: all that waited, without who gave up");
         serving.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_and_comes_back_at_once_costs_a_request_each_50_ms() {
+        let (desk, asked) = (PlanDesk::default(), Arc::new(StdMutex::default()));
+        let source = Slow(Duration::from_millis(1), Arc::clone(&asked));
+        let insisting = async { while desk.token(plan(1)).await.is_err() {} };
+        let second = tokio::time::timeout(Duration::from_secs(1), async {
+            tokio::join!(insisting, desk.serve(&source));
+        });
+        assert!(second.await.is_err());
+        let asked = asked.lock().unwrap().len();
+        assert!((10..=20).contains(&asked), "{asked} requests");
     }
 }

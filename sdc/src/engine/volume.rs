@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use pflex_proto::data::WriteKind;
 use pflex_proto::geometry::CHUNK_SIZE;
-use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, OperationId, VolumeId};
+use pflex_proto::ids::{ByteCount, ByteOffset, DeviceId, Epoch, OperationId, PgId, VolumeId};
 use pflex_proto::token::Rights;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -181,8 +181,7 @@ impl Volume {
             }
             // Before the route is read, so that no change between reading and waiting is missed.
             let mut changes = pace.is_retrying().then(|| self.engine.routes.subscribe());
-            let route = self.engine.routes.route(part.pg);
-            let Some((epoch, device)) = route.and_then(|route| Some((route.epoch, route.primary?))) else {
+            let Some((epoch, device)) = self.primary_of(part.pg) else {
                 let changes = changes.get_or_insert_with(|| self.engine.routes.subscribe());
                 pace.wait(changes, "no copy of its placement group is alive").await?;
                 continue;
@@ -190,6 +189,8 @@ impl Volume {
             let token = self.auth.version();
             let outcome = match self.operation_token(part, device, attempts, &mut pace).await {
                 Err(why) => Err(AttemptError::NoOperationToken(why)),
+                // While it was on its way, and it is for that device only.
+                Ok(Some(_)) if self.primary_of(part.pg) != Some((epoch, device)) => Err(AttemptError::Moved),
                 Ok(own_token) => {
                     let operation = attempts.next(device, epoch);
                     let request = Request { auth: Arc::clone(&self.auth), part, epoch, operation, own_token };
@@ -225,13 +226,16 @@ impl Volume {
                     let mut versions = self.auth.want_newer(token);
                     pace.wait(&mut versions, &error).await?;
                 }
-                Verdict::Grace(final_error) if pace.stalled().is_some_and(|stalled| stalled >= GRACE) => {
-                    return Err(final_error);
-                }
+                Verdict::Grace(final_error) if pace.doubted_for(GRACE) => return Err(final_error),
                 Verdict::Grace(_) => pace.wait(&mut changes, &error).await?,
                 Verdict::Final(error) => return Err(error),
             }
         }
+    }
+
+    fn primary_of(&self, pg: PgId) -> Option<(Epoch, DeviceId)> {
+        let route = self.engine.routes.route(pg)?;
+        Some((route.epoch, route.primary?))
     }
 
     /// In per-io mode a token for the attempt alone; waiting for it is part of the time that the operation may take.

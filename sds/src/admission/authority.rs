@@ -83,8 +83,9 @@ impl Authority {
             return no("for another operation");
         }
         if plan.incarnation != own.incarnation {
-            // Asked for before this device was opened, or before the MDM knew of that: the next one is right.
-            return Err((RefusalCode::TokenExpired, format!("token {id} is for another life of the device")).into());
+            // Asked for before this device was opened, or before the MDM knew of that: the next one is right. The session's
+            // token is good, so nothing that would make the client give that up.
+            return Err((RefusalCode::NotReady, format!("token {id} is for another life of the device")).into());
         }
         Self::taken(token, owner.cluster, (owner.sdc, owner.process), owner.volume, now)
     }

@@ -19,7 +19,7 @@ mod used;
 
 pub(crate) use authority::{Authority, Intent, Surroundings};
 pub(crate) use freshness::{HEARD_WITHIN, Heard, STAMP_DELAY};
-pub(crate) use refused::{BadTokens, Refused, Source, told};
+pub(crate) use refused::{BadTokens, Flaw, Refused, Source, told};
 pub(crate) use sessions::{ConnectionId, Sessions};
 
 #[cfg(test)]

@@ -329,7 +329,7 @@ mod tests {
             wrong(read.clone()),
             wrong(with(Plan { operation: OperationId(8), ..plan })),
             wrong(with(Plan { device: DeviceId(2), ..plan })),
-            (with(Plan { incarnation: Incarnation(3), ..plan }), RefusalCode::TokenExpired),
+            (with(Plan { incarnation: Incarnation(3), ..plan }), RefusalCode::NotReady),
             (Token { expires: LogTime(1), ..write.clone() }, RefusalCode::TokenExpired),
         ] {
             assert_eq!(ask(&mut sessions, Some(&token), Intent::Write), Err(code), "{token:?}");

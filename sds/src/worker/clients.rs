@@ -24,7 +24,7 @@ use super::{
     worker::{MOST_USES, Party, Worker},
 };
 use crate::{
-    admission::{Authority, ConnectionId, Heard, Intent, Refused, Source, Surroundings},
+    admission::{Authority, ConnectionId, Flaw, Heard, Intent, Refused, Source, Surroundings},
     payload::Payload,
     replication::{self, ClientFlush, ClientKey, ClientRead, ClientWrite, Event, Extent, Outcome, RequestId},
     store,
@@ -101,15 +101,11 @@ impl Worker {
         let nonce: [u8; 16] = rand::random();
         let heard = Heard::of(&self.log_time, MonotonicTime::now());
         let now = Surroundings { map: &self.map, heard };
-        let opened = self.sessions.open(id, (sdc, process), &request, &nonce, now).inspect_err(
-            |Refused { code, why, .. }| {
-                if *code == RefusalCode::NotReady && heard.is_some() {
-                    // Most likely a key that was made since (S21). A full queue means that others said so already.
-                    drop(self.reports.try_send(Report::UnknownKey));
-                }
-                tracing::debug!(%sdc, volume = %request.volume, ?code, why, "session refused");
-            },
-        )?;
+        let opened = self.sessions.open(id, (sdc, process), &request, &nonce, now).inspect_err(|refused| {
+            let Refused { code, why, .. } = refused;
+            tracing::debug!(%sdc, volume = %request.volume, ?code, why, "session refused");
+            self.ask_for_keys(refused);
+        })?;
         if let Some((sdc, volume)) = opened.retires {
             // S9: what older generations queued is ordered by now or discarded before this is answered.
             let older = self.pending.matching(|pending| (pending.sdc, pending.volume) == (sdc, volume));
@@ -243,7 +239,16 @@ impl Worker {
         frame: &Frame,
     ) -> Result<(SdcId, Authority), Refused> {
         let now = Surroundings { map: &self.map, heard: Heard::of(&self.log_time, MonotonicTime::now()) };
-        self.sessions.admit(id, io, intent, brings, |key| frame.opens(key), now)
+        let admitted = self.sessions.admit(id, io, intent, brings, |key| frame.opens(key), now);
+        admitted.inspect_err(|refused| self.ask_for_keys(refused))
+    }
+
+    /// A token under a key that was made since the last ones came (S21).
+    fn ask_for_keys(&self, refused: &Refused) {
+        if refused.flaw == Some(Flaw::UnknownKey) {
+            // A full queue means that others said so already.
+            drop(self.reports.try_send(Report::UnknownKey));
+        }
     }
 
     fn pend(

@@ -39,8 +39,9 @@ impl State {
         let outcome = self.execute(context, command);
         // Closing the session was the last thing to remember.
         if self.sessions.contains(client) {
-            self.sessions.update(client, |session| session.kept += 1);
-            self.outcomes.put(KeptOutcome { client, sequence, fingerprint, outcome: outcome.clone() });
+            let kept = KeptOutcome { client, sequence, fingerprint, outcome: outcome.clone() };
+            self.sessions.update(client, |session| session.kept = session.kept.saturating_add(kept.weight()));
+            self.outcomes.put(kept);
         }
         outcome
     }
@@ -86,15 +87,16 @@ impl State {
         let answered: Vec<_> = self
             .outcomes
             .range((client, ClientSequence(0))..(client, low_water))
-            .map(|kept| (kept.client, kept.sequence))
+            .map(|kept| ((kept.client, kept.sequence), kept.weight()))
             .collect();
-        for key in &answered {
+        for (key, _) in &answered {
             self.outcomes.remove(*key);
         }
+        let gone = answered.iter().fold(0, |sum: u32, (_, weight)| sum.saturating_add(*weight));
         self.sessions.update(client, |session| {
             session.last_seen = context.log_time;
             session.low_water = session.low_water.max(low_water);
-            session.kept = session.kept.saturating_sub(answered.len() as u32);
+            session.kept = session.kept.saturating_sub(gone);
         });
     }
 

@@ -1,8 +1,10 @@
 //! IO tokens: who may use which volume until when. The record is made here; signing it is the service's (section 8).
 
 use pflex_proto::{
-    geometry::CHUNK_SIZE,
-    ids::{ByteCount, ByteOffset, DeviceId, LogTime, OperationId, PgId, ProcessId, SdcId, TokenId, VolumeId},
+    geometry::{CHUNK_SIZE, pg_of},
+    ids::{
+        ByteCount, ByteOffset, ChunkIndex, DeviceId, LogTime, OperationId, PgId, ProcessId, SdcId, TokenId, VolumeId,
+    },
     token::Plan,
 };
 
@@ -12,7 +14,7 @@ use crate::{
     state::{
         State,
         limits::{MAX_BATCH, MAX_PLANS, MAX_TOKENS, TOKEN_LIFE_MS, TOKEN_RETENTION_MS},
-        model::{Access, IoToken, Link, Mapping, Registration, TokenMode, TokenUse, Volume},
+        model::{Access, IoToken, Link, Mapping, Pg, Registration, TokenMode, TokenUse, Volume},
     },
 };
 
@@ -44,7 +46,6 @@ impl State {
         if issue.plans.len() > MAX_PLANS {
             return Err(validate::limit(object, MAX_PLANS, "operations in one command"));
         }
-        self.drop_old_tokens(context, coming);
         let mut issued = proto::TokensIssued::default();
         for volume in &issue.volume_ids {
             match self.issue_token(context, (id, process), VolumeId(*volume), None) {
@@ -59,6 +60,8 @@ impl State {
             }
         });
         issued.planned = planned.collect();
+        // Afterwards, because only what was granted needs room.
+        self.drop_old_tokens(context);
         Ok(Answer::TokensIssued(issued))
     }
 
@@ -127,14 +130,24 @@ impl State {
         }
         let device = DeviceId(wanted.device_id);
         let device = self.devices.get(device).ok_or_else(|| format!("there is no device {device}"))?;
+        let serves = |pg: &Pg| pg.replicas.contains(&device.id);
+        // Else a client could use up the room for used tokens at devices that it has no business with.
+        if !self.group_of(volume, ChunkIndex(from / chunk)).is_some_and(serves) {
+            return Err(format!("device {} has no copy of the chunk that bytes {from} to {to} are in", device.id));
+        }
         let operation = OperationId(if wanted.write { wanted.operation_id } else { 0 });
         Ok(Plan { device: device.id, incarnation: device.incarnation, operation })
     }
 
+    fn group_of(&self, volume: &Volume, chunk: ChunkIndex) -> Option<&Pg> {
+        let pool = self.pools.get(volume.pool)?;
+        self.pgs.get(PgId { pool: pool.id, index: pg_of(volume.vtree, chunk, pool.pg_count) })
+    }
+
     /// Keeps the table bounded (I10): records go some time after they expired, or when there are too many. The chain's
     /// anchor moves with them, so the rest still verifies (S21).
-    fn drop_old_tokens(&mut self, context: Context, coming: usize) {
-        let excess = (self.tokens.len() + coming).saturating_sub(MAX_TOKENS);
+    fn drop_old_tokens(&mut self, context: Context) {
+        let excess = self.tokens.len().saturating_sub(MAX_TOKENS);
         let old: Vec<(TokenId, Link)> = self
             .tokens
             .values()

@@ -1,6 +1,7 @@
 //! Exactly-once sessions (S17).
 
 use pflex_proto::ids::{ClientId, ClientSequence, LogTime};
+use prost::Message as _;
 
 use crate::command::Outcome;
 
@@ -15,7 +16,7 @@ pub struct Session {
     pub last_seen: LogTime,
     /// Outcomes of sequences below are gone.
     pub low_water: ClientSequence,
-    /// How many outcomes are kept.
+    /// How much of [`KeptOutcome::weight`] is kept.
     pub kept: u32,
 }
 
@@ -30,4 +31,11 @@ pub struct KeptOutcome {
     pub fingerprint: u32,
     /// What it answered.
     pub outcome: Outcome,
+}
+
+impl KeptOutcome {
+    /// What it counts against the limit of its session: one, and one more for each whole 4 KiB.
+    pub fn weight(&self) -> u32 {
+        1 + u32::try_from(self.outcome.encoded_len() >> 12).unwrap_or(u32::MAX - 1)
+    }
 }

@@ -2,7 +2,12 @@
 
 use pflex_proto::ids::{ClientId, ClientSequence};
 
-use super::{World, code, world::create_sdc};
+use prost::Message as _;
+
+use super::{
+    World, code,
+    world::{create_sdc, register_sdc},
+};
 use crate::{
     command::{Answer, Body, ErrorCode, Request, proto},
     state::limits::{MAX_OUTCOMES_PER_SESSION, SESSION_IDLE_MS},
@@ -99,6 +104,27 @@ fn at_most_1024_answers_are_outstanding() {
     assert_eq!(code(&over), Some(ErrorCode::Limit));
     let after = world.say_once(request(client, max + 1, max), create_sdc("more"));
     assert_eq!(code(&after), None, "not executed before, so executed now");
+}
+
+/// A client that never says what has arrived cannot make every member keep its long answers.
+#[test]
+fn long_answers_count_for_several() {
+    let mut world = World::new();
+    let client = open(&mut world);
+    world.ok(create_sdc("c"));
+    world.ok(register_sdc("c", 1));
+    let refused =
+        proto::IssueTokens { sdc_id: 1, process_id: vec![1; 16], volume_ids: (1..=16_000).collect(), plans: vec![] };
+    let mut ask = |sequence, low_water| {
+        let outcome = world.say_once(request(client, sequence, low_water), Body::IssueTokens(refused.clone()));
+        (code(&outcome), outcome.encoded_len())
+    };
+    let answers = (1..100).take_while(|sequence| ask(*sequence, 0).0.is_none()).count() as u64;
+    let (kept, length) = (answers as usize, ask(1, 0).1);
+    assert!((4..=5).contains(&((kept * length) >> 20)), "{kept} of {length} bytes");
+    assert_eq!(ask(answers + 2, answers).0, None, "they have arrived, so there is room");
+    world.state.check().unwrap();
+    assert_eq!(world.reloaded(), world.state);
 }
 
 #[test]

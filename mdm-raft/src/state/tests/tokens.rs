@@ -5,7 +5,7 @@ use pflex_proto::{
     token::Plan,
 };
 
-use super::world::{GIB, World, create_sdc, create_volume, map, register_sdc, unmap};
+use super::world::{GIB, World, create_sdc, create_sds, create_volume, map, register_sdc, register_sds, unmap};
 use crate::{
     command::{Answer, Body, ErrorCode, proto},
     state::{
@@ -90,10 +90,14 @@ fn in_per_io_mode_each_operation_has_a_token_that_names_it() {
     let Body::IssueTokens(mut many) = planned(write) else { panic!("it asks for tokens") };
     many.plans = vec![write; 513];
     assert_eq!(world.refused(Body::IssueTokens(many)), ErrorCode::Limit, "records of others would have to go for it");
+    // A device of the pool that no group has a copy on yet.
+    world.ok(create_sds("s3"));
+    world.ok(register_sds(3, 3, 1));
     for (wrong, why) in [
         (proto::IoPlan { volume_id: 1, ..write }, "lease mode"),
         (proto::IoPlan { volume_id: 9, ..write }, "no such volume"),
         (proto::IoPlan { device_id: 99, ..write }, "no device"),
+        (proto::IoPlan { device_id: 3, ..write }, "no copy of the chunk"),
         (proto::IoPlan { from_byte: write.to_byte, ..write }, "not within one chunk"),
         (proto::IoPlan { to_byte: 3 << 20, ..write }, "not within one chunk"),
         (proto::IoPlan { from_byte: GIB, to_byte: GIB + 1, ..write }, "not within one chunk"),

@@ -85,8 +85,8 @@ impl World {
     /// A planted bug: the session table loses what a request answered, and keeps its books.
     pub(super) fn forget(&mut self, request: Request) {
         let mut nowhere = Vec::new();
-        if self.state.outcomes.remove((request.client, request.sequence)).is_some() {
-            self.state.sessions.update(request.client, |session| session.kept -= 1);
+        if let Some(gone) = self.state.outcomes.remove((request.client, request.sequence)) {
+            self.state.sessions.update(request.client, |session| session.kept -= gone.weight());
         }
         self.state.outcomes.drain(&mut nowhere);
         self.state.sessions.drain(&mut nowhere);

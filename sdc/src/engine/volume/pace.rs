@@ -24,13 +24,15 @@ pub(super) struct Pace {
     allowed: Duration,
     /// Known from the first failure on: an IO that succeeds at once asks no clock.
     started: Option<Instant>,
+    /// Known from the first answer on that may be right, or of one who has not heard (`Verdict::Grace`).
+    doubted: Option<Instant>,
     at_once: u32,
     pause: Duration,
 }
 
 impl Pace {
     pub(super) const fn new(allowed: Duration) -> Self {
-        Self { allowed, started: None, at_once: 0, pause: FIRST_PAUSE }
+        Self { allowed, started: None, doubted: None, at_once: 0, pause: FIRST_PAUSE }
     }
 
     /// Whether an attempt has failed.
@@ -41,6 +43,12 @@ impl Pace {
     /// Time since the first failure.
     pub(super) fn stalled(&self) -> Option<Duration> {
         self.started.map(|started| started.elapsed())
+    }
+
+    /// Whether what an answer says has been doubted for so long, from now on if not before. What failed earlier for another
+    /// reason, a failover say, does not count: who takes over may be the one that has not heard.
+    pub(super) fn doubted_for(&mut self, so_long: Duration) -> bool {
+        self.doubted.get_or_insert_with(Instant::now).elapsed() >= so_long
     }
 
     /// What is left of the time it may take.
@@ -130,6 +138,19 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_doubted_from_the_first_of_its_kind_on() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(10 * second);
+        pace.again(&"no server answers").await.unwrap();
+        tokio::time::advance(4 * second).await;
+        assert!(!pace.doubted_for(3 * second), "the first server that answers may not have heard yet");
+        tokio::time::advance(2 * second).await;
+        assert!(!pace.doubted_for(3 * second));
+        tokio::time::advance(second).await;
+        assert!(pace.doubted_for(3 * second));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_waited_for_a_token_counts_once() {
