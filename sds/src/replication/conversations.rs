@@ -527,18 +527,32 @@ fn a_block_of_another_version_or_of_none_is_not_taken_and_the_request_fails() {
     }
 }
 
+/// It comes back, or leaves the group; until then nobody knows that the block is lost.
 #[test]
-fn a_copy_that_does_not_answer_does_not_have_the_block() {
-    let mut talk = Talk::with(&[2]);
-    unreadable_edge(&mut talk);
-    assert_eq!(talk.after_ms(BACKUP_SILENT.as_millis() as u64), []);
-    talk.now = talk.now.plus(std::time::Duration::from_millis(1));
-    let out = talk.tell(Event::Tick { jitter: 0 });
-    assert!(matches!(out[..], [Effect::Unreadable { .. }, Effect::Merge { .. }]), "{out:?}");
-    let mut talk = Talk::with(&[2]);
-    unreadable_edge(&mut talk);
-    let out = talk.tell(Event::PeerDisconnected(member(2)));
-    assert!(matches!(out[..], [Effect::Unreadable { .. }, Effect::Merge { .. }]), "{out:?}");
+fn a_copy_that_does_not_answer_may_have_the_block() {
+    for silent in [true, false] {
+        let mut talk = Talk::with(&[2]);
+        unreadable_edge(&mut talk);
+        let out = if silent {
+            assert_eq!(talk.after_ms(BACKUP_SILENT.as_millis() as u64), []);
+            talk.now = talk.now.plus(std::time::Duration::from_millis(1));
+            talk.tell(Event::Tick { jitter: 0 })
+        } else {
+            talk.tell(Event::PeerDisconnected(member(2)))
+        };
+        assert!(matches!(out[..], [Effect::Merge { .. }]), "nothing is said to be lost: {out:?}");
+        let out = talk.tell(Event::Merged { request: RequestId(1), merged: None });
+        assert_eq!(answers(&out), [(1, Outcome::Refused(Refusal::Unrepaired))], "the client comes back");
+    }
+}
+
+#[test]
+fn what_the_only_copy_cannot_read_is_lost() {
+    let mut talk = Talk::with(&[]);
+    talk.write(1, |write| (write.extent, write.merge) = (Extent { offset: 100, length: 10 }, true));
+    let out = talk.tell(Event::Merged { request: RequestId(1), merged: None });
+    assert!(matches!(out[..], [Effect::Unreadable { .. }, Effect::Reply { .. }]), "{out:?}");
+    assert_eq!(answers(&out), [(1, Outcome::Refused(Refusal::Unreadable))]);
 }
 
 #[test]

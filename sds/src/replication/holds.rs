@@ -10,6 +10,7 @@ use pflex_proto::ids::{ChunkId, Member};
 
 use super::event::ClientWrite;
 use super::limits::MAX_HELD;
+use super::repairs::Repaired;
 use super::types::{Extent, RequestId, WriteKind};
 
 /// Why a chunk is held.
@@ -34,8 +35,8 @@ pub(super) struct Hold<D> {
     pub(super) waiting: VecDeque<ClientWrite<D>>,
     /// The write that the reason is about was cancelled: it is refused when the hold ends.
     pub(super) cancelled: bool,
-    /// The blocks for the merge were repaired, as far as they can be.
-    pub(super) repaired: bool,
+    /// The blocks for the merge.
+    pub(super) repaired: Repaired,
 }
 
 impl<D> Hold<D> {
@@ -75,8 +76,9 @@ impl<D: Clone> Holds<D> {
         if let Reason::Merging(write) = &reason {
             self.merging.insert(write.request, chunk);
         }
-        let before =
-            self.chunks.insert(chunk, Hold { reason, waiting: VecDeque::new(), cancelled: false, repaired: false });
+        let before = self
+            .chunks
+            .insert(chunk, Hold { reason, waiting: VecDeque::new(), cancelled: false, repaired: Repaired::No });
         debug_assert!(before.is_none(), "one hold at a time");
     }
 
@@ -141,21 +143,25 @@ impl<D: Clone> Holds<D> {
 
     /// A merge failed because blocks cannot be read: what to repair. Once for each merge.
     pub(super) fn repair_for_merge(&mut self, chunk: ChunkId) -> Option<Extent> {
-        let hold = self.chunks.get_mut(&chunk).filter(|hold| !hold.cancelled && !hold.repaired)?;
+        let hold = self.chunks.get_mut(&chunk).filter(|hold| !hold.cancelled && hold.repaired == Repaired::No)?;
         let Reason::Merging(write) = &hold.reason else { return None };
         let (write, extent) = (write.clone(), write.extent);
-        (hold.reason, hold.repaired) = (Reason::Repairing(Some(write)), true);
+        hold.reason = Reason::Repairing(Some(write));
         Some(extent)
     }
 
     /// The repair for a merge has ended: what to merge now.
-    pub(super) fn merge_again(&mut self, chunk: ChunkId) -> Option<(RequestId, Extent, D)> {
+    pub(super) fn merge_again(
+        &mut self,
+        chunk: ChunkId,
+        done: impl FnOnce(Extent) -> Repaired,
+    ) -> Option<(RequestId, Extent, D)> {
         let hold = self.chunks.get_mut(&chunk)?;
         let Reason::Repairing(Some(write)) = &hold.reason else { return None };
         let WriteKind::Data(data) = &write.kind else { return None };
         let (request, extent, data) = (write.request, write.extent, data.clone());
         let write = write.clone();
-        hold.reason = Reason::Merging(write);
+        (hold.reason, hold.repaired) = (Reason::Merging(write), done(extent));
         self.merging.insert(request, chunk);
         Some((request, extent, data))
     }

@@ -14,7 +14,7 @@ use super::message::Body;
 use super::operations::Lookup;
 use super::planted::Bug;
 use super::primary::Primary;
-use super::repairs::Wanted;
+use super::repairs::{Elsewhere, Repaired, Wanted};
 use super::stream::Stream;
 use super::types::{Extent, OrderedWrite, Outcome, Refusal, RequestId, WriteKind};
 
@@ -187,7 +187,7 @@ impl<D: Clone> Primary<D> {
     ) {
         let Some(chunk) = self.holds.merged(request) else { return };
         if merged.is_none()
-            && self.can_repair(base)
+            && self.elsewhere(base) == Elsewhere::Ask
             && let Some(extent) = self.holds.repair_for_merge(chunk)
         {
             self.repair(base, cx, chunk, extent, Wanted::Merge);
@@ -207,10 +207,14 @@ impl<D: Clone> Primary<D> {
             }
             Some(_) => cx.refuse(request, Refusal::Busy),
             None => {
-                if !repaired {
-                    cx.emit(Effect::Unreadable { chunk, extent: write.extent });
-                }
-                cx.refuse(request, Refusal::Unreadable);
+                let refusal = match (repaired, self.elsewhere(base)) {
+                    (Repaired::No, Elsewhere::Nowhere) => {
+                        cx.emit(Effect::Unreadable { chunk, extent: write.extent });
+                        Refusal::Unreadable
+                    }
+                    (repaired, _) => repaired.refusal(),
+                };
+                cx.refuse(request, refusal);
             }
         }
         self.hold_for_repair(base, cx, chunk);

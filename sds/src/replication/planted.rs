@@ -48,6 +48,8 @@ pub(super) enum Bug {
     KeepReservations,
     /// S13: a copy that seems to differ is made equal while writes go on.
     MendWhileWritten,
+    /// S13: a copy that does not answer is taken not to have a block either.
+    SilenceIsLoss,
     /// S13: a block that differs from its checksum here is given to the other copies.
     RepairUnverified,
     /// S7: a resent operation is ordered again.

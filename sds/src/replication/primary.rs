@@ -18,7 +18,7 @@ use super::ordering::{resend, written};
 use super::planted::Bug;
 use super::reads::Reads;
 use super::reconcile::Reconcile;
-use super::repairs::{Repairs, Wanted};
+use super::repairs::{Elsewhere, Repairs, Wanted};
 use super::reservations::Reservations;
 use super::scrub::Scrub;
 use super::stream::Stream;
@@ -245,11 +245,14 @@ impl<D: Clone> Primary<D> {
             // others go on.
             (Phase::Serving, None) => {
                 if self.join.as_mut().is_some_and(|join| join.may_repair(round, chunk)) {
-                    if self.can_repair(base) {
-                        self.repair(base, cx, chunk, Extent::CHUNK, Wanted::Joiner(round));
-                        return;
+                    match self.elsewhere(base) {
+                        Elsewhere::Ask => {
+                            self.repair(base, cx, chunk, Extent::CHUNK, Wanted::Joiner(round));
+                            return;
+                        }
+                        Elsewhere::Later => {}
+                        Elsewhere::Nowhere => cx.emit(Effect::Unreadable { chunk, extent: Extent::CHUNK }),
                     }
-                    cx.emit(Effect::Unreadable { chunk, extent: Extent::CHUNK });
                 }
                 let held = &mut self.holds;
                 if self.join.as_mut().is_some_and(|join| join.unreadable(base, cx, held, round, chunk)) {

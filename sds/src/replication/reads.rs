@@ -15,7 +15,7 @@ use super::join::Join;
 use super::limits::MAX_READS;
 use super::planted::Bug;
 use super::primary::Primary;
-use super::repairs::Wanted;
+use super::repairs::{Elsewhere, Repaired, Wanted};
 use super::types::{Extent, Outcome, Refusal, RequestId};
 
 /// A read whose data is there and which waits for overlapping writes.
@@ -31,8 +31,7 @@ struct Parked<D> {
 struct Reading {
     chunk: ChunkId,
     extent: Extent,
-    /// As far as they can be: if it fails again, it has failed.
-    repaired: bool,
+    repaired: Repaired,
 }
 
 /// See the module.
@@ -54,12 +53,18 @@ impl<D> Reads<D> {
     }
 
     pub(super) fn begin(&mut self, request: RequestId, chunk: ChunkId, extent: Extent) {
-        self.reading.insert(request, Reading { chunk, extent, repaired: false });
+        self.reading.insert(request, Reading { chunk, extent, repaired: Repaired::No });
     }
 
-    /// What it is of; none: it was given up with its epoch.
-    pub(super) fn place(&self, request: RequestId) -> Option<(ChunkId, Extent)> {
-        self.reading.get(&request).map(|reading| (reading.chunk, reading.extent))
+    /// A repair of its blocks has ended. What it is of; none: it was given up with its epoch.
+    pub(super) fn again(
+        &mut self,
+        request: RequestId,
+        done: impl FnOnce(Extent) -> Repaired,
+    ) -> Option<(ChunkId, Extent)> {
+        let reading = self.reading.get_mut(&request)?;
+        reading.repaired = done(reading.extent);
+        Some((reading.chunk, reading.extent))
     }
 
     pub(super) fn park(&mut self, request: RequestId, until: Sequence, data: D) {
@@ -101,15 +106,18 @@ impl<D: Clone> Primary<D> {
     pub(super) fn on_read_done(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, request: RequestId, data: Option<D>) {
         let Some(Reading { chunk, extent, repaired }) = self.reads.reading.remove(&request) else { return };
         let Some(data) = data else {
-            if !repaired && self.can_repair(base) {
-                let repaired = self.repair(base, cx, chunk, extent, Wanted::Read(request));
-                self.reads.reading.insert(request, Reading { chunk, extent, repaired });
-                return;
-            }
-            if !repaired {
-                cx.emit(Effect::Unreadable { chunk, extent });
-            }
-            return cx.refuse(request, Refusal::Unreadable);
+            let refusal = match (repaired, self.elsewhere(base)) {
+                (Repaired::No, Elsewhere::Ask) => {
+                    self.reads.reading.insert(request, Reading { chunk, extent, repaired });
+                    return self.repair(base, cx, chunk, extent, Wanted::Read(request));
+                }
+                (Repaired::No, Elsewhere::Nowhere) => {
+                    cx.emit(Effect::Unreadable { chunk, extent });
+                    Refusal::Unreadable
+                }
+                (repaired, _) => repaired.refusal(),
+            };
+            return cx.refuse(request, refusal);
         };
         // S5: what was read may be a write that is not committed.
         match self.flight.last_overlapping(chunk, extent) {

@@ -3,7 +3,9 @@
 //! A repair needs the chunk to stand still: it is held, so nothing new is ordered on it, and begins when nothing of it
 //! is in flight. Then every in-sync copy has the version that is here, and a block under any other version is not
 //! taken. Block by block: two copies may each have lost something else of the same chunk. What wanted the blocks is
-//! tried again afterwards, whether or not they were found, and fails for good if it fails again.
+//! tried again afterwards, whether or not they were found. If it fails again, it has failed for good when every in-sync copy
+//! said that it lacks a block. Else clients come back: a copy that is silent or cut off may have it, until it answers or has
+//! left, and where everything was put back it is another block that went bad since.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,7 +18,7 @@ use super::limits::BACKUP_SILENT;
 use super::message::Body;
 use super::planted::Bug;
 use super::primary::Primary;
-use super::types::{Extent, RequestId, Round, Time};
+use super::types::{Extent, Refusal, RequestId, Round, Time};
 
 /// Chunks that are being repaired.
 #[derive(Debug, Default)]
@@ -35,6 +37,40 @@ pub(super) enum Wanted {
     Scrub,
     /// A joiner, in this attempt to fill it.
     Joiner(Round),
+}
+
+/// Where the bytes of blocks may be that cannot be read here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Elsewhere {
+    /// A copy can be asked.
+    Ask,
+    /// Copies that may have them cannot be asked now.
+    Later,
+    /// There is no other in-sync copy.
+    Nowhere,
+}
+
+/// What was done so that blocks can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Repaired {
+    /// Nothing yet.
+    No,
+    /// Every block that could not be read was put back.
+    Whole,
+    /// Not so, but a copy was not heard.
+    InPart,
+    /// No in-sync copy has one of them.
+    Lost,
+}
+
+impl Repaired {
+    /// What to do when it cannot be read all the same.
+    pub(super) const fn refusal(self) -> Refusal {
+        match self {
+            Self::Lost => Refusal::Unreadable,
+            Self::No | Self::Whole | Self::InPart => Refusal::Unrepaired,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -65,6 +101,10 @@ struct Asking {
     untried: Vec<Member>,
     /// The copies that may be asked; one that is silent once is not asked again.
     copies: Vec<Member>,
+    /// A copy could not be asked, or did not answer.
+    unheard: bool,
+    /// What the blocks come to that were tried.
+    repaired: Repaired,
 }
 
 impl Repairs {
@@ -90,12 +130,17 @@ impl Repairs {
 }
 
 impl<D: Clone> Primary<D> {
-    /// Whether there is another in-sync copy to ask.
-    pub(super) fn can_repair(&self, base: &Base<D>) -> bool {
-        self.is_serving() && !base.failed && self.backups.iter().any(|backup| base.is_connected(backup.member))
+    /// Where what cannot be read here may be.
+    pub(super) fn elsewhere(&self, base: &Base<D>) -> Elsewhere {
+        let is_there = self.backups.iter().any(|backup| base.is_connected(backup.member));
+        match () {
+            () if self.backups.is_empty() => Elsewhere::Nowhere,
+            () if is_there && self.is_serving() && !base.failed => Elsewhere::Ask,
+            () => Elsewhere::Later,
+        }
     }
 
-    /// These bytes cannot be read. Whether the repair is of all of them: one that is under way already does not grow.
+    /// These bytes cannot be read. A repair that is under way already does not grow: who wants more asks again after it.
     pub(super) fn repair(
         &mut self,
         base: &mut Base<D>,
@@ -103,7 +148,7 @@ impl<D: Clone> Primary<D> {
         chunk: ChunkId,
         extent: Extent,
         wanted: Wanted,
-    ) -> bool {
+    ) {
         let extent = extent.whole_blocks();
         let fresh = Repair { extent, reads: Vec::new(), joiner: None, stage: Stage::Waiting };
         let repair = self.repairs.chunks.entry(chunk).or_insert(fresh);
@@ -115,9 +160,7 @@ impl<D: Clone> Primary<D> {
             Wanted::Merge | Wanted::Scrub => {}
             Wanted::Joiner(round) => repair.joiner = Some(round),
         }
-        let covered = repair.extent.joined(extent) == repair.extent;
         self.start_repair(base, cx, chunk);
-        covered
     }
 
     /// A hold of the chunk has ended: a repair that waits for it, or ran under it, goes on holding the chunk.
@@ -169,10 +212,18 @@ impl<D: Clone> Primary<D> {
             return;
         }
         // Without a version there is nothing that another copy could have the same of.
-        let Some(version) = version else { return self.end_repair(base, cx, chunk) };
+        let Some(version) = version else { return self.end_repair(base, cx, chunk, Repaired::Lost) };
         let copies: Vec<Member> = self.backups.iter().map(|backup| backup.member).collect();
         let untried = copies.clone();
-        repair.stage = Stage::Asking(Asking { version, blocks: blocks.into(), asked: None, untried, copies });
+        repair.stage = Stage::Asking(Asking {
+            version,
+            blocks: blocks.into(),
+            asked: None,
+            untried,
+            copies,
+            unheard: false,
+            repaired: Repaired::Whole,
+        });
         self.ask_for_block(base, cx, chunk);
     }
 
@@ -180,12 +231,20 @@ impl<D: Clone> Primary<D> {
     fn ask_for_block(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId) {
         while let Some(asking) = self.repairs.asking(chunk) {
             asking.asked = None;
-            let Some(block) = asking.blocks.front().copied() else { return self.end_repair(base, cx, chunk) };
+            let Some(block) = asking.blocks.front().copied() else {
+                let repaired = asking.repaired;
+                return self.end_repair(base, cx, chunk, repaired);
+            };
             let extent = Extent::block(block);
             let Some(member) = asking.untried.pop() else {
                 asking.blocks.pop_front();
                 asking.untried = asking.copies.clone();
-                cx.emit(Effect::Unreadable { chunk, extent });
+                if asking.unheard {
+                    asking.repaired = Repaired::InPart;
+                } else {
+                    asking.repaired = Repaired::Lost;
+                    cx.emit(Effect::Unreadable { chunk, extent });
+                }
                 continue;
             };
             let backup = self.backups.iter().find(|backup| backup.member == member);
@@ -193,6 +252,7 @@ impl<D: Clone> Primary<D> {
                 asking.asked = Some((member, cx.now));
                 return base.send(cx, member, Body::FetchBlocks { round: backup.round, chunk, extent });
             }
+            asking.unheard = !base.planted.is(Bug::SilenceIsLoss);
         }
     }
 
@@ -222,7 +282,7 @@ impl<D: Clone> Primary<D> {
         self.ask_for_block(base, cx, chunk);
     }
 
-    /// Whoever does not answer does not have it.
+    /// Whoever does not answer is not asked again in this repair.
     pub(super) fn repairs_on_tick(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>) {
         let now = cx.now;
         let late = self.repairs.owed_by(|_, since| now.since(since) > BACKUP_SILENT);
@@ -241,23 +301,26 @@ impl<D: Clone> Primary<D> {
                 && let Some((silent, _)) = asking.asked
             {
                 asking.copies.retain(|copy| *copy != silent);
+                asking.unheard = !base.planted.is(Bug::SilenceIsLoss);
             }
             self.ask_for_block(base, cx, chunk);
         }
     }
 
     /// What wanted the blocks is tried again.
-    fn end_repair(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId) {
+    fn end_repair(&mut self, base: &mut Base<D>, cx: &mut Cx<'_, D>, chunk: ChunkId, repaired: Repaired) {
         let Some(repair) = self.repairs.chunks.remove(&chunk) else { return };
+        let what = repair.extent;
+        let done = |wanted: Extent| if what.joined(wanted.whole_blocks()) == what { repaired } else { Repaired::No };
         for request in repair.reads {
-            if let Some((chunk, extent)) = self.reads.place(request) {
+            if let Some((chunk, extent)) = self.reads.again(request, done) {
                 cx.emit(Effect::Read { request, chunk, extent });
             }
         }
         if let Some((join, round)) = self.join.as_mut().zip(repair.joiner) {
             join.compare_again(base, cx, round, chunk);
         }
-        if let Some((request, extent, data)) = self.holds.merge_again(chunk) {
+        if let Some((request, extent, data)) = self.holds.merge_again(chunk, done) {
             cx.emit(Effect::Merge { request, chunk, extent, data });
         } else if self.holds.is_held_for_repair(chunk) {
             self.release(base, cx, chunk, false);

@@ -324,9 +324,12 @@ pub enum Refusal {
         /// The epoch this copy knows.
         epoch: Epoch,
     },
-    /// The store could not read.
+    /// The store could not read, and no other in-sync copy can.
     #[error("the store cannot read this extent")]
     Unreadable,
+    /// The store could not read, but another in-sync copy may (`repairs`).
+    #[error("the store cannot read this extent now, and another copy may have it")]
+    Unrepaired,
     /// A FLUSH named memory that no copy has any more: what was acknowledged with it and not flushed may be lost (S14).
     #[error("no copy kept the memory that held these writes: they name {named}, this is {present}; some may be lost")]
     LostMemory {

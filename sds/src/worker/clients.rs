@@ -404,7 +404,7 @@ const fn code(refusal: replication::Refusal) -> RefusalCode {
     match refusal {
         R::NotPrimary { .. } => RefusalCode::NotPrimary,
         R::WrongEpoch { .. } => RefusalCode::WrongEpoch,
-        R::Opening { .. } | R::NoLease { .. } | R::CopyFailed => RefusalCode::NotReady,
+        R::Opening { .. } | R::NoLease { .. } | R::CopyFailed | R::Unrepaired => RefusalCode::NotReady,
         R::Busy | R::OperationsFull => RefusalCode::Busy,
         R::NoSpace { .. } => RefusalCode::NoSpace,
         R::OldOperation => RefusalCode::BadRequest,

@@ -264,6 +264,7 @@ planted! { run;
     s7_an_undone_write_with_its_id_kept_is_noticed: KeepUndoneOperations within 300,
     s11_an_answer_before_activation_is_noticed: AnswerUnactivated within 400,
     s13_a_repair_with_another_version_is_noticed: RepairFromOtherVersion within 300,
+    s13_silence_taken_for_loss_is_noticed: SilenceIsLoss within 300,
     s13_a_mend_while_it_is_written_is_noticed: MendWhileWritten within 300,
     s13_a_repair_with_unverified_bytes_is_noticed: RepairUnverified within 200,
     s25_a_mark_taken_over_too_early_is_noticed: MarkWhileFilled within 300,
