@@ -17,6 +17,7 @@ pub fn check(device: &Arc<dyn Device>) {
     durable_writes_keep_their_order(device.as_ref());
     what_does_not_fit_is_refused(device.as_ref());
     many_operations_complete_once_each(device);
+    large_and_small_ones_see_each_other(device);
     discard_leaves_neighbours_alone(device.as_ref());
     allocation_changes_no_byte(device.as_ref());
 }
@@ -104,6 +105,40 @@ fn many_operations_complete_once_each(device: &Arc<dyn Device>) {
         let bytes = read_now(device.as_ref(), base + number * 4096, 4096).expect("a read succeeds");
         assert!(bytes.iter().all(|byte| *byte == number as u8), "write {number} is whole");
     }
+}
+
+/// They may take different ways to the disk, in the same bytes and side by side.
+fn large_and_small_ones_see_each_other(device: &Arc<dyn Device>) {
+    const LARGE: usize = 256 << 10;
+    let base = device.capacity() - (2 << 20);
+    // Each thread has every fourth stretch for itself; between two large ones of others it writes blocks.
+    let workers = (0..4_u64).map(|worker| {
+        let device = Arc::clone(device);
+        std::thread::spawn(move || {
+            let device = device.as_ref();
+            let write = |offset, byte, length| {
+                run(device, Op::Write { offset, data: vec![Bytes::from(vec![byte; length])] })
+                    .expect("a write succeeds");
+            };
+            for round in 0..25_u8 {
+                let (large, small) = (round * 2 + 1, round * 2 + 2);
+                let start = base + (worker + u64::from(round % 2) * 4) * LARGE as u64;
+                let block = start + u64::from(round) * 4096;
+                write(start, large, LARGE);
+                write(block, small, 4096);
+                let found = read_now(device, start, LARGE).expect("a large read succeeds");
+                let expected = |at: u64| if (block..block + 4096).contains(&at) { small } else { large };
+                assert!((start..).zip(&found).all(|(at, byte)| *byte == expected(at)), "a block over a large write");
+                write(start, small, LARGE);
+                let found = read_now(device, block, 4096).expect("a small read succeeds");
+                assert!(found.iter().all(|byte| *byte == small), "a large write over a block");
+                if round % 4 == 3 {
+                    run(device, Op::Sync).expect("a sync succeeds");
+                }
+            }
+        })
+    });
+    workers.collect::<Vec<_>>().into_iter().for_each(|worker| worker.join().expect("no assertion failed"));
 }
 
 fn discard_leaves_neighbours_alone(device: &dyn Device) {
