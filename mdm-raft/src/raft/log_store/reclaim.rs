@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -20,8 +20,17 @@ const EVERY_BYTES: u64 = 16 << 20;
 /// Counts what is appended, and reclaims now and then.
 #[derive(Default)]
 pub(super) struct Reclaimer {
-    appended: AtomicU64,
-    running: Mutex<Option<JoinHandle<()>>>,
+    appended: Arc<AtomicU64>,
+    rounds: Arc<Mutex<Rounds>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Rounds {
+    /// Where the log began at the newest cut that asked for a round. A round that runs on a slow disk while the log grows
+    /// by another one's worth is followed by that one: the next cut may be hours away.
+    wanted: Option<u64>,
+    running: bool,
 }
 
 impl Reclaimer {
@@ -30,32 +39,57 @@ impl Reclaimer {
         self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The entries below `end` were cut: begins a round if it is time and none runs.
+    /// The entries below `end` were cut: begins a round if it is time.
     pub(super) fn cut(&self, db: &Arc<Database>, end: u64) {
-        if self.appended.load(Ordering::Relaxed) < EVERY_BYTES {
-            return;
-        }
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return;
-        }
-        self.appended.store(0, Ordering::Relaxed);
         let db = Arc::clone(db);
-        let round = std::thread::Builder::new().name("raft-log-reclaim".into()).spawn(move || {
+        self.cut_with(end, move |end| {
             // A disk that fails here fails the next append as well, which ends the process.
             if let Err(error) = reclaim(&db, end) {
                 tracing::warn!("cannot give back the disk space of the log: {error}");
             }
         });
-        *running = round.inspect_err(|error| tracing::warn!("cannot start the reclaim thread: {error}")).ok();
+    }
+
+    fn cut_with(&self, end: u64, reclaim: impl Fn(u64) + Send + 'static) {
+        if self.appended.load(Ordering::Relaxed) < EVERY_BYTES {
+            return;
+        }
+        let mut rounds = lock(&self.rounds);
+        rounds.wanted = Some(end);
+        if rounds.running {
+            return;
+        }
+        let (appended, shared) = (Arc::clone(&self.appended), Arc::clone(&self.rounds));
+        let thread = std::thread::Builder::new().name("raft-log-reclaim".into()).spawn(move || {
+            while let Some(end) = next(&shared) {
+                appended.store(0, Ordering::Relaxed);
+                reclaim(end);
+            }
+        });
+        let thread = thread.inspect_err(|error| tracing::warn!("cannot start the reclaim thread: {error}")).ok();
+        rounds.running = thread.is_some();
+        *lock(&self.thread) = thread;
     }
 }
 
+/// The round to do now. Without one the thread ends, which is noted under the same lock: no cut falls in between.
+fn next(rounds: &Mutex<Rounds>) -> Option<u64> {
+    let mut rounds = lock(rounds);
+    let end = rounds.wanted.take();
+    rounds.running = end.is_some();
+    end
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Reclaimer {
-    /// Waits, so that the database is closed when its store is.
+    /// Waits for the round that runs, so that the database is closed when its store is.
     fn drop(&mut self) {
-        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = running.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+        lock(&self.rounds).wanted = None;
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
             drop(thread.join());
         }
     }
@@ -69,4 +103,35 @@ fn reclaim(db: &Database, end: u64) -> Result<(), rocksdb::Error> {
     }
     db.compact_range_cf(&column(LOG), None::<&[u8]>, Some(end.to_be_bytes()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_was_cut_during_a_slow_round_gets_a_round_of_its_own() {
+        let reclaimer = Reclaimer::default();
+        let (begin, began) = mpsc::channel();
+        let (finish, finished) = mpsc::channel();
+        let finished = Mutex::new(finished);
+        let slow = move |end| {
+            begin.send(end).unwrap();
+            lock(&finished).recv().unwrap();
+        };
+        reclaimer.appended(EVERY_BYTES as usize);
+        reclaimer.cut_with(10, slow);
+        assert_eq!(began.recv(), Ok(10));
+
+        reclaimer.appended(EVERY_BYTES as usize);
+        reclaimer.cut_with(20, |_| unreachable!("one round at a time"));
+        reclaimer.cut_with(30, |_| unreachable!("one round at a time"));
+        finish.send(()).unwrap();
+        assert_eq!(began.recv(), Ok(30), "the newest cut of the two");
+        finish.send(()).unwrap();
+        drop(reclaimer);
+        assert!(began.recv().is_err(), "nothing more was wanted");
+    }
 }
