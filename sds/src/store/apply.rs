@@ -384,7 +384,8 @@ impl Store {
             let taken = self.space.take(record.pg, record.chunk);
             record.unit = Some(taken.ok_or(ApplyError::NoSpace { device: self.superblock.uuid })?);
         }
-        let entry = self.chunks.entry(record.chunk).or_insert_with(|| Chunk::new(record.pg, Stable::default()));
+        let entry =
+            self.chunks.entry(record.chunk).or_insert_with(|| Box::new(Chunk::new(record.pg, Stable::default())));
         entry.pg = record.pg;
         if record.empties_chunk() {
             entry.claimed = false;

@@ -277,8 +277,12 @@ impl Chunk {
         (0..).zip(sources).all(|(block, source)| matches!(source, Source::Hole) || zeroed(block))
     }
 
-    /// Gives back what queues keep for more: most of a million chunks are not written to.
+    /// Gives back what queues and maps keep for more: most of a million chunks are not written to.
     pub(super) fn rest(&mut self) {
+        if self.stable.overlay.is_empty() {
+            // An emptied map keeps a node: half a kilobyte.
+            self.stable.overlay = BTreeMap::new();
+        }
         if self.pending.is_empty() && self.held.is_empty() {
             self.pending.shrink_to_fit();
             self.held.shrink_to_fit();

@@ -227,7 +227,7 @@ impl Store {
         for (id, (pg, stable)) in chunks {
             let chunk = Chunk::new(pg, stable);
             store.pgs.entry(pg).or_default().reindex(id, None, chunk.state());
-            store.chunks.insert(id, chunk);
+            store.chunks.insert(id, Box::new(chunk));
         }
         let pgs = store.pgs.iter().map(|(id, pg)| pg_report(*id, pg)).collect();
         Ok((store, OpenReport { superblock, emptied: superblock.emptied, replayed_groups: groups, pgs, configs }))
