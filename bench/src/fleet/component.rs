@@ -105,6 +105,7 @@ impl Component {
             addresses: Some(Addresses { control: control.clone(), data: control, ..Default::default() }),
             version: env!("CARGO_PKG_VERSION").into(),
             devices: if kind == ComponentKind::Sds { vec![device] } else { Vec::new() },
+            follows_doubling: true,
             ..Default::default()
         };
         let reply = c

@@ -26,6 +26,8 @@ pub struct PoolInfo {
     pub copies: u32,
     /// How many placement groups; a power of two.
     pub pg_count: u32,
+    /// As it was made with: groups may have doubled since (S25).
+    pub first_pg_count: u32,
     /// Whether writes are answered from memory.
     pub writeback: bool,
     /// Groups of which a copy is being promoted by force, and that copy: the pool gets no tokens meanwhile (S12).
@@ -149,6 +151,10 @@ impl TryFrom<pb::Pool> for PoolInfo {
         if !pool.pg_count.is_power_of_two() {
             return Err(MalformedMessage::Value { field: "pool.pg_count", value: pool.pg_count.into() });
         }
+        let first = if pool.first_pg_count == 0 { pool.pg_count } else { pool.first_pg_count };
+        if !first.is_power_of_two() || first > pool.pg_count {
+            return Err(MalformedMessage::Value { field: "pool.first_pg_count", value: first.into() });
+        }
         Ok(Self {
             id: PoolId(pool.id),
             writeback: pool.write_policy() == pb::WritePolicy::Writeback,
@@ -156,6 +162,7 @@ impl TryFrom<pb::Pool> for PoolInfo {
             domain: DomainId(pool.domain_id),
             copies: pool.copies,
             pg_count: pool.pg_count,
+            first_pg_count: first,
             frozen: pool.frozen.iter().map(|one| (PgIndex(one.index), DeviceId(one.device_id))).collect(),
             rebuild: pool.rebuild.map(RebuildPolicy::try_from).transpose()?.unwrap_or_default(),
         })

@@ -117,6 +117,7 @@ fn request(config: &SdcConfig, state: &State, process: ProcessId, addresses: &Ad
         introduce: false,
         host: Some(host::info()),
         registrations_seen: state.registrations(),
+        follows_doubling: true,
     }
 }
 

@@ -51,6 +51,7 @@ impl Reporter<'_> {
                     incarnation: superblock.incarnation.0,
                     groups: part.iter().map(message).collect(),
                     last: number == last,
+                    pg_count: 0,
                 };
                 async move { RecoveryClient::new(connection).report_groups(request).await }
             };

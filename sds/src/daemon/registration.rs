@@ -40,6 +40,7 @@ fn row(OpenDevice { file, store, opened }: &OpenDevice) -> RegisteredDevice {
         path: file.path.display().to_string(),
         empty: opened.emptied,
         pool: file.pool.clone(),
+        pg_count: 0,
     }
 }
 
@@ -148,6 +149,7 @@ impl Registration<'_> {
             devices: devices.unwrap_or_default(),
             cluster_id: Vec::new(),
             cluster_generation: 0,
+            follows_doubling: true,
         };
         registration::register(self.client, identity.cluster(), identity.generation(), request).await
     }

@@ -82,6 +82,10 @@ impl Admin for Api {
         self.delete(request.into_inner(), proto::Object::Pool).await
     }
 
+    async fn set_pg_count(&self, _: Request<pb::SetPgCountRequest>) -> Result<Response<pb::Pool>, Status> {
+        Err(Status::unimplemented("comes with the next commit"))
+    }
+
     async fn create_sds(&self, request: Request<pb::CreateSdsRequest>) -> Result<Response<pb::Sds>, Status> {
         let pb::CreateSdsRequest { request, name, domain, fault_set, if_not_exists } = request.into_inner();
         let body = Body::CreateSds(proto::CreateSds { name: name.clone(), domain, fault_set, if_not_exists });
