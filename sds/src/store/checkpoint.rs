@@ -27,6 +27,7 @@ use super::{
     pipeline::Event,
     record::UnitId,
     ring::Position,
+    sort::Sorted,
 };
 use crate::device::{Op, Outcome};
 
@@ -45,6 +46,8 @@ pub(super) struct Checkpoint {
     started: u64,
     completed: u64,
     active: Option<Active>,
+    /// None begins.
+    held: bool,
     /// Someone waits for ring space.
     wanted: bool,
     /// Everything goes, however little: the store is being closed.
@@ -86,6 +89,10 @@ struct BlockWrite {
 impl Checkpoint {
     pub(super) const fn want(&mut self) {
         self.wanted = true;
+    }
+
+    pub(super) const fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     pub(super) const fn set_forced(&mut self) {
@@ -186,7 +193,7 @@ impl Store {
         checkpoint.draining = used > bytes / 2 || (checkpoint.draining && used > bytes / 8 * 3);
         checkpoint.resting &= used > bytes / 64;
         let due = checkpoint.wanted || checkpoint.forced || checkpoint.draining || checkpoint.resting;
-        if !due || self.dirty.is_empty() {
+        if !due || self.checkpoint.held || self.dirty.is_empty() {
             return;
         }
         self.checkpoint.wanted = false;
@@ -231,7 +238,8 @@ impl Store {
         // What was not captured, or changed since, keeps its journal groups.
         active.tail = self.dirty.oldest().map_or(self.pipeline.folded, |oldest| oldest.min(self.pipeline.folded));
         let mut rows = mem::take(&mut active.rows);
-        rows.rows.push((MetaTable::Devices, Vec::new(), Some(device_row(self.superblock.generation, active.tail))));
+        let row = device_row(self.superblock.generation, active.tail, self.sorted);
+        rows.rows.push((MetaTable::Devices, Vec::new(), Some(row)));
         let sender = self.sender.clone();
         let done = move |result| drop(sender.send(Event::MetaCommitted(result)));
         self.meta.commit(self.superblock.uuid, rows, Box::new(done));
@@ -281,12 +289,16 @@ impl Active {
     }
 }
 
-/// The device's row: format u8, generation u64, tail lsn u64, tail sequence u64.
-pub(super) fn device_row(generation: u64, tail: Position) -> Vec<u8> {
-    let mut out = vec![1];
+/// The device's row: format u8, generation u64, tail lsn u64, tail sequence u64; in format 2 then of [`Sorted`] the pool u32, the
+/// number of its groups u32, the record u64.
+pub(super) fn device_row(generation: u64, tail: Position, sorted: Option<Sorted>) -> Vec<u8> {
+    let mut out = vec![if sorted.is_some() { 2 } else { 1 }];
     generation.encode(&mut out);
     tail.lsn.encode(&mut out);
     tail.sequence.encode(&mut out);
+    if let Some(sorted) = sorted {
+        sorted.encode(&mut out);
+    }
     out
 }
 

@@ -47,7 +47,7 @@ impl KnownConfig {
         (self.generation, self.epoch)
     }
 
-    fn encode_row(&self) -> Vec<u8> {
+    pub(super) fn encode_row(&self) -> Vec<u8> {
         let mut out = vec![ROW_FORMAT];
         self.encode(&mut out);
         out

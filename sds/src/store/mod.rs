@@ -14,7 +14,7 @@
 //! **Invariant:** a failed write, flush or commit poisons the store; nothing is retried.
 //!
 //! Reading order: `types`, `error`, `superblock`, `ring`, `record`, `chunk`, `pg`, `space`, `meta`, `config`, `open`, `apply`,
-//! `pipeline`, `checkpoint`, `read`.
+//! `pipeline`, `checkpoint`, `read`, `sort`.
 
 mod apply;
 mod blocks;
@@ -29,6 +29,7 @@ mod pipeline;
 mod read;
 mod record;
 mod ring;
+mod sort;
 mod space;
 mod superblock;
 #[cfg(test)]
@@ -49,6 +50,7 @@ use self::{
     pg::Pg,
     pipeline::{Event, Pipeline},
     ring::{Position, Ring},
+    sort::Sorted,
     space::Space,
 };
 pub use self::{
@@ -57,6 +59,7 @@ pub use self::{
     meta::{Batch, Committed, LocalDb, MemoryMeta, MetaStore, Rows, Table},
     open::{FormatConfig, OpenReport, StoreConfig, inspect},
     read::Read,
+    sort::{Sorting, was},
     superblock::{Geometry, Superblock},
     types::*,
 };
@@ -112,6 +115,7 @@ pub struct Store {
     /// Boxed: nearly half of a map's places are empty.
     chunks: BTreeMap<ChunkId, Box<Chunk>>,
     pgs: BTreeMap<PgId, Pg>,
+    sorted: Option<Sorted>,
     space: Space,
     ring: Ring,
     dirty: DirtyIndex,

@@ -29,6 +29,7 @@ use super::{
     read::Readers,
     record::{Kind, Record},
     ring::{Identity, Position, Replay, Ring},
+    sort::Sorted,
     space::Space,
     types::PgReport,
 };
@@ -175,16 +176,19 @@ impl Store {
             // Unknown here, and made for another server: emptying it could cost the last copy of something.
             return Err(OpenError::OtherServer { found: superblock.sds, expected: config.sds });
         }
-        let tail = row.filter(|(generation, _)| *generation == superblock.generation).map(|(_, tail)| tail);
+        let sorted = row.and_then(|row| row.sorted);
+        let tail = row.filter(|row| row.generation == superblock.generation).map(|row| row.tail);
         if tail.is_none() {
             superblock.emptied = true;
             // The chunk table is gone, so nobody knows which bytes are whose. It joins empty, under a new generation
             // that makes the old journal unreadable. Row first: a crash in between ends here again.
-            superblock.generation = superblock.generation.max(row.map_or(0, |(generation, _)| generation)) + 1;
+            superblock.generation = superblock.generation.max(row.map_or(0, |row| row.generation)) + 1;
             clear_rows(meta.as_ref(), &superblock)?;
         }
         let configs = known_configs(meta.as_ref(), superblock.uuid)?;
-        let recovered = Recovered::load(device.as_ref(), meta.as_ref(), &superblock, tail.unwrap_or(Position::START))?;
+        let sorted = sorted.filter(|_| tail.is_some());
+        let tail = tail.unwrap_or(Position::START);
+        let recovered = Recovered::load(device.as_ref(), meta.as_ref(), &superblock, tail, sorted)?;
         superblock.sequence += 1;
         superblock.incarnation = superblock.incarnation.next();
         superblock.write(device.as_ref())?;
@@ -198,7 +202,7 @@ impl Store {
         recovered: Recovered,
         configs: Vec<(PgId, KnownConfig)>,
     ) -> Result<(Self, OpenReport), OpenError> {
-        let Recovered { chunks, pgs, dirty, tail, head, next_record, groups } = recovered;
+        let Recovered { chunks, pgs, sorted, dirty, tail, head, next_record, groups } = recovered;
         let used = chunks.values().filter_map(|(_, stable)| stable.unit);
         let space = Space::new(superblock.geometry.units, device.is_thin(), used)
             .map_err(|unit| inconsistent(format!("{unit:?} is used twice or outside the device")))?;
@@ -212,6 +216,7 @@ impl Store {
             superblock,
             chunks: BTreeMap::new(),
             pgs,
+            sorted,
             space,
             ring: Ring::new(&superblock.geometry, tail, head),
             dirty,
@@ -290,21 +295,29 @@ fn clear_rows(meta: &dyn MetaStore, superblock: &Superblock) -> Result<(), OpenE
             batch.rows.push((table, key, None));
         }
     }
-    let row = device_row(superblock.generation, Position::START);
+    let row = device_row(superblock.generation, Position::START, None);
     batch.rows.push((MetaTable::Devices, Vec::new(), Some(row)));
     Ok(commit_now(meta, superblock.uuid, batch)?)
 }
 
-fn decode_device_row(row: &[u8]) -> Result<(u64, Position), CodecError> {
+#[derive(Clone, Copy)]
+struct DeviceRow {
+    generation: u64,
+    tail: Position,
+    sorted: Option<Sorted>,
+}
+
+fn decode_device_row(row: &[u8]) -> Result<DeviceRow, CodecError> {
     let mut reader = Reader::new(row);
     let format: u8 = reader.get()?;
-    if format != 1 {
+    if !(1..=2).contains(&format) {
         return Err(CodecError::BadTag { what: "device row format", value: format.into() });
     }
     let generation = reader.get()?;
     let tail = Position { lsn: reader.get()?, sequence: reader.get()? };
+    let sorted = if format == 2 { Some(reader.get()?) } else { None };
     reader.finish()?;
-    Ok((generation, tail))
+    Ok(DeviceRow { generation, tail, sorted })
 }
 
 fn known_configs(meta: &dyn MetaStore, uuid: DeviceUuid) -> Result<Vec<(PgId, KnownConfig)>, OpenError> {
@@ -341,6 +354,7 @@ const fn inconsistent(reason: String) -> OpenError {
 struct Recovered {
     chunks: BTreeMap<ChunkId, (PgId, Stable)>,
     pgs: BTreeMap<PgId, (u64, Operations)>,
+    sorted: Option<Sorted>,
     dirty: DirtyIndex,
     tail: Position,
     head: Position,
@@ -354,8 +368,9 @@ impl Recovered {
         meta: &dyn MetaStore,
         superblock: &Superblock,
         tail: Position,
+        sorted: Option<Sorted>,
     ) -> Result<Self, OpenError> {
-        let mut recovered = Self::rows(meta, superblock.uuid, tail)?;
+        let mut recovered = Self::rows(meta, superblock.uuid, tail, sorted)?;
         let identity =
             Identity { uuid: superblock.uuid, generation: superblock.generation, incarnation: superblock.incarnation };
         let mut replay = Replay::new(device, superblock.geometry, &identity, tail);
@@ -379,12 +394,18 @@ impl Recovered {
         Ok(recovered)
     }
 
-    fn rows(meta: &dyn MetaStore, uuid: DeviceUuid, tail: Position) -> Result<Self, OpenError> {
+    fn rows(
+        meta: &dyn MetaStore,
+        uuid: DeviceUuid,
+        tail: Position,
+        sorted: Option<Sorted>,
+    ) -> Result<Self, OpenError> {
         let (mut chunks, mut pgs, mut last) = (BTreeMap::new(), BTreeMap::new(), 0);
         for (key, row) in meta.rows(uuid, MetaTable::Chunks)? {
             let (pg, stable) = Stable::decode_row(&row).map_err(codec("chunk row"))?;
             last = stable.record.max(last);
-            chunks.insert(chunk_of_key(&key).ok_or_else(|| inconsistent(format!("chunk key {key:?}")))?, (pg, stable));
+            let id = chunk_of_key(&key).ok_or_else(|| inconsistent(format!("chunk key {key:?}")))?;
+            chunks.insert(id, (group_of(sorted, pg, id), stable));
         }
         for (key, row) in meta.rows(uuid, MetaTable::Pgs)? {
             let (record, table) = Operations::decode_row(&row).map_err(codec("placement group row"))?;
@@ -393,16 +414,19 @@ impl Recovered {
             pgs.insert(id, (record, table));
         }
         let dirty = DirtyIndex::default();
-        Ok(Self { chunks, pgs, dirty, tail, head: tail, next_record: last + 1, groups: 0 })
+        let last = sorted.map_or(last, |sorted| last.max(sorted.before - 1));
+        Ok(Self { chunks, pgs, sorted, dirty, tail, head: tail, next_record: last + 1, groups: 0 })
     }
 
     /// The same as when its group became durable, except that rows may be newer than the record.
     fn fold(&mut self, record: &Record, placed: Option<super::record::UnitId>, number: u64, at: Position) {
         self.next_record = self.next_record.max(number + 1);
+        let mut id = record.pg;
         if record.kind.is_of_chunk() {
-            let (pg, stable) = self.chunks.entry(record.chunk).or_insert((record.pg, Stable::default()));
+            id = group_of(self.sorted, record.pg, record.chunk);
+            let (pg, stable) = self.chunks.entry(record.chunk).or_insert((id, Stable::default()));
             if number > stable.record {
-                *pg = record.pg;
+                *pg = id;
                 stable.fold(record, placed, number, &mut Vec::new());
                 self.dirty.mark(DirtyKey::Chunk(record.chunk), at);
                 if !stable.exists {
@@ -410,16 +434,24 @@ impl Recovered {
                 }
             }
         }
-        let (last, table) = self.pgs.entry(record.pg).or_default();
+        if self.sorted.is_some_and(|sorted| number < sorted.before) && !self.pgs.contains_key(&id) {
+            return;
+        }
+        let (last, table) = self.pgs.entry(id).or_default();
         if number > *last {
             *last = number;
             table.apply(record);
-            self.dirty.mark(DirtyKey::Pg(record.pg), at);
+            self.dirty.mark(DirtyKey::Pg(id), at);
             if record.kind == Kind::DropPg {
-                self.pgs.remove(&record.pg);
+                self.pgs.remove(&id);
             }
         }
     }
+}
+
+/// Rows and records of before a sorting name the group that the chunk was in then.
+fn group_of(sorted: Option<Sorted>, pg: PgId, chunk: ChunkId) -> PgId {
+    sorted.map_or(pg, |sorted| sorted.into.group_of(pg, chunk))
 }
 
 fn chunk_of_key(key: &[u8]) -> Option<ChunkId> {

@@ -72,6 +72,11 @@ impl Operations {
         self.entries.len() + self.low_waters.len() < before
     }
 
+    /// Forgets the operations on other chunks.
+    pub(super) fn retain_chunks(&mut self, here: impl Fn(ChunkId) -> bool) {
+        self.entries.retain(|_, (_, chunk)| here(*chunk));
+    }
+
     /// A watermark only grows, but for [`Kind::ReplaceOperations`].
     pub(super) fn note(&mut self, watermark: Sequence, volatility: VolatilityId) {
         if watermark >= self.watermark {
@@ -173,6 +178,15 @@ pub(super) struct Pg {
 impl Pg {
     pub(super) fn new(record: u64, table: Operations) -> Self {
         Self { visible: table.clone(), durable: table, record, ..Self::default() }
+    }
+
+    /// The group that some of the chunks go to, when nothing is on its way (S25). It is dropped if this one is.
+    pub(super) fn part(&mut self, table: Operations, goes: impl Fn(ChunkId) -> bool) -> Self {
+        debug_assert!(self.outstanding.is_empty() && self.queued == 0, "everything is durable");
+        let mut part = Self { dropping: self.dropping, ..Self::new(self.record, table) };
+        part.by_version = self.by_version.extract_if(.., |(_, _, chunk)| goes(*chunk)).collect();
+        part.unsynced = self.unsynced.extract_if(.., |chunk| goes(*chunk)).collect();
+        part
     }
 
     /// Keeps the index in step with a chunk's visible state.

@@ -28,6 +28,8 @@ pub(super) enum Bug {
     PersistVisibleOperations,
     OverwriteReferenced,
     SkipQuarantine,
+    SortBesideCheckpoint,
+    SortCountAlone,
 }
 
 thread_local! {
