@@ -70,6 +70,8 @@ pub struct DeviceInfo {
     pub uuid: DeviceUuid,
     /// Its life at the last registration.
     pub incarnation: Incarnation,
+    /// Its pool, if it has one.
+    pub pool: Option<PoolId>,
     /// Bytes of its data area.
     pub capacity: ByteCount,
     /// In service: open in its server's registered process, and not found lost since.
@@ -199,6 +201,7 @@ impl TryFrom<pb::Device> for DeviceInfo {
             sds: SdsId(device.sds_id),
             uuid,
             incarnation: Incarnation(device.incarnation),
+            pool: (device.pool_id != 0).then_some(PoolId(device.pool_id)),
             capacity: ByteCount(device.capacity_bytes),
             alive: device.alive,
         })

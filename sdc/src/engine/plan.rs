@@ -32,6 +32,11 @@ pub struct Part {
 }
 
 impl Layout {
+    /// The placement group of a chunk.
+    pub const fn group_of(self, chunk: ChunkId) -> PgId {
+        PgId { pool: self.pool, index: pg_of(self.vtree, chunk.index, self.pg_count) }
+    }
+
     /// The parts of a range, in order.
     pub fn parts(self, range: ByteRange) -> impl ExactSizeIterator<Item = Part> + Clone {
         let first = range.offset.0 / u64::from(CHUNK_SIZE);
@@ -42,8 +47,7 @@ impl Layout {
             let end = range.end().0.min(chunk_start + u64::from(CHUNK_SIZE));
             let (index, offset) = locate(start.into());
             let chunk = ChunkId { vtree: self.vtree, layer: self.layer, index };
-            let pg = PgId { pool: self.pool, index: pg_of(self.vtree, index, self.pg_count) };
-            Part { pg, chunk, offset, length: (end - start) as u32 }
+            Part { pg: self.group_of(chunk), chunk, offset, length: (end - start) as u32 }
         })
     }
 }

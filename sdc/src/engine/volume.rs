@@ -173,9 +173,13 @@ impl Volume {
     }
 
     /// Sends a part until it is done, cannot be done, or has taken longer than allowed.
-    async fn attempt(&self, part: Part, allowed: Duration, attempts: &mut impl Attempts) -> Result<Answer, IoError> {
+    async fn attempt(&self, mut part: Part, allowed: Duration, attempts: &mut impl Attempts) -> Result<Answer, IoError> {
         let mut pace = Pace::new(allowed);
         loop {
+            if pace.is_retrying() && part.length > 0 {
+                // The groups of the pool may have doubled since it was planned (S25).
+                part.pg = self.spec().layout.group_of(part.chunk);
+            }
             if self.closed.load(Ordering::Acquire) {
                 return Err(IoError::Unmapped(format!("volume {}", self.spec().name)));
             }

@@ -3,7 +3,7 @@
 use pflex_common::map::{Access, ClusterMap, VolumeInfo};
 use pflex_proto::{
     data::{IoHeader, RefusalCode},
-    geometry::CHUNK_SIZE,
+    geometry::{CHUNK_SIZE, pg_of},
     ids::{ByteOffset, ClusterId, Member, OperationId, ProcessId, SdcId, VolumeId},
     token::{IS_CHECKED, Rights, Token, TokenMode},
 };
@@ -219,11 +219,22 @@ impl Authority {
         if io.chunk.vtree != volume.vtree || io.chunk.layer != volume.layer {
             return Err((RefusalCode::BadRequest, "the chunk is not of this volume".into()));
         }
-        if now.map.pg_of(volume, io.chunk.index) != Some(io.pg) {
+        let here = now.map.pg_of(volume, io.chunk.index);
+        if here != Some(io.pg) && could_be(volume, io) {
+            // One of us has not heard yet that the groups of the pool have doubled (S25).
+            return Err((RefusalCode::WrongEpoch, format!("chunk {} is in another placement group by now", io.chunk)));
+        }
+        if here != Some(io.pg) {
             return Err((RefusalCode::BadRequest, format!("chunk {} is not in placement group {}", io.chunk, io.pg)));
         }
         Ok(())
     }
+}
+
+/// Whether the chunk is in the group that is named, with some number of groups.
+fn could_be(volume: &VolumeInfo, io: &IoHeader) -> bool {
+    let mut counts = (0..32).map(|exponent| 1 << exponent);
+    io.pg.pool == volume.pool && counts.any(|count| pg_of(volume.vtree, io.chunk.index, count) == io.pg.index)
 }
 
 #[cfg(test)]

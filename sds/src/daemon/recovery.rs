@@ -51,7 +51,7 @@ impl Reporter<'_> {
                     incarnation: superblock.incarnation.0,
                     groups: part.iter().map(message).collect(),
                     last: number == last,
-                    pg_count: 0,
+                    pg_count: opened.sorting.map_or(0, |sorting| sorting.pg_count),
                 };
                 async move { RecoveryClient::new(connection).report_groups(request).await }
             };

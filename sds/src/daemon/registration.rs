@@ -40,7 +40,7 @@ fn row(OpenDevice { file, store, opened }: &OpenDevice) -> RegisteredDevice {
         path: file.path.display().to_string(),
         empty: opened.emptied,
         pool: file.pool.clone(),
-        pg_count: 0,
+        pg_count: opened.sorting.map_or(0, |sorting| sorting.pg_count),
     }
 }
 

@@ -34,6 +34,7 @@ mod reconcile;
 mod repairs;
 mod reservations;
 mod scrub;
+mod split;
 mod stream;
 pub mod types;
 mod waits;

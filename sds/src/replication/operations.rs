@@ -102,6 +102,14 @@ impl Operations {
         self.insert(&snapshot.entries);
     }
 
+    /// Forgets what was done to other chunks.
+    pub(super) fn retain_chunks(&mut self, here: impl Fn(ChunkId) -> bool) {
+        for known in self.clients.values_mut() {
+            known.executed.retain(|_, (_, chunk)| here(*chunk));
+        }
+        self.executed = self.clients.values().map(|known| known.executed.len()).sum();
+    }
+
     /// Forgets clients that will never ask again.
     pub(super) fn forget(&mut self, gone: impl Fn(ClientKey) -> bool) {
         self.clients.retain(|client, _| !gone(*client));

@@ -32,14 +32,14 @@ use super::waits::Waits;
 /// which primaries the device granted leases to.
 #[derive(Debug)]
 pub struct Pg<D> {
-    base: Base<D>,
-    role: Role<D>,
+    pub(super) base: Base<D>,
+    pub(super) role: Role<D>,
     /// The latest first message of an epoch this copy has not heard of: taken up when the configuration is here.
-    early: Option<Message<D>>,
+    pub(super) early: Option<Message<D>>,
 }
 
 #[derive(Debug)]
-enum Role<D> {
+pub(super) enum Role<D> {
     /// No configuration yet, or one that names another life of this device (S2): nothing is served, acknowledged
     /// or granted.
     Outside,
@@ -455,7 +455,7 @@ impl<D: Clone> Pg<D> {
 }
 
 /// Ends a role; returns what a primary had ordered.
-fn leave<D: Clone>(role: Role<D>, base: &mut Base<D>, cx: &mut Cx<'_, D>) -> Option<Flight<D>> {
+pub(super) fn leave<D: Clone>(role: Role<D>, base: &mut Base<D>, cx: &mut Cx<'_, D>) -> Option<Flight<D>> {
     match role {
         Role::Primary(primary) => Some(primary.close(base, cx)),
         Role::Backup(backup) => {

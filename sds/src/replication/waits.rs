@@ -11,7 +11,7 @@ use super::lease::Leases;
 use super::types::Time;
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Waits {
     /// When everything has lapsed that this device granted in an earlier life, and forgot.
     forgotten: Time,

@@ -29,7 +29,7 @@ use super::{
     read::Readers,
     record::{Kind, Record},
     ring::{Identity, Position, Replay, Ring},
-    sort::Sorted,
+    sort::{Sorted, Sorting},
     space::Space,
     types::PgReport,
 };
@@ -70,6 +70,8 @@ pub struct OpenReport {
     pub pgs: Vec<PgReport>,
     /// The newest configuration of each group that this device acted in (S19).
     pub configs: Vec<(PgId, KnownConfig)>,
+    /// Into how many groups the chunks are sorted; none: not known.
+    pub sorting: Option<Sorting>,
 }
 
 impl Store {
@@ -235,7 +237,14 @@ impl Store {
             store.chunks.insert(id, Box::new(chunk));
         }
         let pgs = store.pgs.iter().map(|(id, pg)| pg_report(*id, pg)).collect();
-        Ok((store, OpenReport { superblock, emptied: superblock.emptied, replayed_groups: groups, pgs, configs }))
+        let sorting = store.sorting();
+        let emptied = superblock.emptied;
+        Ok((store, OpenReport { superblock, emptied, replayed_groups: groups, pgs, configs, sorting }))
+    }
+
+    /// What is known of a placement group; none: nothing.
+    pub fn report(&self, pg: PgId) -> Option<PgReport> {
+        self.pgs.get(&pg).map(|entry| pg_report(pg, entry))
     }
 
     /// How fast its device is.

@@ -111,6 +111,11 @@ impl Departed {
         }
     }
 
+    /// Data without a row, found when the groups doubled.
+    pub(super) fn is_rest(&mut self, pg: PgId) {
+        self.stages.insert(pg, Stage::Dropping);
+    }
+
     /// Not yet: its core still acts in an earlier configuration.
     fn postpone(&mut self, pg: PgId, now: MonotonicTime) {
         self.stages.insert(pg, Stage::Away { since: now });

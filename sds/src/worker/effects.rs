@@ -64,6 +64,11 @@ impl Slot {
         }
     }
 
+    /// That of a group split off this one, of which everything is durable.
+    pub(super) fn half(&self, core: Pg<Payload>) -> Self {
+        Self { failed: self.failed, ..Self::new(core) }
+    }
+
     /// The store made a prefix durable: the core's number for it, if that is news.
     pub(super) fn durable(&mut self, through: store::Ticket) -> Option<Ticket> {
         self.durable = self.durable.max(through);

@@ -70,6 +70,17 @@ impl Memory {
         self.rows.iter().filter_map(|pg| Some((*pg, self.known.get(pg)?.generation)))
     }
 
+    /// The newest configuration of a group that is known here.
+    pub(super) fn known(&self, pg: PgId) -> Option<&KnownConfig> {
+        self.known.get(&pg)
+    }
+
+    /// Rows that others have made durable.
+    pub(super) fn adopt(&mut self, rows: Vec<(PgId, KnownConfig)>) {
+        self.rows.extend(rows.iter().map(|(pg, _)| *pg));
+        self.known.extend(rows);
+    }
+
     pub(super) fn has_row(&self, pg: PgId) -> bool {
         self.rows.contains(&pg)
     }

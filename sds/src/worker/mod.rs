@@ -23,6 +23,7 @@ mod placement;
 mod rates;
 mod resync;
 mod scrub;
+mod sorting;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thread;

@@ -11,7 +11,7 @@ use pflex_proto::{
     pg::PgConfig,
 };
 
-use super::{effects::Slot, worker::Worker};
+use super::{effects::Slot, sorting::Due, worker::Worker};
 use crate::{
     payload::Payload,
     replication::{self, Event, Pg, Recovered},
@@ -28,6 +28,20 @@ impl Worker {
         if self.map.recovering {
             return;
         }
+        match self.due_sorting() {
+            Due::Nothing => self.take_configurations(),
+            Due::Sort(into) => {
+                self.pause_groups();
+                self.unsorted = Some(into);
+            }
+            Due::OldMap => {
+                tracing::error!(device = %self.own.device, "the map has fewer placement groups than the chunks here are sorted into; nothing of it is followed");
+            }
+        }
+    }
+
+    /// What the map says of the groups here.
+    pub(super) fn take_configurations(&mut self) {
         let own = self.own.device;
         let mine = |config: &PgConfig| config.replicas.contains(&own) || config.member(own).is_some();
         let map = Arc::clone(&self.map);

@@ -19,7 +19,7 @@ use pflex_proto::{
 use super::{effects::Fetched, worker::Worker};
 use crate::{
     replication::{BlockSums, Event, RoleName, Round, ScrubOutcome, Time, VerifiedChunk},
-    store::BlockRange,
+    store::{BlockRange, Sorting},
 };
 
 /// Between two looks at copies that seem to differ: one may be of a volume that is being deleted.
@@ -119,6 +119,17 @@ impl Scrub {
             *self = Self { unreadable, asked: self.asked, completed: self.completed, ..Self::default() };
         }
         self.order = order;
+    }
+
+    /// The groups have doubled. A half is done if the whole was; what is left of the present one is in both.
+    pub(super) fn sorted(&mut self, into: Sorting, from: u32) {
+        let done: Vec<PgId> = self.done.iter().flat_map(|pg| into.halves(*pg, from)).collect();
+        self.done.extend(done);
+        self.unreadable.iter_mut().for_each(|(chunk, pg)| *pg = into.group_of(*pg, *chunk));
+        self.again.iter_mut().for_each(|(asked, _)| asked.pg = into.group_of(asked.pg, asked.chunk));
+        if let Some((pg, left)) = &mut self.current {
+            left.retain(|chunk| into.group_of(*pg, *chunk) == *pg);
+        }
     }
 
     fn left(&self) -> usize {

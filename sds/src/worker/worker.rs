@@ -111,6 +111,8 @@ pub(super) struct Worker {
     pub(super) departed: Departed,
     pub(super) resync: Resync,
     pub(super) scrub: Scrub,
+    /// The groups of the pool have doubled, and the cores are paused for it.
+    pub(super) unsorted: Option<store::Sorting>,
     /// One for each row that is being deleted.
     pub(super) forgotten: mpsc::UnboundedSender<(PgId, Result<(), MetaError>)>,
     lanes: Lanes,
@@ -186,6 +188,7 @@ impl Worker {
             departed,
             resync: Resync::default(),
             scrub: Scrub::default(),
+            unsorted: None,
             forgotten,
             lanes: Lanes {
                 commands,
@@ -232,6 +235,10 @@ impl Worker {
                 _ = tick.tick() => self.on_tick(),
             }
             self.settle();
+            if let Some(into) = self.unsorted.take() {
+                self.sort(into).await;
+                self.settle();
+            }
             self.counters.turns.fetch_add(1, Ordering::Relaxed);
         };
         self.stop(stopped).await;

@@ -87,10 +87,13 @@ impl PartOfWrite {
     /// Sends it until it is done, cannot be done, or has taken longer than allowed.
     pub(super) async fn run(mut self, allowed: Duration) -> Result<(), IoError> {
         let volume = Arc::clone(&self.ticket.volume);
-        let (pg, fua) = (self.part.pg, self.write.fua);
+        let (chunk, fua) = (self.part.chunk, self.write.fua);
         match volume.attempt(self.part, allowed, &mut self).await? {
             // S14: in memory only, and the application must not hear of it before this client has noted where.
-            Answer::Written(memory) if volume.spec().writeback && !fua => volume.acknowledged(pg, memory).await,
+            Answer::Written(memory) if volume.spec().writeback && !fua => {
+                // Two halves of one group have one memory, so it does not matter which of them answered.
+                volume.acknowledged(volume.spec().layout.group_of(chunk), memory).await
+            }
             Answer::Written(_) => Ok(()),
             Answer::Read(_) | Answer::Allocation(_) | Answer::Flushed(_) | Answer::Done => {
                 Err(IoError::Failed("a write was answered as something else".to_owned()))
