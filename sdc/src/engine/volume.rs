@@ -173,7 +173,12 @@ impl Volume {
     }
 
     /// Sends a part until it is done, cannot be done, or has taken longer than allowed.
-    async fn attempt(&self, mut part: Part, allowed: Duration, attempts: &mut impl Attempts) -> Result<Answer, IoError> {
+    async fn attempt(
+        &self,
+        mut part: Part,
+        allowed: Duration,
+        attempts: &mut impl Attempts,
+    ) -> Result<Answer, IoError> {
         let mut pace = Pace::new(allowed);
         loop {
             if pace.is_retrying() && part.length > 0 {

@@ -74,6 +74,14 @@ pub(super) enum Bug {
     /// S2: the MDM takes a restarted copy of a writeback pool for one that kept its memory.
     #[cfg(test)]
     RestartStaysInSync,
+    /// Of two halves of a group one does not know what was executed.
+    HalfForgetsOperations,
+    /// Nor which sequences were given.
+    HalfForgetsOrder,
+    /// Nor whom this device granted leases to.
+    HalfForgetsGrants,
+    /// A copy goes on in its role while its chunks are sorted.
+    SortBesideRole,
 }
 
 /// The bug planted in one replica, if any.

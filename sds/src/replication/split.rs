@@ -13,12 +13,17 @@ use super::effect::Effect;
 use super::gate::Gate;
 use super::lease::Leases;
 use super::pg::{Pg, Role, leave};
+use super::planted::Bug;
 use super::primary::Primary;
 use super::types::{PgConfig, Ticket, Time};
+use super::waits::Waits;
 
 impl<D: Clone> Pg<D> {
     /// Ends the role: nothing is ordered, answered or asked of the store before the next configuration.
     pub fn pause(&mut self, now: Time, leases: &Leases, out: &mut Vec<Effect<D>>) {
+        if self.base.planted.is(Bug::SortBesideRole) {
+            return;
+        }
         let cx = &mut Cx { now, leases, out };
         let role = std::mem::replace(&mut self.role, Role::Outside);
         if let Some(flight) = leave(role, &mut self.base, cx) {
@@ -31,26 +36,35 @@ impl<D: Clone> Pg<D> {
     /// is durable.
     pub fn split_off(&mut self, into: PgId, goes: impl Fn(ChunkId) -> bool) -> Self {
         let base = &mut self.base;
-        debug_assert!(matches!(self.role, Role::Outside), "paused");
+        let planted = |bug| base.planted.is(bug);
+        debug_assert!(matches!(self.role, Role::Outside) || planted(Bug::SortBesideRole), "paused");
         let mut operations = base.operations.clone();
-        operations.retain_chunks(&goes);
+        operations.retain_chunks(|chunk| goes(chunk) && !planted(Bug::HalfForgetsOperations));
+        let (mut last, mut floor, mut config) = (base.last, base.floor, base.config.clone());
+        if planted(Bug::HalfForgetsOrder) {
+            (last, floor) = (base.committed, base.committed);
+        }
+        if planted(Bug::HalfForgetsGrants) {
+            config = None;
+        }
+        let waits = if planted(Bug::HalfForgetsGrants) { Waits::new(Time(0)) } else { base.waits.clone() };
         base.operations.retain_chunks(|chunk| !goes(chunk));
         let half = Base {
             id: into,
             own: base.own,
-            config: base.config.clone().map(|config| PgConfig { pg: into, ..config }),
+            config: config.map(|config| PgConfig { pg: into, ..config }),
             connected: base.connected.clone(),
             operations,
-            last: base.last,
+            last,
             committed: base.committed,
             lineage: base.lineage,
-            floor: base.floor,
+            floor,
             issued: Ticket(0),
             held: Ticket(0),
             durable: Ticket(0),
             gate: Gate::default(),
             held_gate: Gate::default(),
-            waits: base.waits.clone(),
+            waits,
             failed: base.failed,
             no_space: base.no_space,
             jitter: base.jitter,

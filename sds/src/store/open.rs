@@ -403,12 +403,7 @@ impl Recovered {
         Ok(recovered)
     }
 
-    fn rows(
-        meta: &dyn MetaStore,
-        uuid: DeviceUuid,
-        tail: Position,
-        sorted: Option<Sorted>,
-    ) -> Result<Self, OpenError> {
+    fn rows(meta: &dyn MetaStore, uuid: DeviceUuid, tail: Position, sorted: Option<Sorted>) -> Result<Self, OpenError> {
         let (mut chunks, mut pgs, mut last) = (BTreeMap::new(), BTreeMap::new(), 0);
         for (key, row) in meta.rows(uuid, MetaTable::Chunks)? {
             let (pg, stable) = Stable::decode_row(&row).map_err(codec("chunk row"))?;

@@ -54,7 +54,9 @@ impl Sorting {
         let (pool, to) = (self.pool, self.pg_count);
         let others = (1..).map_while(move |step: u32| from.checked_mul(step)?.checked_add(pg.index.0));
         let others = others.take_while(move |index| *index < to);
-        others.filter(move |_| pg.pool == pool && pg.index.0 < from).map(move |index| PgId { pool, index: PgIndex(index) })
+        others
+            .filter(move |_| pg.pool == pool && pg.index.0 < from)
+            .map(move |index| PgId { pool, index: PgIndex(index) })
     }
 }
 

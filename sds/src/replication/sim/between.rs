@@ -114,7 +114,7 @@ impl World {
         let when = *arrives;
         let (replicas, leaving) = (self.mdm.replicas(pg).to_vec(), self.mdm.leaving(pg));
         let trusted = self.mdm.knows(super::mdm::member(device, incarnation));
-        let item = Item::Told(pg, Told { config, joiners, replicas, leaving, trusted });
+        let item = Item::Told(pg, Told { config, joiners, replicas, leaving, trusted, doubled: self.groups.doubled });
         self.at(when, Happening::ToNode(device, incarnation, item));
     }
 

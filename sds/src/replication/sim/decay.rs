@@ -49,13 +49,15 @@ fn spoil(world: &mut World, device: DeviceId, pg: PgId, chunk: ChunkId, block: u
     if !world.decays {
         return;
     }
-    let bad = |device: &DeviceId| world.nodes[device].stores[&pg].applied.bad.contains(&(chunk, block));
+    let store = |device: &DeviceId| world.nodes[device].store_with(chunk, world.groups);
+    let bad = |device: &DeviceId| store(device).is_some_and(|store| store.applied.bad.contains(&(chunk, block)));
     let Some(version) = world.nodes[&device].stores.get(&pg).and_then(|store| store.version(chunk)) else { return };
     let others: Vec<DeviceId> = world.mdm.replicas(pg).iter().copied().filter(|other| *other != device).collect();
     let in_sync = &world.mdm.config(pg).in_sync;
     let has_it = |other: &DeviceId| {
         let node = &world.nodes[other];
-        node.up && in_sync.contains(&node.member()) && node.stores[&pg].version(chunk) == Some(version)
+        let same = store(other).is_some_and(|store| store.version(chunk) == Some(version));
+        node.up && in_sync.contains(&node.member()) && same
     };
     let elsewhere = !others.iter().any(bad) && others.iter().any(has_it);
     if elsewhere && world.nodes[&device].stores[&pg].can_lose(chunk, block) {
@@ -79,7 +81,9 @@ pub(super) fn scrub_sometimes(world: &mut World, device: DeviceId, pg: PgId) -> 
         Some(chunk) if world.mdm.config(pg).primary == Some(device) => Some(chunk),
         Some(_) => None,
         None if world.decays && world.stormy && world.decay.percent(10) => {
-            let chunks: Vec<ChunkId> = world.nodes[&device].stores[&pg].applied.chunks.keys().copied().collect();
+            let store = world.nodes[&device].stores.get(&pg);
+            let chunks: Vec<ChunkId> =
+                store.into_iter().flat_map(|store| store.applied.chunks.keys().copied()).collect();
             (!chunks.is_empty()).then(|| *world.decay.pick(&chunks))
         }
         None => None,

@@ -7,10 +7,11 @@ use crate::replication::{
 };
 
 use super::client::{Action, Pending};
+use super::doubling::Groups;
 use super::store::{BLOCKS, Data};
 use super::world::{Happening, Item, MS, World};
 
-const CHUNKS_PER_PG: u64 = 3;
+pub(super) const CHUNKS_PER_PG: u64 = 3;
 
 /// A client's request on its way.
 #[derive(Clone, Debug)]
@@ -27,8 +28,8 @@ impl World {
         if !self.stormy {
             return;
         }
-        let pgs = self.mdm.pgs();
-        let pg = *self.rng.pick(&pgs);
+        let wholes = self.wholes();
+        let pg = *self.rng.pick(&wholes);
         if self.mdm.writeback && self.rng.percent(12) {
             return self.begin_flush(client, pg);
         }
@@ -36,7 +37,12 @@ impl World {
         let block = self.rng.below(BLOCKS as u64) as usize;
         let blocks = self.rng.between(1, (BLOCKS - block) as u64) as usize;
         let reads = self.rng.percent(50);
-        self.begin(client, pg, chunk, block, blocks, reads);
+        self.begin(client, self.groups.of(chunk), chunk, block, blocks, reads);
+    }
+
+    /// The groups that there were first: chunks are named after them.
+    fn wholes(&self) -> Vec<PgId> {
+        self.mdm.pgs().into_iter().filter(|pg| !self.groups.is_half(*pg)).collect()
     }
 
     pub(super) fn begin(&mut self, client: usize, pg: PgId, chunk: ChunkId, block: usize, blocks: usize, reads: bool) {
@@ -94,23 +100,25 @@ impl World {
 
     /// Reads every block there is, to see what survived.
     pub(super) fn read_everything(&mut self) {
-        for pg in self.mdm.pgs() {
+        for pg in self.wholes() {
             for index in 0..CHUNKS_PER_PG {
-                self.begin(0, pg, chunk(pg, index), 0, BLOCKS, true);
+                let chunk = chunk(pg, index);
+                self.begin(0, self.groups.of(chunk), chunk, 0, BLOCKS, true);
             }
         }
     }
 
     /// A write that would create a chunk, and is discarded while the copies are asked for space (S4, S9).
     pub(super) fn write_and_discard(&mut self) -> Result<(), String> {
-        for pg in self.mdm.pgs() {
+        for chunk in self.wholes().into_iter().map(|pg| chunk(pg, CHUNKS_PER_PG)) {
+            let pg = self.groups.of(chunk);
             let config = self.mdm.config(pg).clone();
             // One that was named a moment ago may not have heard of the group.
             let Some(device) = config.primary.filter(|device| self.nodes[device].pgs.contains_key(&pg)) else {
                 continue;
             };
             self.next += 1;
-            let (request, client, chunk) = (RequestId(self.next), 0, chunk(pg, CHUNKS_PER_PG));
+            let (request, client) = (RequestId(self.next), 0);
             let operation = self.clients[client].next_operation();
             // Nobody waits for the answer.
             self.requests.insert((device, request), (client, u64::MAX, chunk));
@@ -173,6 +181,9 @@ impl World {
             return;
         };
         body.tries += 1;
+        if !matches!(body.action, Action::Flush(..)) {
+            body.pg = self.groups.of(body.chunk);
+        }
         let body = body.clone();
         let low_water = self.clients[client].low_water();
         let config: PgConfig = self.mdm.config(body.pg).clone();
@@ -204,7 +215,13 @@ impl World {
         let id = RequestId(self.next);
         let ToServe { client, pending, epoch, body, low_water } = request;
         let (pg, chunk, extent) = (body.pg, body.chunk, body.extent());
-        let Some(store) = self.nodes[&device].stores.get(&pg) else { return Ok(()) };
+        let node = &self.nodes[&device];
+        // Who is ahead of the other refuses it before any core sees it.
+        let groups = Groups { doubled: node.doubled, ..self.groups };
+        if groups.of(chunk) != pg && !matches!(body.action, Action::Flush(..)) {
+            return Ok(());
+        }
+        let Some(store) = node.stores.get(&pg) else { return Ok(()) };
         let creates_chunk = !store.applied.chunks.contains_key(&chunk);
         self.requests.insert((device, id), (client, pending, chunk));
         super::decay::aim_at_request(self, device, pg, chunk);

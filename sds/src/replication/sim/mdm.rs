@@ -14,6 +14,7 @@ use crate::replication::{PgConfig, Proposal, ProposalReason};
 /// Without a sign of life for this long (nanoseconds) a device is lost.
 const LOST_AFTER_NS: u64 = 3_000_000_000;
 
+#[derive(Clone)]
 struct Placement {
     homes: Homes,
     config: PgConfig,
@@ -87,6 +88,17 @@ impl Mdm {
         self.devices.extend(replicas.iter().map(|device| (*device, (incarnation, 0))));
         let homes = Homes { replicas, leaving: None };
         self.pgs.insert(pg, Placement { homes, config, holders: Vec::new(), forgot: BTreeSet::new() });
+    }
+
+    /// Each group becomes two, `apart` from one another, that begin a new epoch with the same members.
+    pub(super) fn double(&mut self, apart: u32) {
+        for pg in self.pgs() {
+            let placement = self.pgs.get_mut(&pg).expect("just seen");
+            placement.config.epoch = placement.config.epoch.next();
+            let mut half = placement.clone();
+            half.config.pg.index.0 += apart;
+            self.pgs.insert(half.config.pg, half);
+        }
     }
 
     pub(super) fn pgs(&self) -> Vec<PgId> {

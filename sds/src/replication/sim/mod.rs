@@ -6,6 +6,7 @@
 mod between;
 mod client;
 mod decay;
+mod doubling;
 mod faults;
 mod history;
 mod load;
@@ -47,6 +48,12 @@ fn run_with_moves(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
     world.run(until, |world| world.no_rests().is_ok())?;
     world.no_rests()?;
     Ok((world.mdm.arrived, world.plans.as_ref().map_or(0, |plans| plans.dropped)))
+}
+
+/// The same while placement groups become twice as many. Finished operations; whether they have.
+fn run_with_doubling(seed: u64, bug: Option<Bug>) -> Result<(u64, u64), String> {
+    let world = run_in(World::with_doubling(seed, bug), seed)?;
+    Ok((world.finished_operations, u64::from(world.nodes.values().all(|node| node.doubled))))
 }
 
 fn run_in(mut world: World, seed: u64) -> Result<World, String> {
@@ -215,6 +222,12 @@ fn copies_move_and_no_seed_breaks_a_rule() {
 }
 
 #[test]
+fn groups_double_and_no_seed_breaks_a_rule() {
+    let Sums { runs, figures: (_, doubled), is_usual } = over_seeds(DEFAULT_RUNS / 2, run_with_doubling);
+    assert!(!is_usual || doubled > runs * 9 / 10, "{doubled} of {runs} runs");
+}
+
+#[test]
 fn after_a_forced_promotion_the_old_copies_are_stale() {
     let Sums { runs, figures: (promoted, halves), is_usual } =
         over_seeds(DEFAULT_RUNS / 3, run_with_a_forced_promotion);
@@ -288,6 +301,13 @@ planted! { run_with_moves;
     s19_chunks_dropped_before_the_row_are_noticed: DropChunksFirst within 100,
     half_a_copy_that_takes_part_is_noticed: ActOnHalfCopy within 300,
     s25_a_copy_that_was_dropped_and_keeps_its_mark_is_noticed: KeepMarkOfDropped within 300,
+}
+
+planted! { run_with_doubling;
+    s25_a_half_without_its_operations_is_noticed: HalfForgetsOperations within 300,
+    s25_a_half_without_its_order_is_noticed: HalfForgetsOrder within 300,
+    s25_a_half_without_its_grants_is_noticed: HalfForgetsGrants within 300,
+    s25_a_role_that_goes_on_while_its_chunks_go_is_noticed: SortBesideRole within 300,
 }
 
 planted! { run_with_a_forced_promotion;

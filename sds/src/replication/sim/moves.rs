@@ -46,6 +46,8 @@ pub(super) struct Told {
     pub(super) replicas: Vec<DeviceId>,
     pub(super) leaving: Option<DeviceId>,
     pub(super) trusted: bool,
+    /// Of a map with twice as many groups.
+    pub(super) doubled: bool,
 }
 
 /// What the MDM has in mind.
@@ -123,7 +125,10 @@ impl World {
 
     /// A configuration reaches a device (`worker::placement`, `worker::departed`).
     pub(super) fn configure(&mut self, device: DeviceId, pg: PgId, told: Told) -> Result<(), String> {
-        let Told { config, joiners, replicas, leaving, trusted } = told;
+        let Told { config, joiners, replicas, leaving, trusted, doubled } = told;
+        if doubled && !self.nodes[&device].doubled {
+            self.sort(device)?;
+        }
         let mine = replicas.contains(&device) || config.in_sync.iter().any(|member| member.device == device);
         let copies = replicas.len() - usize::from(leaving.is_some());
         let early = self.planted.is(Bug::DropLeaving);

@@ -7,6 +7,7 @@ use pflex_proto::ids::{DeviceId, Epoch, Incarnation, Member, PgId};
 use crate::replication::planted::Planted;
 use crate::replication::{Effect, Event, Leases, Pg, PgConfig, Time};
 
+use super::doubling::Groups;
 use super::mdm::member;
 use super::moves::{Place, Stage};
 use super::rng::Rng;
@@ -33,6 +34,8 @@ pub(super) struct Node {
     pub(super) departed: BTreeMap<PgId, Stage>,
     /// Copies that were dropped wholly, and in which epoch they had lost their place.
     pub(super) dropped_in: BTreeMap<PgId, Epoch>,
+    /// Its chunks are sorted into twice as many groups; on its disk, so it outlives crashes.
+    pub(super) doubled: bool,
     /// The next store change fails for want of space.
     pub(super) full: bool,
     /// The clock runs at this many parts per thousand, from this.
@@ -59,6 +62,7 @@ impl Node {
             places: BTreeMap::new(),
             departed: BTreeMap::new(),
             dropped_in: BTreeMap::new(),
+            doubled: false,
             full: false,
             rate,
             offset,
@@ -73,8 +77,9 @@ impl Node {
 
     /// Whether a member of this configuration still has what it was given then: who is behind may not have heard that the
     /// copy was dropped since, and that another one may have been begun in its place.
-    pub(super) fn counts_in(&self, config: &PgConfig) -> bool {
-        self.stores[&config.pg].row && self.dropped_in.get(&config.pg).is_none_or(|lost| *lost <= config.epoch)
+    pub(super) fn counts_in(&self, config: &PgConfig, groups: Groups) -> bool {
+        self.store_of(config.pg, groups).is_some_and(|store| store.row)
+            && self.dropped_in.get(&config.pg).is_none_or(|lost| *lost <= config.epoch)
     }
 
     pub(super) fn clock(&self, now: u64) -> Time {

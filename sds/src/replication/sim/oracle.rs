@@ -7,14 +7,15 @@ use pflex_proto::ids::{ChunkId, DeviceId, OperationId, PgId, Sequence, Version};
 use crate::replication::{ClientKey, Outcome, Refusal, RoleName};
 
 use super::client::{Action, Pending};
+use super::doubling::Groups;
 use super::node::Node;
 use super::store::{BLOCKS, Data, Image};
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Oracle {
+    groups: Groups,
     /// S4: a version means one content, on every copy, for ever.
-    contents: HashMap<(PgId, ChunkId, Version), [u64; BLOCKS]>,
+    contents: HashMap<(ChunkId, Version), [u64; BLOCKS]>,
     /// S7: the write that executed an operation, once that was told to somebody.
     executed: HashMap<(ClientKey, OperationId), Version>,
     /// S1: the highest watermark a serving primary had.
@@ -24,11 +25,16 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
+    pub(super) fn new(groups: Groups) -> Self {
+        let (contents, executed, committed) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { groups, contents, executed, committed, calm: false }
+    }
+
     /// A copy changed this chunk.
     pub(super) fn versions(&mut self, pg: PgId, image: &Image, id: ChunkId) -> Result<(), String> {
         let chunk = image.chunks.get(&id);
         if let Some((chunk, version)) = chunk.and_then(|chunk| Some((chunk, chunk.version?))) {
-            let known = *self.contents.entry((pg, id, version)).or_insert(chunk.blocks);
+            let known = *self.contents.entry((id, version)).or_insert(chunk.blocks);
             if known != chunk.blocks {
                 return Err(format!(
                     "S4: pg {pg} chunk {id} {version} is {:?} here, {known:?} elsewhere",
@@ -50,7 +56,9 @@ impl Oracle {
     ) -> Result<(), String> {
         let in_sync = nodes[&device].pgs[&pg].config().map(|config| config.in_sync.clone()).unwrap_or_default();
         let others: Vec<_> = in_sync.iter().filter(|member| member.device != device).collect();
-        let bad = |device: DeviceId, block| nodes[&device].stores[&pg].applied.bad.contains(&(chunk, block));
+        let store = |device: DeviceId| nodes[&device].store_with(chunk, self.groups);
+        let bad =
+            |device: DeviceId, block| store(device).is_some_and(|store| store.applied.bad.contains(&(chunk, block)));
         // While clients write, what could not be read here may be overwritten by now.
         let lost = |block| (bad(device, block) || !self.calm) && others.iter().all(|member| bad(member.device, block));
         if !(0..BLOCKS).any(lost) {
@@ -85,7 +93,10 @@ impl Oracle {
         pg: PgId,
     ) -> Result<(), String> {
         let Some(status) = nodes[&device].pgs.get(&pg).map(|replica| replica.status()) else { return Ok(()) };
+        let whole = self.committed.get(&self.groups.whole(pg)).copied().unwrap_or_default();
         let committed = self.committed.entry(pg).or_default();
+        // A half begins with what was committed when they were one.
+        *committed = (*committed).max(whole);
         if status.role == RoleName::Serving {
             *committed = (*committed).max(status.committed);
         } else if status.committed > *committed {
@@ -104,13 +115,18 @@ impl Oracle {
         outcome: &Outcome<Data>,
         asked: Option<&Pending>,
     ) -> Result<(), String> {
+        // Who has not heard that the groups doubled may still serve the chunk in the whole one. A FLUSH is of a group.
+        let is_flush = matches!(outcome, Outcome::Flushed { .. });
+        let here = |node: &Node| if is_flush { pg } else { Groups { doubled: node.doubled, ..self.groups }.of(chunk) };
+        let store =
+            |device: DeviceId, chunk| nodes[&device].store_with(chunk, self.groups).expect("a member has a store");
         match outcome {
             Outcome::Refused(Refusal::Unreadable) => return self.unreadable(nodes, device, pg, chunk),
             Outcome::Refused(_) => return Ok(()),
             Outcome::Read { .. } => {
                 let config = nodes[&device].pgs[&pg].config();
-                let newer = nodes.values().filter(|node| node.may_read(now, pg));
-                let newer = newer.filter_map(|node| node.pgs[&pg].config()).map(|config| config.epoch).max();
+                let newer = nodes.values().filter(|node| node.may_read(now, here(node)));
+                let newer = newer.filter_map(|node| node.pgs[&here(node)].config()).map(|config| config.epoch).max();
                 if newer > config.map(|config| config.epoch) {
                     return Err(format!("I3: pg {pg}: a read is answered by {device} while {newer:?} is served"));
                 }
@@ -119,10 +135,11 @@ impl Oracle {
             Outcome::Flushed { .. } => {
                 let Some(Action::Flush(_, covered)) = asked.map(|asked| &asked.action) else { return Ok(()) };
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
-                let in_sync = config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config));
+                let in_sync =
+                    config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config, self.groups));
                 for (member, (chunk, version)) in in_sync.flat_map(|member| covered.iter().map(move |of| (member, of)))
                 {
-                    let copy = nodes[&member.device].stores[&pg].durable.chunks.get(chunk);
+                    let copy = store(member.device, *chunk).durable.chunks.get(chunk);
                     if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
                         return Err(format!(
                             "S14: pg {pg}: {version} of {chunk} is flushed, {member} has {:?}",
@@ -137,12 +154,14 @@ impl Oracle {
             Outcome::Written { version, .. } => {
                 let config = nodes[&device].pgs[&pg].config().expect("it serves");
                 let durable = !config.writeback || asked.is_some_and(|asked| asked.fua);
-                for member in config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config)) {
+                for member in
+                    config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config, self.groups))
+                {
                     let node = &nodes[&member.device];
                     if !durable && (!node.up || node.member() != *member) {
                         continue;
                     }
-                    let store = &node.stores[&pg];
+                    let store = store(member.device, chunk);
                     let copy = if durable { &store.durable } else { &store.applied }.chunks.get(&chunk);
                     if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
                         return Err(format!(
@@ -153,8 +172,11 @@ impl Oracle {
                 }
             }
         }
-        let serving: Vec<_> =
-            nodes.values().filter(|node| node.may_read(now, pg)).map(|node| node.member().to_string()).collect();
+        let serving: Vec<_> = nodes
+            .values()
+            .filter(|node| node.may_read(now, here(node)))
+            .map(|node| node.member().to_string())
+            .collect();
         if serving.len() > 1 {
             return Err(format!("I3: pg {pg} is served by {serving:?}"));
         }

@@ -34,7 +34,7 @@ pub(super) struct Image {
     pub(super) operations: Operations,
     pub(super) watermark: Sequence,
     lineage: VolatilityId,
-    floor: Sequence,
+    pub(super) floor: Sequence,
     /// Blocks that cannot be read; their checksums are known.
     pub(super) bad: BTreeSet<(ChunkId, usize)>,
 }
@@ -48,7 +48,7 @@ pub(super) struct PgStore {
     /// Chunks that space is set aside for.
     pub(super) reserved: BTreeSet<ChunkId>,
     /// The ticket that failed; nothing from it on is done.
-    failed: Option<Ticket>,
+    pub(super) failed: Option<Ticket>,
     /// The row of its configuration is on the disk: it counts as a copy (S19).
     pub(super) row: bool,
     /// Chunks of it that are gone, of a copy on its way out.
@@ -197,6 +197,12 @@ impl PgStore {
             self.durable.apply(&effect, volatility);
         }
         self.failed.is_none_or(|failed| through < failed).then_some(through)
+    }
+
+    pub(super) fn flush_all(&mut self) {
+        while let Some((_, effect, volatility)) = self.queue.pop_front() {
+            self.durable.apply(&effect, volatility);
+        }
     }
 
     /// Power fails. Of each chunk's unflushed changes some prefix made it; a whole-group change only if all before

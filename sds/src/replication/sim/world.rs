@@ -7,10 +7,12 @@ use pflex_proto::ids::{ChunkId, DeviceId, Epoch, Incarnation, Member, PgId, PgIn
 
 use crate::replication::planted::{Bug, Planted};
 use crate::replication::{
-    Effect, Event, Extent, LeaseGrant, LeaseRequest, Message, Outcome, Proposal, RequestId, VerifiedChunk,
+    Effect, Event, Extent, LeaseGrant, LeaseRequest, Message, Outcome, Pg, Proposal, Recovered, RequestId,
+    VerifiedChunk,
 };
 
 use super::client::Client;
+use super::doubling::Groups;
 use super::history::History;
 use super::load::ToServe;
 use super::mdm::Mdm;
@@ -59,6 +61,7 @@ pub(super) enum Happening {
     Resend(usize, u64, u64),
     Reply(usize, u64, Outcome<Data>),
     Fault,
+    Double,
 }
 
 /// See the module.
@@ -73,6 +76,7 @@ pub(super) struct World {
     waiting: BTreeMap<DeviceId, VecDeque<(Incarnation, Item)>>,
     pub(super) network: Network,
     pub(super) mdm: Mdm,
+    pub(super) groups: Groups,
     pub(super) clients: Vec<Client>,
     pub(super) history: History,
     pub(super) oracle: Oracle,
@@ -111,6 +115,16 @@ impl World {
         world
     }
 
+    /// The groups double in the middle of it, in every other one while copies and leads move.
+    pub(super) fn with_doubling(seed: u64, bug: Option<Bug>) -> Self {
+        let moves = seed.is_multiple_of(2);
+        let mut world = Self::with_nodes(seed, bug, false, NODES + u32::from(moves));
+        world.plans = moves.then(|| Plans::new(seed));
+        let when = world.rng.between(1_000, 20_000) * MS;
+        world.after(when, Happening::Double);
+        world
+    }
+
     pub(super) fn new(seed: u64, bug: Option<Bug>, writeback: bool) -> Self {
         Self::with_nodes(seed, bug, writeback, NODES)
     }
@@ -124,6 +138,7 @@ impl World {
             let replicas = (0..copies).map(|copy| devices[((index + copy) % count) as usize]).collect();
             mdm.create(PgId { pool: PoolId(1), index: PgIndex(index) }, replicas, Incarnation(1));
         }
+        let groups = Groups { first: mdm.pgs().len() as u32, doubled: false };
         let mut nodes: BTreeMap<DeviceId, Node> =
             devices.iter().map(|device| (*device, Node::new(*device, &mut rng))).collect();
         for pg in mdm.pgs() {
@@ -143,7 +158,8 @@ impl World {
             mdm,
             clients: (0..3).map(Client::new).collect(),
             history: History::default(),
-            oracle: Oracle::default(),
+            groups,
+            oracle: Oracle::new(groups),
             requests: HashMap::new(),
             next_value: 0,
             decay: Rng::new(seed ^ 0x5eed_bad0_b10c),
@@ -224,6 +240,7 @@ impl World {
             Happening::Resend(client, pending, tries) => self.resend(client, pending, tries),
             Happening::Reply(client, pending, outcome) => self.reply(client, pending, outcome)?,
             Happening::Fault => super::faults::strike(self),
+            Happening::Double => self.double(),
         }
         self.memory_lost()
     }
@@ -284,6 +301,14 @@ impl World {
                     self.step(device, pg, Event::Durable { through })?;
                 }
             }
+            // Of a primary that was sooner.
+            Item::Message(message) if self.is_early(device, message.pg) => {
+                let node = self.nodes.get_mut(&device).expect("known node");
+                let core =
+                    Pg::with_planted(message.pg, node.member(), Recovered::default(), &node.leases, self.planted);
+                node.pgs.insert(message.pg, core);
+                self.step(device, message.pg, Event::Message(message))?;
+            }
             // For a copy that nobody here knows of.
             Item::Message(message) if !self.nodes[&device].pgs.contains_key(&message.pg) => {}
             Item::Message(message) => self.step(device, message.pg, Event::Message(message))?,
@@ -315,6 +340,11 @@ impl World {
             Item::Request(request) => self.serve(device, request)?,
         }
         Ok(())
+    }
+
+    fn is_early(&self, device: DeviceId, pg: PgId) -> bool {
+        let node = &self.nodes[&device];
+        self.groups.is_half(pg) && !node.doubled && !node.pgs.contains_key(&pg)
     }
 
     fn everywhere(&mut self, device: DeviceId, event: &Event<Data>) -> Result<(), String> {
@@ -349,7 +379,12 @@ impl World {
     }
 
     /// What its core must hear before anything else: that its store has failed.
-    fn carry_out(&mut self, device: DeviceId, pg: PgId, effect: Effect<Data>) -> Result<Option<Event<Data>>, String> {
+    pub(super) fn carry_out(
+        &mut self,
+        device: DeviceId,
+        pg: PgId,
+        effect: Effect<Data>,
+    ) -> Result<Option<Event<Data>>, String> {
         let mut delay = self.nodes[&device].disk_delay(self.now, &mut self.rng);
         if self.mdm.writeback && self.rng.percent(20) {
             delay += self.rng.below(60 * MS);

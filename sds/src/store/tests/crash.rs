@@ -163,7 +163,10 @@ impl World {
                 let pgs: Vec<_> = self.store.chunks.iter().map(|(id, chunk)| (*id, chunk.pg)).collect();
                 self.groups = into.pg_count;
                 self.sorted += 1;
-                return assert!(pgs.into_iter().all(|(id, group)| group == self.pg_of(id)), "each chunk is in its group");
+                return assert!(
+                    pgs.into_iter().all(|(id, group)| group == self.pg_of(id)),
+                    "each chunk is in its group"
+                );
             }
             if cut == Some(step) {
                 self.cut_short = true;
@@ -406,7 +409,10 @@ fn a_crash_at_any_point_loses_nothing_that_was_reported_durable() {
     let [refused, checkpoints, sorted] = counts;
     println!("{refused} refused for space, {checkpoints} checkpoints, {sorted} times more groups");
     if std::env::var_os("STORE_SEED").is_none() {
-        assert!(refused > 0 && checkpoints > 0 && sorted > 0, "the test reaches full devices, checkpoints and doublings");
+        assert!(
+            refused > 0 && checkpoints > 0 && sorted > 0,
+            "the test reaches full devices, checkpoints and doublings"
+        );
     }
 }
 
