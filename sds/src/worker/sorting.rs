@@ -111,3 +111,149 @@ impl super::memory::Memory {
         rows.filter_map(|half| Some((half, self.known(was(half, from))?.clone()))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use bytes::Bytes;
+    use pflex_common::map::ClusterMap;
+    use pflex_proto::{geometry::pg_of, ids::*, pb};
+
+    use super::*;
+    use crate::{
+        replication::{Body, Event, Message, RoleName, Round},
+        store::{BlockRange, Client, KnownConfig, Lane, OrderedWrite, Origin, Run, Store, StoreConfig},
+        worker::testing,
+    };
+
+    const CHUNKS: u64 = 12;
+
+    fn pg(index: u32) -> PgId {
+        PgId { pool: PoolId(1), index: PgIndex(index) }
+    }
+
+    fn chunk(n: u64) -> ChunkId {
+        ChunkId { vtree: VtreeId(5), layer: LayerId(0), index: ChunkIndex(n) }
+    }
+
+    /// Group 1 has chunks here and no row: half a copy, on its way out. Group 0 is whole, in epoch 3.
+    async fn disk() -> (Arc<crate::device::MemoryDevice>, Arc<crate::store::MemoryMeta>) {
+        let (device, meta) = testing::disk();
+        let config = StoreConfig { cluster: testing::CLUSTER, sds: SdsId(1) };
+        let (mut store, _) = Store::open(Arc::clone(&device) as Arc<_>, Arc::clone(&meta) as Arc<_>, config).unwrap();
+        for n in 1..=CHUNKS {
+            let write = OrderedWrite {
+                pg: pg(pg_of(VtreeId(5), ChunkIndex(n), 2).0),
+                chunk: chunk(n),
+                version: Version { epoch: Epoch(3), sequence: Sequence(n) },
+                run: Run::data(BlockRange::WHOLE, Bytes::from(vec![7; BlockRange::WHOLE.bytes()])),
+                origin: Origin { client: Client::default(), operation: OperationId(n), low_water: OperationId(0) },
+                watermark: Sequence(n / 2),
+                volatility: VolatilityId(1),
+                lane: Lane::Client,
+            };
+            store.apply(write).unwrap();
+        }
+        let known = KnownConfig {
+            generation: ClusterGeneration(1),
+            epoch: Epoch(3),
+            primary: Some(DeviceId(1)),
+            in_sync: Vec::new(),
+            replicas: vec![DeviceId(1), DeviceId(2)],
+            volatility: VolatilityId(1),
+            served: true,
+        };
+        store.remember(&[(pg(0), known)], Box::new(|result| result.unwrap()));
+        store.close().await.unwrap();
+        (device, meta)
+    }
+
+    /// All groups are in sync on devices 1 and 2 in this epoch, led by device 1.
+    fn map(count: u32, epoch: u64, own: Member) -> ClusterMap {
+        let member = |device: u32, incarnation| pb::Member { device_id: device, sds_id: device, incarnation };
+        let group = |index| pb::Pg {
+            id: Some(pg(index).into()),
+            epoch,
+            primary_device_id: 1,
+            in_sync: vec![member(1, own.incarnation.0), member(2, 1)],
+            replica_device_ids: vec![1, 2],
+            volatility: 1,
+            ..Default::default()
+        };
+        let device =
+            |id: u32| pb::Device { id, sds_id: id, uuid: vec![9; 16], pool_id: 1, alive: true, ..Default::default() };
+        ClusterMap::from_full(pb::ClusterMap {
+            cluster_id: vec![1; 16],
+            cluster_generation: 1,
+            revision: epoch,
+            pools: vec![pb::Pool { id: 1, pg_count: count, first_pg_count: 2, copies: 2, ..Default::default() }],
+            devices: vec![device(1), device(2)],
+            pgs: (0..count).map(group).collect(),
+            ..Default::default()
+        })
+        .unwrap()
+    }
+
+    async fn take(worker: &mut Worker, map: ClusterMap) {
+        worker.on_map(Arc::new(map));
+        if let Some(into) = worker.unsorted.take() {
+            worker.sort(into).await;
+        }
+        // The disk in memory has it at once.
+        worker.on_remembered(Ok(()));
+        worker.decide();
+    }
+
+    #[tokio::test]
+    async fn halves_go_on_from_what_the_whole_knew_and_half_a_copy_makes_two_of_them() {
+        let double = async {
+            let (device, meta) = disk().await;
+            let (config, _reports) = testing::config(device.clone(), &meta);
+            let (_commands, commands) = tokio::sync::mpsc::channel(1);
+            let mut worker = Worker::new(config, Arc::default(), commands);
+            let own = worker.own;
+            take(&mut worker, map(2, 4, own)).await;
+            assert_eq!(
+                worker.store.sorting(),
+                Some(Sorting { pool: PoolId(1), pg_count: 2 }),
+                "it learned how many there were"
+            );
+            assert!(matches!(worker.slots[&pg(0)].core.status().role, RoleName::Opening { .. }));
+            // A primary that was sooner speaks of a group that nobody here has heard of.
+            let from = Member { device: DeviceId(2), sds: SdsId(2), incarnation: Incarnation(1) };
+            let early = Message { from, to: own, pg: pg(2), epoch: Epoch(5), body: Body::Collect { round: Round(1) } };
+            worker.slot(pg(2));
+            worker.events.push_back((pg(2), Event::Message(early)));
+            worker.decide();
+
+            take(&mut worker, map(8, 5, own)).await;
+            let in_group = |count, index| {
+                (1..=CHUNKS).filter(|n| pg_of(VtreeId(5), ChunkIndex(*n), count).0 == index).collect::<Vec<_>>()
+            };
+            for index in 0..8 {
+                let here = in_group(8, index);
+                let found: BTreeMap<u64, ()> =
+                    worker.store.versions(pg(index), None).iter().map(|entry| (entry.chunk.index.0, ())).collect();
+                assert_eq!(found.into_keys().collect::<Vec<_>>(), here, "group {index}");
+                let is_rest = index % 2 == 1;
+                assert_eq!(worker.departed.withholds(pg(index)), is_rest, "group {index}");
+                assert_eq!(worker.memory.has_row(pg(index)), !is_rest, "group {index}");
+                if is_rest {
+                    continue;
+                }
+                let status = worker.slots[&pg(index)].core.status();
+                assert_eq!(status.epoch, Epoch(5), "group {index}");
+                let whole = in_group(2, 0);
+                assert_eq!(status.last, Sequence(*whole.last().unwrap()), "no sequence is given twice");
+                assert_eq!(status.committed, Sequence(whole.last().unwrap() / 2));
+                let known = worker.store.operations(pg(index));
+                assert_eq!(known.entries.iter().map(|entry| entry.chunk.index.0).collect::<Vec<_>>(), here);
+            }
+            // An older map, of before.
+            take(&mut worker, map(4, 6, own)).await;
+            assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(5), "nothing of it is followed");
+        };
+        tokio::task::LocalSet::new().run_until(double).await;
+    }
+}
