@@ -45,7 +45,7 @@ pub(crate) fn pool(pool: &Pool) -> pb::Pool {
             })
             .collect(),
         rebuild: Some(pool.rebuild.into()),
-        first_pg_count: 0,
+        first_pg_count: pool.first_pg_count,
     }
 }
 

@@ -39,6 +39,7 @@ impl Discovery for Api {
             version: request.version,
             host: request.host.map(convert::command_host),
             registrations_seen: request.registrations_seen,
+            follows_doubling: request.follows_doubling,
             devices: request
                 .devices
                 .into_iter()
@@ -50,6 +51,7 @@ impl Discovery for Api {
                     path: device.path,
                     empty: device.empty,
                     pool: device.pool,
+                    pg_count: device.pg_count,
                 })
                 .collect(),
         });

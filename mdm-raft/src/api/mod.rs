@@ -10,7 +10,7 @@ mod admin;
 mod backup;
 mod cluster;
 pub(crate) mod context;
-mod convert;
+pub(crate) mod convert;
 mod discovery;
 mod error;
 mod gate;

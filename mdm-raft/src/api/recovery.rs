@@ -32,6 +32,7 @@ impl Recovery for Api {
             incarnation: request.incarnation,
             groups: request.groups.into_iter().map(report).collect(),
             last: request.last,
+            pg_count: request.pg_count,
         });
         self.propose(request.request, body).await?;
         Ok(Response::new(ReportGroupsReply {}))

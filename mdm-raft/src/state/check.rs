@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pflex_proto::ids::{ClientId, DeviceId, Member, PgId};
+use pflex_proto::ids::{ClientId, DeviceId, Member, PgId, PgIndex};
 
 use super::{State, names::Names, sums::Sums};
 use crate::{
     placement::FaultDomain,
     state::{
         limits::{
-            MAX_BAD_SOURCES, MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION,
+            MAX_BAD_SOURCES, MAX_HEARTBEAT_SAMPLES, MAX_METRIC_SAMPLES, MAX_OUTCOMES_PER_SESSION, MAX_PGS_PER_POOL,
             MAX_REGISTRATIONS_KEPT, MAX_SNAPSHOTS_PER_VOLUME,
         },
         model::{Component, Kind, MAX_LOSSES_KEPT, Pg, WritePolicy},
@@ -87,6 +87,10 @@ impl State {
     fn check_topology(&self) -> Result<(), String> {
         for pool in self.pools.values() {
             hold!(self.domains.contains(pool.domain), "pool {} is in no domain", pool.name);
+            // S25: they only double.
+            let (first, now) = (pool.first_pg_count, pool.pg_count);
+            let came_so = first.is_power_of_two() && now.is_power_of_two() && first <= now && now <= MAX_PGS_PER_POOL;
+            hold!(came_so, "pool {} was made with {first} groups and has {now}", pool.name);
         }
         for set in self.fault_sets.values() {
             hold!(self.domains.contains(set.domain), "fault set {} is in no domain", set.name);
@@ -388,6 +392,7 @@ impl State {
                 );
             }
         }
+        self.check_doubled()?;
         for (id, before, now) in self.devices.changes() {
             if let (Some(before), Some(now)) = (before, now) {
                 hold!(now.incarnation >= before.incarnation, "device {id} went back to an older life");
@@ -437,6 +442,30 @@ impl State {
             if let (Some(before), Some(now)) = (before, now) {
                 hold!(now.epoch >= before.epoch, "volume {id} went back to an older epoch");
                 hold!(now.pool == before.pool, "volume {id} changed its pool");
+            }
+        }
+        Ok(())
+    }
+
+    /// S25: groups only double, all of a pool at once, in a new epoch; and each is what that was which it is a part of.
+    fn check_doubled(&self) -> Result<(), String> {
+        for (id, before, now) in self.pools.changes() {
+            let (Some(before), Some(now)) = (before, now) else { continue };
+            let (name, was, is) = (&now.name, before.pg_count, now.pg_count);
+            hold!(before.first_pg_count == now.first_pg_count, "pool {name} was made with another number of groups");
+            if was == is {
+                continue;
+            }
+            hold!(was < is, "pool {name} went from {was} groups to {is}");
+            let opened = self.pgs.changes().filter(|(pg, before, now)| {
+                pg.pool == id && before.zip(*now).is_some_and(|(before, now)| before.config.epoch < now.config.epoch)
+            });
+            let placed = self.pgs_of(id).filter(|pg| pg.id.index.get() < was).count();
+            hold!(opened.count() == placed, "pool {name} doubled and has groups of an epoch of before");
+            for pg in self.pgs_of(id) {
+                let whole = PgId { index: PgIndex(pg.id.index.get() & (was - 1)), ..pg.id };
+                let same = self.pgs.get(whole).is_some_and(|whole| Pg { id: pg.id, ..whole.clone() } == *pg);
+                hold!(same, "pg {} differs from pg {whole}, of which it is a part", pg.id);
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 mod backup;
 mod bad_input;
 mod cluster;
+mod doubling;
 mod exactly_once;
 mod guard;
 mod health;

@@ -111,6 +111,7 @@ impl FakeSds {
                         path: format!("/dev/{n}"),
                         ..Default::default()
                     }],
+                    follows_doubling: true,
                     ..Default::default()
                 };
                 async move { DiscoveryClient::new(connection).register(message).await }

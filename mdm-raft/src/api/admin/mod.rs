@@ -82,8 +82,14 @@ impl Admin for Api {
         self.delete(request.into_inner(), proto::Object::Pool).await
     }
 
-    async fn set_pg_count(&self, _: Request<pb::SetPgCountRequest>) -> Result<Response<pb::Pool>, Status> {
-        Err(Status::unimplemented("comes with the next commit"))
+    async fn set_pg_count(&self, request: Request<pb::SetPgCountRequest>) -> Result<Response<pb::Pool>, Status> {
+        let pb::SetPgCountRequest { request, pool: name, pg_count } = request.into_inner();
+        let body = Body::DoubleGroups(proto::DoubleGroups { pool: name.clone(), pg_count });
+        let (_, answer) = self.propose_once(request, body).await?;
+        let Answer::Done(proto::Done { id }) = answer else { return Err(error::odd_answer()) };
+        let id = id as u32;
+        let row = self.look(|state| state.pool(id.into()).map(convert::pool));
+        Ok(Response::new(row.unwrap_or_else(|| pb::Pool { id, name, pg_count, ..pb::Pool::default() })))
     }
 
     async fn create_sds(&self, request: Request<pb::CreateSdsRequest>) -> Result<Response<pb::Sds>, Status> {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pflex_proto::ids::{ByteCount, DeviceId, DeviceUuid, DomainId, Incarnation, PoolId, SdsId};
 
 use super::{
-    Context, Effect, Refusal, done,
+    Context, Effect, Refusal, done, double,
     pg::{Restart, Restarts},
     validate::{self, invalid},
 };
@@ -30,7 +30,7 @@ pub(super) struct OpenedDevice {
     pub(super) empty: bool,
     /// As its superblock has it; of a device that came after the backup that the cluster was restored from (S19).
     keeps: Option<DeviceId>,
-    /// For a device never seen before.
+    /// Where it belongs, or is to belong.
     pool: Option<PoolId>,
 }
 
@@ -38,6 +38,11 @@ impl OpenedDevice {
     /// Its id, if the cluster has seen it before.
     pub(super) const fn known(&self) -> Option<DeviceId> {
         self.known
+    }
+
+    /// Its pool, if it has one.
+    pub(super) const fn pool(&self) -> Option<PoolId> {
+        self.pool
     }
 }
 
@@ -68,6 +73,14 @@ impl State {
             }
             None => {}
         }
+        // Only a new device asks for a pool: the name in a file may be that of a pool that was renamed since.
+        let pool = match known {
+            Some(device) => device.pool,
+            None => self.pool_for_device(domain, &raw.pool)?,
+        };
+        if let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) {
+            self.is_sorted_by_now(&object, pool, raw.pg_count)?;
+        }
         Ok(OpenedDevice {
             uuid,
             known: known.map(|device| device.id),
@@ -76,8 +89,7 @@ impl State {
             path: validate::text(&object, "path", &raw.path)?,
             empty: raw.empty,
             keeps: Some(DeviceId(raw.device_id)).filter(|id| known.is_none() && *id != DeviceId(0)),
-            // Only a new device asks for a pool: the name in a file may be that of a pool that was renamed since.
-            pool: if known.is_some() { None } else { self.pool_for_device(domain, &raw.pool)? },
+            pool,
         })
     }
 
@@ -234,6 +246,10 @@ impl State {
         let pool = self.named_pool(&assign.pool)?;
         if Some(pool.domain) != domain {
             return Err(invalid(object, format!("pool {} is in another domain than its SDS", pool.name)));
+        }
+        let sds = self.sds.get(device.sds).and_then(|sds| Some((&sds.name, sds.registration.as_ref()?)));
+        if let Some((sds, _)) = sds.filter(|(_, process)| pool.has_doubled() && process.ignores_doubling()) {
+            return Err(double::does_not_follow(format!("sds {sds}"), pool));
         }
         let pool = pool.id;
         if before == Some(pool) {

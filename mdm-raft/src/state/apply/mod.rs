@@ -4,6 +4,7 @@ mod audit;
 mod bad_token;
 mod cluster;
 mod device;
+mod double;
 mod drain;
 mod fault_set;
 mod health;
@@ -171,6 +172,7 @@ impl State {
             Body::EnterMaintenance(enter) => self.enter_maintenance(context, enter),
             Body::ExitMaintenance(exit) => self.exit_maintenance(context, exit),
             Body::JudgeDisk(judge) => self.judge_disk(judge),
+            Body::DoubleGroups(double) => self.double_groups(double),
             Body::SetRebuildPolicy(set) => self.set_rebuild_policy(set),
             Body::NoteDevice(note) => self.note_device(context, note),
             Body::StartScrub(start) => self.start_scrub(context, start),

@@ -60,9 +60,20 @@ impl State {
         };
         let groups: Vec<(PgId, KnownConfig)> =
             report.groups.iter().map(|raw| known_config(&object, raw)).collect::<Result<_, _>>()?;
-        let unknown = groups.iter().filter(|(pg, _)| !self.group_reports.contains(*pg)).count();
+        let counts = self.counts_to_come(&object, report.pg_count, &groups)?;
+        let groups = self.halves_of(groups, report.pg_count, &counts);
+        let is_to_come = |pg: &PgId| {
+            let placed = self.pgs_of(pg.pool).next().is_some();
+            placed && counts.get(&pg.pool).is_some_and(|count| pg.index.get() < *count)
+        };
+        let unknown = groups.iter().filter(|(pg, _)| !self.group_reports.contains(*pg) && !is_to_come(pg)).count();
         if unknown > 0 && self.unknown_groups().count() + unknown > MAX_UNKNOWN_GROUPS {
             return Err(validate::limit(object, MAX_UNKNOWN_GROUPS, "groups that the backup does not know"));
+        }
+        for (pool, count) in counts {
+            while self.pools.get(pool).is_some_and(|pool| pool.pg_count < count) {
+                self.double(pool);
+            }
         }
         for (pg, known) in groups {
             if !self.group_reports.contains(pg) {
@@ -80,6 +91,49 @@ impl State {
             self.devices.update(device, |device| device.reported_by = Some(process));
         }
         done(device.get())
+    }
+
+    /// How many groups each pool is to have that a device reports of: as many as its chunks are sorted into, for then the
+    /// groups have doubled after the backup (S25). Once the recovery is over they stay as they are.
+    fn counts_to_come(
+        &self,
+        object: &str,
+        pg_count: u32,
+        groups: &[(PgId, KnownConfig)],
+    ) -> Result<BTreeMap<PoolId, u32>, Refusal> {
+        if pg_count != 0 && (!pg_count.is_power_of_two() || pg_count > MAX_PGS_PER_POOL) {
+            return Err(invalid(object, format!("its chunks cannot be sorted into {pg_count} placement groups")));
+        }
+        let mut counts = BTreeMap::new();
+        for pool in groups.iter().filter_map(|(pg, _)| self.pools.get(pg.pool)) {
+            self.is_sorted_by_now(object, pool, pg_count)?;
+            counts.insert(pool.id, pool.pg_count.max(pg_count));
+        }
+        Ok(counts)
+    }
+
+    /// What a device says that is sorted into fewer groups holds for each group that has come of those since.
+    fn halves_of(
+        &self,
+        groups: Vec<(PgId, KnownConfig)>,
+        pg_count: u32,
+        counts: &BTreeMap<PoolId, u32>,
+    ) -> Vec<(PgId, KnownConfig)> {
+        let mut all = Vec::with_capacity(groups.len());
+        for (pg, known) in groups {
+            // One that never heard of doubling was sorted when the pool was made.
+            let sorted = match pg_count {
+                0 => self.pools.get(pg.pool).map_or(0, |pool| pool.first_pg_count),
+                count => count,
+            };
+            let count = counts.get(&pg.pool).copied().unwrap_or_default();
+            let halves = if pg.index.get() < sorted { pg.index.get()..count } else { 0..0 };
+            let others = halves.step_by(sorted.max(1) as usize).skip(1);
+            let others = others.map(|index| (PgId { index: PgIndex(index), ..pg }, known.clone()));
+            all.extend(others);
+            all.push((pg, known));
+        }
+        all
     }
 
     /// Whether an id was given out by the cluster between the backup and the restore.
@@ -214,6 +268,9 @@ impl State {
             );
             return Err(Refusal::new(ErrorCode::Precondition, "cluster", what));
         }
+        // Groups may have doubled after one registered that does not follow it.
+        let doubled: Vec<PoolId> = self.pools.values().filter(|pool| pool.has_doubled()).map(|pool| pool.id).collect();
+        doubled.into_iter().try_for_each(|pool| self.all_follow(pool))?;
         let groups: Vec<PgId> = self.pgs.values().map(|pg| pg.id).collect();
         for pg in groups {
             self.adopt(pg);

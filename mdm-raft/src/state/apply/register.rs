@@ -3,6 +3,7 @@
 use super::{
     Context, Effect, Refusal,
     device::OpenedDevice,
+    double,
     validate::{self, not_found},
 };
 use crate::{
@@ -36,6 +37,7 @@ impl State {
             at_wall_ms: context.wall_time_ms,
             count: command.registrations_seen + 1,
             host_name: validate::text(&object, "host name", &host.name)?,
+            follows_doubling: command.follows_doubling,
         };
         let machine = [&host.os, &host.kernel, &host.architecture];
         machine.into_iter().try_for_each(|text| validate::text(&object, "host", text).map(drop))?;
@@ -80,6 +82,10 @@ impl State {
         let mut opened: Vec<OpenedDevice> = Vec::with_capacity(command.devices.len());
         for device in &command.devices {
             let device = self.opened_device(id, domain, same_process, device)?;
+            let pool = device.pool().and_then(|pool| self.pools.get(pool));
+            if let Some(pool) = pool.filter(|pool| pool.has_doubled() && !registration.follows_doubling) {
+                return Err(double::does_not_follow(format!("sds {name}"), pool));
+            }
             if opened.iter().any(|other| other.uuid == device.uuid) {
                 return Err(validate::invalid(format!("device {}", device.uuid), "it is listed twice"));
             }
@@ -129,6 +135,11 @@ impl State {
     fn register_sdc(&mut self, context: Context, name: &str, registration: Registration) -> Effect {
         let sdc = self.sdc_registering_as(name).ok_or_else(|| not_found("sdc", name))?;
         let (id, previous) = (sdc.id, sdc.registration.clone());
+        if !registration.follows_doubling
+            && let Some(pool) = self.doubled_pool_of(id)
+        {
+            return Err(double::does_not_follow(format!("sdc {name}"), pool));
+        }
         let component = Component { kind: Kind::Sdc, id: id.get() };
         let registration = self.note_registration(component, previous.as_ref(), registration);
         let registrations = registration.count;

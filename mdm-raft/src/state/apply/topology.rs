@@ -76,6 +76,7 @@ impl State {
             name,
             copies: create.copies,
             pg_count: create.pg_count,
+            first_pg_count: create.pg_count,
             write_policy,
             used: false,
             left_alone: false,

@@ -5,7 +5,7 @@ use pflex_proto::{
     ids::{ByteCount, LayerId, SdcId, VolumeEpoch, VolumeId, VtreeId},
 };
 
-use super::{Context, Effect, Refusal, created, done, validate};
+use super::{Context, Effect, Refusal, created, done, double, validate};
 use crate::{
     command::{Answer, ErrorCode, proto},
     state::{
@@ -97,8 +97,14 @@ impl State {
     /// Mapping again changes access and limits; taking rights away revokes the tokens that had them.
     /// One that loses the right to write has its tokens revoked as by an unmapping.
     pub(super) fn map_volume(&mut self, context: Context, map: &proto::MapVolume) -> Effect {
-        let volume = self.named_volume(&map.volume)?.id;
-        let sdc = self.named_sdc(&map.sdc)?.id;
+        let (volume, pool) = self.named_volume(&map.volume).map(|volume| (volume.id, volume.pool))?;
+        let sdc = self.named_sdc(&map.sdc)?;
+        if let Some(process) = &sdc.registration
+            && let Some(pool) = self.pools.get(pool).filter(|pool| pool.has_doubled() && process.ignores_doubling())
+        {
+            return Err(double::does_not_follow(format!("sdc {}", sdc.name), pool));
+        }
+        let sdc = sdc.id;
         let access = validate::access(map.access)?;
         let before = self.mapping(volume, sdc).cloned();
         if before.is_none() && self.mappings_of(volume).count() >= MAX_MAPPINGS_PER_VOLUME {

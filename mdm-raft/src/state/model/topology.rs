@@ -53,8 +53,10 @@ pub struct Pool {
     pub name: String,
     /// Copies of every chunk.
     pub copies: u32,
-    /// Placement groups; a power of two, fixed.
+    /// Placement groups; a power of two, which may only double (S25).
     pub pg_count: u32,
+    /// As many as it was made with. A store that never heard of doubling is sorted into these.
+    pub first_pg_count: u32,
     /// When a write is acknowledged.
     pub write_policy: WritePolicy,
     /// Has had a volume. Until then its groups hold nothing and are placed anew when a device comes.
@@ -67,6 +69,13 @@ pub struct Pool {
     pub scrub: Option<PoolScrub>,
     /// An operator ended its rebalance: none begins by itself until he asks for one, or a device comes.
     pub left_alone: bool,
+}
+
+impl Pool {
+    /// Whether its groups have doubled since it was made (S25): who does not follow that looks for chunks in wrong ones.
+    pub const fn has_doubled(&self) -> bool {
+        self.pg_count > self.first_pg_count
+    }
 }
 
 /// A forced promotion on its way. Nobody becomes primary of its group until it is carried out or given up.
@@ -105,12 +114,19 @@ pub struct Registration {
     pub count: u64,
     /// The machine it was on.
     pub host_name: String,
+    /// Its build knows what to do when the groups of a pool double (S25).
+    pub follows_doubling: bool,
 }
 
 impl Registration {
     /// Of before a restore: whoever it was registers again before anything else is heard from it (S19).
     pub fn is_void(&self) -> bool {
         self.process == ProcessId::default()
+    }
+
+    /// It runs, and would look for chunks in groups that they have left (S25).
+    pub fn ignores_doubling(&self) -> bool {
+        !self.follows_doubling && !self.is_void()
     }
 }
 

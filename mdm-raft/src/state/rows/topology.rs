@@ -84,6 +84,7 @@ impl Row for Pool {
             rebuild: Some(self.rebuild).filter(|policy| *policy != RebuildPolicy::default()).map(policy_row),
             scrub: self.scrub.map(scrub_row),
             left_alone: self.left_alone,
+            first_pg_count: if self.has_doubled() { self.first_pg_count } else { 0 },
         })
     }
 
@@ -97,12 +98,17 @@ impl Row for Pool {
         if !row.pg_count.is_power_of_two() {
             return Err(bad("pg count", row.pg_count));
         }
+        let first_pg_count = if row.first_pg_count == 0 { row.pg_count } else { row.first_pg_count };
+        if !first_pg_count.is_power_of_two() || first_pg_count > row.pg_count {
+            return Err(bad("first pg count", first_pg_count));
+        }
         Ok(Self {
             id: PoolId(one_u32(key)?),
             domain: DomainId(row.domain),
             name: row.name,
             copies: row.copies,
             pg_count: row.pg_count,
+            first_pg_count,
             write_policy,
             used: row.used,
             frozen: row
@@ -181,6 +187,7 @@ impl From<&Registration> for proto::Registration {
             at_wall_ms: registration.at_wall_ms,
             count: registration.count,
             host_name: registration.host_name.clone(),
+            follows_doubling: registration.follows_doubling,
         }
     }
 }
@@ -201,6 +208,7 @@ pub(super) fn registration(row: Option<proto::Registration>) -> Result<Option<Re
         at_wall_ms: row.at_wall_ms,
         count: row.count,
         host_name: row.host_name,
+        follows_doubling: row.follows_doubling,
     }))
 }
 

@@ -4,6 +4,7 @@ mod activation;
 mod bad_tokens;
 mod chosen;
 mod clocks;
+mod doubling;
 mod events;
 mod health;
 mod homes;

@@ -49,7 +49,7 @@ pub(super) fn rebalance(pool: &str, planned: u32, cancel: bool) -> Body {
 }
 
 /// A group of which the copy on device 1 moves to device 4, and that group before.
-fn on_its_way() -> (World, Pg) {
+pub(super) fn on_its_way() -> (World, Pg) {
     let mut world = and_one(3);
     let before = first_on(&world, 1);
     let [result] =
@@ -58,7 +58,7 @@ fn on_its_way() -> (World, Pg) {
     (world, before)
 }
 
-fn now(world: &World, pg: &Pg) -> Pg {
+pub(super) fn now(world: &World, pg: &Pg) -> Pg {
     world.state.pg(pg.id).unwrap().clone()
 }
 

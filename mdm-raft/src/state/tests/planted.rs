@@ -96,6 +96,9 @@ fn check_finds_bad_groups() {
     found(|s| s.pgs.update(PG, |pg| pg.config.in_sync[0].incarnation.0 = 9), "has not had");
     found(|s| s.pgs.update(PG, |pg| pg.config.in_sync.push(member(77, 1))), "no replica");
     found(|s| drop(s.pgs.remove(PG)), "of 8 groups placed");
+    found(|s| s.pools.update(POOL, |pool| pool.pg_count = 16), "8 of 16 groups placed");
+    found(|s| s.pools.update(POOL, |pool| pool.first_pg_count = 16), "was made with 16 groups and has 8");
+    found(|s| s.pools.update(POOL, |pool| pool.first_pg_count = 3), "was made with 3 groups");
     found(|s| drop(s.devices.remove(DeviceId(1))), "not there");
     found(|s| s.devices.update(DeviceId(1), |d| d.alive = false), "not an in-sync copy that is alive");
     found(|s| s.devices.update(DeviceId(1), |d| d.lost_at = Some(LogTime(7))), "alive and lost");
@@ -258,7 +261,7 @@ fn check_step_finds_what_does_not_grow() {
     };
     assert_eq!(step(|_| {}), Ok(()));
     type Plant = fn(&mut State);
-    let steps: [(Plant, &str); 13] = [
+    let steps: [(Plant, &str); 18] = [
         (|s| s.pgs.update(PG, |pg| pg.config.primary = None), "epoch"),
         (|s| s.pgs.update(PG, |pg| pg.config.epoch = Epoch(0)), "epoch"),
         (all_restart, "served without its memory"),
@@ -269,6 +272,12 @@ fn check_step_finds_what_does_not_grow() {
         (|s| s.sds.update(1.into(), |sds| sds.maintenance = Some(Moment::default())), "has the only copy"),
         (enter_and_lead, "leads pg"),
         (give_up_in_sync, "gave up the place of a copy that was in sync"),
+        // A doubling that forgets something.
+        (|s| s.pools.update(POOL, |pool| pool.first_pg_count = 4), "made with another number"),
+        (|s| s.pools.update(POOL, |pool| pool.pg_count = 4), "from 8 groups to 4"),
+        (|s| s.pools.update(POOL, |pool| pool.pg_count = 16), "groups of an epoch of before"),
+        (|s| double_but(s, |pg| pg.config.epoch.0 += 1), "differs from pg 1.0"),
+        (|s| double_but(s, |pg| pg.config.primary = None), "differs from pg 1.0"),
         (|s| s.volumes.update(VolumeId(1), |v| v.epoch = VolumeEpoch(0)), "older epoch"),
         (|s| s.snapshots.update(SNAPSHOT, |snapshot| snapshot.state = SnapshotState::Preparing), "went from"),
         (|s| s.jobs.update(REBUILD, |job| job.groups_done = 0), "undone"),
@@ -287,6 +296,12 @@ fn enter_and_lead(state: &mut State) {
         state.pgs.remove(id);
     }
     state.sds.update(1.into(), |sds| sds.maintenance = Some(Moment::default()));
+}
+
+/// A doubling, and one half of a group is something else.
+fn double_but(state: &mut State, plant: impl FnOnce(&mut Pg)) {
+    state.double(POOL);
+    state.pgs.update(PgId { index: PgIndex(8), ..PG }, plant);
 }
 
 /// A move of a copy that is in sync: its writes may be nowhere else.

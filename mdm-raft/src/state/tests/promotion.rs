@@ -10,15 +10,15 @@ use crate::{
     state::{PgState, model::Severity},
 };
 
-fn freeze(index: u32, device_id: u32) -> Body {
+pub(super) fn freeze(index: u32, device_id: u32) -> Body {
     Body::FreezePg(proto::FreezePg { pool: "p".into(), index, device_id })
 }
 
-fn unfreeze(index: u32) -> Body {
+pub(super) fn unfreeze(index: u32) -> Body {
     Body::UnfreezePg(proto::UnfreezePg { pool: "p".into(), index })
 }
 
-fn promote(world: &World, index: u32, device_id: u32) -> Body {
+pub(super) fn promote(world: &World, index: u32, device_id: u32) -> Body {
     let freeze = world.state.freeze_of(PgId { pool: POOL, index: PgIndex(index) });
     let frozen_at = freeze.map_or(0, |freeze| freeze.at.get());
     Body::PromotePg(proto::PromotePg { pool: "p".into(), index, device_id, frozen_at, why_safe: "waited".into() })
@@ -29,7 +29,7 @@ fn tokens() -> Body {
 }
 
 /// A group whose in-sync copy, on 1, is away; the copy on 2 is alive and misses writes.
-fn away() -> (World, u32) {
+pub(super) fn away() -> (World, u32) {
     let mut world = World::with_sds(3);
     world.ok(create_volume("v", GIB));
     world.ok(create_sdc("c"));

@@ -18,7 +18,8 @@ use super::secrets::{drop_old, rotate, sign};
 use super::snapshots::{create_snapshot, set_snapshot};
 use super::topology::{assign, create_fault_set, rename};
 use super::world::{
-    GIB, World, create_pool, create_sdc, create_volume, delete, judge, lost, map, opened, register_sdc, returned, unmap,
+    GIB, World, create_pool, create_sdc, create_volume, delete, double, judge, lost, map, opened, register_sdc,
+    returned, unmap,
 };
 use crate::{
     command::{Answer, Body, Request, proto},
@@ -70,6 +71,8 @@ fn start_sds(rng: &mut ChaCha8Rng, memory: &mut Memory) -> Body {
         process_id: vec![process; 16],
         host: Some(super::world::host(n)),
         devices,
+        // Now and then an older build.
+        follows_doubling: rng.random_bool(0.95),
         ..Default::default()
     })
 }
@@ -120,6 +123,17 @@ fn a_proposal(rng: &mut ChaCha8Rng, world: &World) -> Option<Body> {
             activate: false,
         }],
     }))
+}
+
+/// Mostly the number that comes next, as long as checks stay cheap; now and then the present one, or nonsense.
+fn a_doubling(rng: &mut ChaCha8Rng, world: &World) -> Body {
+    let now = world.state.pool_by_name("p").map_or(8, |pool| pool.pg_count);
+    double(match rng.random_range(0..4_u32) {
+        0 => now,
+        1 => rng.random_range(0..100),
+        _ if now < 32 => now * 2,
+        _ => now / 2,
+    })
 }
 
 /// A step of a rotation of the secret: mostly the one that is due, now and then another.
@@ -219,7 +233,7 @@ fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
 }
 
 fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
-    match rng.random_range(0..38_u32) {
+    match rng.random_range(0..39_u32) {
         0..=4 => start_sds(rng, memory),
         5..=6 => {
             let n = rng.random_range(1..=5_u8);
@@ -303,6 +317,7 @@ fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
         30 => exit(&name(rng, "s", 5)),
         33..=34 => a_drain(rng),
         35..=37 => a_live_move(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
+        38 => a_doubling(rng, world),
         31..=32 => a_lead(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
         27..=28 => a_move(rng, world).unwrap_or_else(|| create_pool("p", 2, 8)),
         _ => {
@@ -386,7 +401,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     let (mut conversations, mut rotations) = (0, 0);
     // Not vacuous: some conversations lose copies and fill them again.
     let mut rebuilds = 0;
-    let (mut moves, mut arrivals, mut leads, mut rests) = (0, 0, 0, 0);
+    let (mut moves, mut arrivals, mut leads, mut rests, mut doublings) = (0, 0, 0, 0, 0);
     // Every other one in a writeback pool, where who has forgotten is followed as well (S14).
     let policies = [proto::WritePolicy::Sync, proto::WritePolicy::Writeback];
     let found = FOUND_SOMETHING.into_iter().flat_map(|seed| policies.map(|policy| (seed, policy)));
@@ -401,13 +416,14 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
             let on_their_way = moving(&world);
             world.now += rng.random_range(0..5_000_u64);
             let body = next(&mut rng, &world, &mut memory);
-            let lead = matches!(body, Body::MoveLeads(_));
+            let (lead, twice) = (matches!(body, Body::MoveLeads(_)), matches!(body, Body::DoubleGroups(_)));
             let (is_move, rest) = (matches!(body, Body::MoveCopies(_)), matches!(body, Body::EnterMaintenance(_)));
             say(&mut rng, &mut world, &mut memory, body, seed);
             let events = &world.last.as_ref().expect("just applied").events;
             moves += usize::from(is_move && !events.is_empty());
             arrivals += on_their_way.iter().filter(|(id, to)| arrived(&world, **id, to)).count();
             leads += usize::from(lead && !events.is_empty());
+            doublings += usize::from(twice && !events.is_empty());
             rests += usize::from(rest && !events.is_empty());
             assert!(tokens_verify(&world), "seed {seed}, step {step}: a live token has no secret");
             for (pg, epoch) in epochs(&world) {
@@ -435,6 +451,7 @@ fn any_conversation_keeps_the_invariants_and_can_be_reloaded_anywhere() {
     assert!(arrivals > 0 || conversations < 50, "no living copy ever moved");
     assert!(leads > 0 || conversations < 50, "no lead ever moved");
     assert!(rests > 0 || conversations < 50, "no SDS ever entered maintenance");
+    assert!(doublings > 0 || conversations < 50, "no groups ever doubled");
     assert!(rebuilds > 1 || conversations < 50, "no conversation had two rebuilds");
 }
 

@@ -2,7 +2,7 @@
 
 use pflex_proto::ids::{DeviceId, Member};
 
-use super::world::{GIB, World, create_volume, lost, member, member_message, opened, register_sds};
+use super::world::{GIB, POOL, World, create_volume, lost, member, member_message, opened, register_sds};
 use crate::{
     command::{Answer, Body, ErrorCode, proto},
     state::{PgState, State, StoredRow, model::Pg},
@@ -42,7 +42,7 @@ pub(super) fn restored(backup: &[StoredRow]) -> World {
 }
 
 /// What device `n` says of each group that `known` names it a copy of: that it knows the configuration of then.
-fn report(world: &World, known: &State, n: u8, process: u8, incarnation: u64) -> Body {
+pub(super) fn report(world: &World, known: &State, n: u8, process: u8, incarnation: u64) -> Body {
     let groups = known.all_pgs().filter(|pg| pg.replicas.contains(&DeviceId(n.into()))).map(said).collect();
     Body::ReportGroups(proto::ReportGroups {
         sds: format!("s{n}"),
@@ -53,6 +53,7 @@ fn report(world: &World, known: &State, n: u8, process: u8, incarnation: u64) ->
         incarnation,
         groups,
         last: true,
+        pg_count: known.pool(POOL).map_or(0, |pool| pool.pg_count),
     })
 }
 
@@ -71,13 +72,13 @@ fn said(pg: &Pg) -> proto::GroupReport {
 }
 
 /// SDS n starts again after the restore, and tells what `known` has.
-fn comes_back(world: &mut World, known: &State, n: u8) {
+pub(super) fn comes_back(world: &mut World, known: &State, n: u8) {
     let report = report(world, known, n, 20 + n, 2);
     world.ok(report);
     world.ok(register_sds(n, 20 + n, 2));
 }
 
-fn end(without: &[&str]) -> Body {
+pub(super) fn end(without: &[&str]) -> Body {
     Body::EndRecovery(proto::EndRecovery { without: without.iter().map(|name| (*name).to_owned()).collect() })
 }
 

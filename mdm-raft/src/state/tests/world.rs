@@ -193,6 +193,7 @@ pub(super) fn register_sds(n: u8, process: u8, incarnation: u64) -> Body {
         version: "1".into(),
         devices: vec![opened(n, incarnation)],
         host: Some(host(n)),
+        follows_doubling: true,
         ..Default::default()
     })
 }
@@ -216,8 +217,14 @@ pub(super) fn register_sdc(name: &str, process: u8) -> Body {
         kind: proto::Kind::Sdc.into(),
         name: name.into(),
         process_id: vec![process; 16],
+        follows_doubling: true,
         ..Default::default()
     })
+}
+
+/// The groups of pool `p` become so many.
+pub(super) fn double(pg_count: u32) -> Body {
+    Body::DoubleGroups(proto::DoubleGroups { pool: "p".into(), pg_count })
 }
 
 pub(super) fn lost(n: u8, process: u8) -> Body {

@@ -104,6 +104,17 @@ impl State {
         format!("leads even out, to {}", self.device_labels(&to))
     }
 
+    /// Which pools have more groups than before.
+    pub(super) fn doubled_words(&self) -> Option<String> {
+        let doubled = self.pools.changes().filter_map(|(_, before, now)| Some((before?, now?)));
+        let doubled = doubled.filter(|(before, now)| before.pg_count < now.pg_count);
+        let words = doubled.map(|(before, now)| {
+            format!("the placement groups of pool {} doubled, from {} to {}", now.name, before.pg_count, now.pg_count)
+        });
+        let words = words.collect::<Vec<_>>().join(", ");
+        (!words.is_empty()).then_some(words)
+    }
+
     /// Groups that were reported and are not part of the restored state.
     pub(super) fn dropped_reports(&self) -> String {
         let gone = self.group_reports.changes().filter(|(id, before, now)| {

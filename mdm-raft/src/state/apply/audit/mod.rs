@@ -139,10 +139,15 @@ impl State {
             }
             Body::ReconfigurePgs(_) if self.group_changes().is_none() => return None,
             // The registration that follows the last part says it.
-            Body::ReportGroups(report) if !report.last => return None,
+            Body::ReportGroups(report) if !report.last && self.pools.changes().next().is_none() => return None,
             Body::ReportGroups(report) => {
                 let object = format!("sds {}", report.sds);
-                let what = format!("device {} has reported what it knew before the restore", report.device_id);
+                let what = match self.doubled_words() {
+                    Some(doubled) => {
+                        format!("device {} knows, from after the backup, that {doubled}", report.device_id)
+                    }
+                    None => format!("device {} has reported what it knew before the restore", report.device_id),
+                };
                 Deed::new("cluster.report", object.clone(), what).by(object)
             }
             Body::FreezePg(freeze) => {
@@ -350,6 +355,10 @@ impl State {
                     ),
                     why => Deed::new("device.slow", object, format!("slow: {why}")).severe(Severity::Warning),
                 }
+            }
+            Body::DoubleGroups(double) => {
+                let what = self.doubled_words().unwrap_or_default();
+                Deed::new("pool.double", format!("pool {}", double.pool), what)
             }
             Body::SetRebuildPolicy(set) => {
                 let what = super::rebuild::words(set);
