@@ -173,6 +173,7 @@ fn parse(beat: Beat) -> Result<Heard, Status> {
         scrub: HeardScrub {
             pass: device.scrub_pass,
             done: device.scrub_done,
+            as_of: Revision(beat.applied_revision),
             found: ScrubFound {
                 chunks: device.scrubbed_chunks,
                 bad_blocks: device.scrub_pass_bad_blocks,

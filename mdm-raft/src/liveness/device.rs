@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pflex_proto::ids::{DeviceId, Incarnation, PgId};
+use pflex_proto::ids::{DeviceId, Incarnation, PgId, Revision};
 
 use super::slow::Disk;
 use crate::state::model::{DeviceFaults, ScrubFound};
@@ -35,6 +35,8 @@ pub(crate) struct HeardScrub {
     /// The order it is at; 0: none.
     pub(crate) pass: u64,
     pub(crate) done: bool,
+    /// The map that this follows from: who led what then.
+    pub(crate) as_of: Revision,
     /// Of this pass.
     pub(crate) found: ScrubFound,
 }

@@ -57,13 +57,16 @@ fn scrub(
         let due = pool.used && interval_ms > 0 && now.get().saturating_sub(last) >= interval_ms;
         return due.then(|| Body::StartScrub(proto::StartScrub { pool: pool.name.clone() }));
     };
+    // Who was done may have got the lead of a group since whose last primary had not come to it. A beat that follows from
+    // every configuration there is says so.
+    let newest = state.pgs_of(pool.id).map(|pg| pg.since).max().unwrap_or_default();
     let mut found = proto::ScrubFound::default();
     let mut devices = state.all_devices().filter(|device| device.pool == Some(pool.id) && device.alive).peekable();
     // Nobody has looked at anything.
     devices.peek()?;
     for device in devices {
         let (_, part) = disks.get(&device.id)?;
-        if part.pass != running.pass || !part.done {
+        if part.pass != running.pass || !part.done || part.as_of < newest {
             return None;
         }
         found.chunks += part.found.chunks;

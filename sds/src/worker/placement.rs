@@ -23,6 +23,7 @@ impl Worker {
         let before = std::mem::replace(&mut self.map, map);
         self.revoke(&before);
         self.forget_deleted(&before);
+        self.publish_scrub();
         // S19: what a backup calls in sync may have left its group since. Until the recovery is over nobody serves, and
         // what this device knows of before stays as it is.
         if self.map.recovering {

@@ -276,19 +276,20 @@ impl Worker {
         }
     }
 
-    fn publish_scrub(&mut self) {
+    /// Also with each map, before that is confirmed.
+    pub(super) fn publish_scrub(&mut self) {
         // A group that is led elsewhere by now is told of there. A new epoch of one that is led here changes nothing.
-        let Self { scrub, slots, .. } = self;
+        let Self { scrub, slots, map, own, .. } = self;
         scrub.unreadable.retain(|_, pg| {
             let role = slots.get(pg).map(|slot| slot.core.status().role);
             matches!(role, Some(RoleName::Serving | RoleName::Opening { .. }))
         });
         let pass = scrub.order.map_or(0, |order| order.pass);
-        let open = |(pg, slot): (&PgId, &super::effects::Slot)| {
-            let leads = matches!(slot.core.status().role, RoleName::Serving | RoleName::Opening { .. });
-            leads && !scrub.done.contains(pg)
+        // By the map, not by roles: what beats say of it counts as of the map that they confirm.
+        let open = |(pg, config): (&PgId, &std::sync::Arc<pflex_proto::pg::PgConfig>)| {
+            config.primary == Some(own.device) && !scrub.done.contains(pg)
         };
-        let done = pass > 0 && scrub.left() == 0 && !slots.iter().any(open);
+        let done = pass > 0 && scrub.left() == 0 && !map.pgs.iter().any(open);
         let counters = &self.counters;
         counters.unreadable_chunks.store(scrub.unreadable.len() as u64, Ordering::Relaxed);
         counters.scrub_pass_bad_blocks.store(scrub.bad_blocks, Ordering::Relaxed);

@@ -42,7 +42,7 @@ fn heard(pass: u64, done: [bool; 2], repaired_blocks: u64) -> Disks {
     let disk = |n: u32| {
         let faults = DeviceFaults { incarnation: Incarnation(1), repaired_blocks, ..DeviceFaults::default() };
         let found = ScrubFound { chunks: 10, bad_blocks: 1, ..ScrubFound::default() };
-        (DeviceId(n), (faults, HeardScrub { pass, done: done[n as usize - 1], found }))
+        (DeviceId(n), (faults, HeardScrub { pass, done: done[n as usize - 1], as_of: Revision(u64::MAX), found }))
     };
     [1, 2].map(disk).into()
 }
@@ -74,6 +74,13 @@ fn a_pool_is_scrubbed_when_it_is_due_and_once_at_a_time() {
     gone.ok(lost(1, 1));
     gone.ok(lost(2, 2));
     assert!(asks(&gone, now, &heard(1, [true; 2], 0)).is_empty(), "no device in service: nothing was looked at");
+    // One has not heard yet of a group that it leads since: nobody may have come to it.
+    let newest = world.state.all_pgs().map(|pg| pg.since).max().unwrap();
+    for (as_of, is_over) in [(Revision(newest.get() - 1), false), (newest, true)] {
+        let mut disks = heard(1, [true; 2], 0);
+        disks.get_mut(&DeviceId(2)).unwrap().1.as_of = as_of;
+        assert_eq!(!asks(&world, now, &disks).is_empty(), is_over, "as of {as_of}");
+    }
     let end = asks(&world, now, &heard(1, [true; 2], 0)).remove(0);
     world.ok(end.clone());
     assert_eq!(last(&world).0, Severity::Warning, "{}", last(&world).1);
