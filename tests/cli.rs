@@ -67,6 +67,8 @@ fn usage_errors_are_one_line_with_status_2() {
         ("volume list -o xml --mdm a:1", &["xml", "json"]),
         ("volume list", &["no cluster", "--mdm", "pflex up"]),
         ("pool create p --domain d --pgs 3 --mdm a:1", &["power of two"]),
+        ("pool set-pgs p 96 --mdm a:1", &["power of two"]),
+        ("pool set-pgs p 8192 --mdm a:1", &["at most 4096"]),
         ("sds", &["pflex sds --help"]),
         ("up --mdm 2 --dir x", &["--mdm 2", "1, 3 or 5"]),
         ("up --port-offset 60000 --dir x", &["60000", "65535"]),

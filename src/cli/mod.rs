@@ -8,6 +8,7 @@ mod completions;
 mod device;
 mod device_stats;
 mod domain;
+mod doubling;
 mod drain;
 mod event;
 mod fault_set;

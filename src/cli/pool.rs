@@ -8,6 +8,7 @@ use pflex_proto::pb::{
 use super::{
     Tool,
     complete::Of,
+    doubling,
     names::{Names, freshness},
     object::{self, Kind},
     rebalance, scrub,
@@ -82,6 +83,20 @@ pub(super) enum Verb {
         name: String,
         new_name: String,
     },
+    /// Give one twice as many placement groups, or four times, and so on, while IO goes on.
+    #[command(
+        after_help = "Each group becomes two with the same copies on the same devices, so nothing is copied; later copies even out\n\
+        by themselves. There is no way back. Servers and clients have to be of a version that follows it, and those that are\n\
+        not are named.\n\n\
+        Example:\n  pflex pool set-pgs default 128"
+    )]
+    SetPgs {
+        #[arg(add = Of::Pools.candidates())]
+        name: String,
+        /// A power of two, as many as it has or more.
+        #[arg(value_parser = doubling::count)]
+        count: u32,
+    },
     /// Move copies so that each device holds its share. By itself that is done while the setting rebalance.auto is 1.
     #[command(
         after_help = "A few groups move at a time (setting rebalance.groups_per_device), and none ever has fewer copies than\n\
@@ -116,7 +131,7 @@ pub(super) enum Verb {
     },
 }
 
-fn power_of_two(text: &str) -> Result<u32, String> {
+pub(super) fn power_of_two(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(count) if count.is_power_of_two() => Ok(count),
         _ => Err("a number of placement groups is a power of two, like 64 or 256".to_owned()),
@@ -148,6 +163,10 @@ pub(super) async fn run(verb: Verb, tool: &Tool) -> Result<(), Failure> {
         Verb::Show { name, view } => object::show::<Pools>(tool, &session, &name, &view).await,
         Verb::Rename { name, new_name } => {
             object::rename::<Pools>(tool, &session, RenameKind::Pool, &name, &new_name).await
+        }
+        Verb::SetPgs { name, count } => {
+            doubling::run(tool, &session, &name, count).await?;
+            object::print::<Pools>(tool, &session, &name).await
         }
         Verb::Rebalance { name, how } => rebalance::run(tool, &session, &name, &how).await,
         Verb::Scrub { name, wait } => {
