@@ -233,7 +233,7 @@ fn a_look(rng: &mut ChaCha8Rng, memory: &Memory) -> Body {
 }
 
 fn next(rng: &mut ChaCha8Rng, world: &World, memory: &mut Memory) -> Body {
-    match rng.random_range(0..39_u32) {
+    match rng.random_range(0..40_u32) {
         0..=4 => start_sds(rng, memory),
         5..=6 => {
             let n = rng.random_range(1..=5_u8);
