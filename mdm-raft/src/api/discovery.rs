@@ -52,6 +52,7 @@ impl Discovery for Api {
                     empty: device.empty,
                     pool: device.pool,
                     pg_count: device.pg_count,
+                    sorted_pool_id: device.sorted_pool_id,
                 })
                 .collect(),
         });

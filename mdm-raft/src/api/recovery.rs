@@ -33,6 +33,7 @@ impl Recovery for Api {
             groups: request.groups.into_iter().map(report).collect(),
             last: request.last,
             pg_count: request.pg_count,
+            sorted_pool_id: request.sorted_pool_id,
         });
         self.propose(request.request, body).await?;
         Ok(Response::new(ReportGroupsReply {}))

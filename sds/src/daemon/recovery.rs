@@ -52,6 +52,7 @@ impl Reporter<'_> {
                     groups: part.iter().map(message).collect(),
                     last: number == last,
                     pg_count: opened.sorting.map_or(0, |sorting| sorting.pg_count),
+                    sorted_pool_id: opened.sorting.map_or(0, |sorting| sorting.pool.0),
                 };
                 async move { RecoveryClient::new(connection).report_groups(request).await }
             };

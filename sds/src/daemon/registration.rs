@@ -41,6 +41,7 @@ fn row(OpenDevice { file, store, opened }: &OpenDevice) -> RegisteredDevice {
         empty: opened.emptied,
         pool: file.pool.clone(),
         pg_count: opened.sorting.map_or(0, |sorting| sorting.pg_count),
+        sorted_pool_id: opened.sorting.map_or(0, |sorting| sorting.pool.0),
     }
 }
 

@@ -78,7 +78,8 @@ impl State {
             Some(device) => device.pool,
             None => self.pool_for_device(domain, &raw.pool)?,
         };
-        if let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) {
+        let sorted = |pool: &PoolId| pool.get() == raw.sorted_pool_id;
+        if let Some(pool) = pool.filter(sorted).and_then(|pool| self.pools.get(pool)) {
             self.is_sorted_by_now(&object, pool, raw.pg_count)?;
         }
         Ok(OpenedDevice {

@@ -25,6 +25,20 @@ use crate::{
     },
 };
 
+/// Into how many groups a device has sorted the chunks of a pool.
+#[derive(Clone, Copy)]
+struct Sorted {
+    pool: PoolId,
+    pg_count: u32,
+}
+
+impl Sorted {
+    /// 0: it does not say.
+    fn of(self, pool: PoolId) -> u32 {
+        if pool == self.pool { self.pg_count } else { 0 }
+    }
+}
+
 impl State {
     /// A part of what a device knew before the restore. A device nobody waits for any more says nothing new.
     pub(super) fn report_groups(&mut self, report: &proto::ReportGroups) -> Effect {
@@ -60,8 +74,9 @@ impl State {
         };
         let groups: Vec<(PgId, KnownConfig)> =
             report.groups.iter().map(|raw| known_config(&object, raw)).collect::<Result<_, _>>()?;
-        let counts = self.counts_to_come(&object, report.pg_count, &groups)?;
-        let groups = self.halves_of(groups, report.pg_count, &counts);
+        let sorted = Sorted { pool: PoolId(report.sorted_pool_id), pg_count: report.pg_count };
+        let counts = self.counts_to_come(&object, sorted, &groups)?;
+        let groups = self.halves_of(groups, sorted, &counts);
         let is_to_come = |pg: &PgId| {
             let placed = self.pgs_of(pg.pool).next().is_some();
             placed && counts.get(&pg.pool).is_some_and(|count| pg.index.get() < *count)
@@ -98,16 +113,17 @@ impl State {
     fn counts_to_come(
         &self,
         object: &str,
-        pg_count: u32,
+        sorted: Sorted,
         groups: &[(PgId, KnownConfig)],
     ) -> Result<BTreeMap<PoolId, u32>, Refusal> {
+        let pg_count = sorted.pg_count;
         if pg_count != 0 && (!pg_count.is_power_of_two() || pg_count > MAX_PGS_PER_POOL) {
             return Err(invalid(object, format!("its chunks cannot be sorted into {pg_count} placement groups")));
         }
         let mut counts = BTreeMap::new();
         for pool in groups.iter().filter_map(|(pg, _)| self.pools.get(pg.pool)) {
-            self.is_sorted_by_now(object, pool, pg_count)?;
-            counts.insert(pool.id, pool.pg_count.max(pg_count));
+            self.is_sorted_by_now(object, pool, sorted.of(pool.id))?;
+            counts.insert(pool.id, pool.pg_count.max(sorted.of(pool.id)));
         }
         Ok(counts)
     }
@@ -116,13 +132,13 @@ impl State {
     fn halves_of(
         &self,
         groups: Vec<(PgId, KnownConfig)>,
-        pg_count: u32,
+        sorted: Sorted,
         counts: &BTreeMap<PoolId, u32>,
     ) -> Vec<(PgId, KnownConfig)> {
         let mut all = Vec::with_capacity(groups.len());
         for (pg, known) in groups {
             // One that never heard of doubling was sorted when the pool was made.
-            let sorted = match pg_count {
+            let sorted = match sorted.of(pg.pool) {
                 0 => self.pools.get(pg.pool).map_or(0, |pool| pool.first_pg_count),
                 count => count,
             };

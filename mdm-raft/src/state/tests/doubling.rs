@@ -65,7 +65,7 @@ fn old(body: Body) -> Body {
 /// SDS n starts, its device sorted into so many groups.
 fn sorted(n: u8, process: u8, incarnation: u64, pg_count: u32) -> Body {
     let Body::RegisterComponent(mut start) = register_sds(n, process, incarnation) else { unreachable!() };
-    start.devices[0].pg_count = pg_count;
+    (start.devices[0].pg_count, start.devices[0].sorted_pool_id) = (pg_count, POOL.get());
     Body::RegisterComponent(start)
 }
 
@@ -374,8 +374,11 @@ fn a_device_may_be_sorted_into_fewer_groups_and_never_into_more() {
     );
     // A device that is new to the cluster, too.
     let Body::RegisterComponent(mut start) = sorted(1, 14, 5, 16) else { unreachable!() };
-    start.devices.push(proto::OpenedDevice { pg_count: 64, ..opened(50, 1) });
-    assert_eq!(world.refused(Body::RegisterComponent(start)), ErrorCode::Precondition);
+    start.devices.push(proto::OpenedDevice { pg_count: 64, sorted_pool_id: POOL.get(), ..opened(50, 1) });
+    assert_eq!(world.refused(Body::RegisterComponent(start.clone())), ErrorCode::Precondition);
+    // One that was emptied in another pool brings nothing from there.
+    start.devices[1].sorted_pool_id = POOL.get() + 1;
+    world.ok(Body::RegisterComponent(start));
 }
 
 // ---- Recovery (S19)

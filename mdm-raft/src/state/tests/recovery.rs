@@ -54,6 +54,7 @@ pub(super) fn report(world: &World, known: &State, n: u8, process: u8, incarnati
         groups,
         last: true,
         pg_count: known.pool(POOL).map_or(0, |pool| pool.pg_count),
+        sorted_pool_id: POOL.get(),
     })
 }
 
