@@ -31,7 +31,8 @@ impl World {
         let wholes = self.wholes();
         let pg = *self.rng.pick(&wholes);
         if self.mdm.writeback && self.rng.percent(12) {
-            return self.begin_flush(client, pg);
+            let half = self.groups.doubled && self.rng.percent(50);
+            return self.begin_flush(client, if half { self.groups.half(pg) } else { pg });
         }
         let chunk = chunk(pg, self.rng.below(CHUNKS_PER_PG));
         let block = self.rng.below(BLOCKS as u64) as usize;
@@ -93,7 +94,8 @@ impl World {
             self.check_history()?;
             self.memory_losses += 1;
             self.next += 1;
-            self.history.lose_unflushed(self.next, |of| (0..CHUNKS_PER_PG).any(|index| chunk(pg, index) == of));
+            let groups = self.groups;
+            self.history.lose_unflushed(self.next, |of| groups.of(of) == pg);
         }
         Ok(())
     }
@@ -287,7 +289,8 @@ impl World {
                 }
                 let written = values.iter().enumerate();
                 let written = written.map(|(index, value)| ((body.chunk, body.block + index), *value));
-                self.clients[client].acknowledged(body.pg, body.chunk, volatility, version, written);
+                let pg = self.groups.of(body.chunk);
+                self.clients[client].acknowledged(pg, body.chunk, volatility, version, written);
             }
             (Outcome::Read { data }, Action::Read) => {
                 for (index, value) in data.iter().enumerate() {

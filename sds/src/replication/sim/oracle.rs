@@ -139,6 +139,10 @@ impl Oracle {
                     config.in_sync.iter().filter(|member| nodes[&member.device].counts_in(config, self.groups));
                 for (member, (chunk, version)) in in_sync.flat_map(|member| covered.iter().map(move |of| (member, of)))
                 {
+                    // What went to the other half is on disks since, and may have moved away; losing it shows in the history.
+                    if (Groups { doubled: nodes[&member.device].doubled, ..self.groups }).of(*chunk) != pg {
+                        continue;
+                    }
                     let copy = store(member.device, *chunk).durable.chunks.get(chunk);
                     if copy.is_none_or(|copy| copy.version.is_none_or(|has| has < *version)) {
                         return Err(format!(

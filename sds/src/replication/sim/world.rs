@@ -115,10 +115,10 @@ impl World {
         world
     }
 
-    /// The groups double in the middle of it, in every other one while copies and leads move.
+    /// The groups double in the middle of it, in every other one while copies and leads move. A third has a writeback pool.
     pub(super) fn with_doubling(seed: u64, bug: Option<Bug>) -> Self {
         let moves = seed.is_multiple_of(2);
-        let mut world = Self::with_nodes(seed, bug, false, NODES + u32::from(moves));
+        let mut world = Self::with_nodes(seed, bug, seed.is_multiple_of(3), NODES + u32::from(moves));
         world.plans = moves.then(|| Plans::new(seed));
         let when = world.rng.between(1_000, 20_000) * MS;
         world.after(when, Happening::Double);
