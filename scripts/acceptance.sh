@@ -5,6 +5,7 @@
 #   sds        a storage server dies: the same under 5 s, and it comes back into sync by itself
 #   freeze     a storage server is stopped (SIGSTOP) and later goes on: the same under 5 s
 #   device     one of two disks of a storage server fails, every read and write of it: the same under 1 s
+#   groups     the placement groups of the pool double twice, one time right after the other: the same under 1 s
 #   quorum     the leader dies: a volume is created within 2 s; two of three MDMs die: IO goes on, creates fail with
 #              exit status 6 in time, and both work again once one MDM is back
 #   tail       the leader dies under 4 KiB writes at depth 4, three times: p99.9 within 2 times of the runs between without
@@ -20,11 +21,11 @@ while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift 2 ;;
     --kill-at) kill_at=$2; shift 2 ;;
-    leader | sds | freeze | device | quorum | tail | outage | crash | self-test) checks+=("$1"); shift ;;
+    leader | sds | freeze | device | groups | quorum | tail | outage | crash | self-test) checks+=("$1"); shift ;;
     *) die "unknown argument $1 (see the head of scripts/acceptance.sh)" ;;
   esac
 done
-[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze device quorum tail outage crash)
+[ ${#checks[@]} -gt 0 ] || checks=(self-test leader sds freeze device groups quorum tail outage crash)
 [ "$kill_at" -lt "$seconds" ] || die "--kill-at $kill_at is not before --seconds $seconds"
 
 pass() { printf 'PASS %-9s %s\n' "$check" "$*"; }
@@ -116,6 +117,18 @@ check_device() {
   umount --lazy "$file"
   trap 'cluster_end $?' EXIT
   pass "a disk of sds1 failed at $kill_at s: $verdict"
+}
+
+check_groups() {
+  local before after
+  volume_ready load 1GiB
+  before=$("$pflex" pool show default -o json | jq .pgs)
+  load load "$seconds" & load=$!
+  sleep "$kill_at"
+  after=$((before * 4))
+  "$pflex" pool set-pgs default "$after" >/dev/null || fail "pool set-pgs default $after"
+  load_judged 1000
+  pass "$before placement groups became $after at $kill_at s: $verdict"
 }
 
 create_in_time() { # NAME LIMIT-MS: prints how long the creation took

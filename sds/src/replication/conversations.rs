@@ -8,6 +8,7 @@ use pflex_proto::ids::{
 use super::limits::{BACKUP_SILENT, MAX_IN_FLIGHT};
 use super::*;
 
+mod leases;
 mod proposals;
 
 type Out = Vec<Effect<u64>>;

@@ -318,6 +318,10 @@ impl<D: Clone> Primary<D> {
         // Everything this copy has is now everywhere: the writes in flight from the epoch before, too.
         base.committed = base.last;
         base.is_in_line();
+        if !self.holds_leases(base, cx) {
+            // Who heard of the epoch later could not grant for it when it began.
+            cx.emit(Effect::RenewLeases);
+        }
         while let Some(entry) = self.flight.pop_front() {
             for request in entry.waiting {
                 written(base, cx, request, entry.write.version);

@@ -53,6 +53,8 @@ const BATCH: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Copies without room that a beat names; the others when these are settled.
 const MAX_NO_ROOM: usize = 64;
+/// Between two times that other copies are asked for leases.
+const RENEWAL_PAUSE: Duration = Duration::from_millis(5);
 /// How often token uses go to the MDM.
 const USES_EVERY: Duration = Duration::from_secs(5);
 /// Used tokens that are told of at once: in per-io mode each operation has one.
@@ -457,9 +459,8 @@ impl Worker {
     fn settle(&mut self) {
         self.decide();
         self.fill_copies();
-        if std::mem::take(&mut self.renew_leases) {
-            self.last_renewal = MonotonicTime::now();
-            self.ask_for_leases();
+        if self.renew_leases {
+            self.renew();
         }
         for id in self.dirty.drain(..) {
             if let Some(connection) = self.connections.get_mut(&id) {
@@ -469,6 +470,15 @@ impl Worker {
         }
         let confirmed = self.pending.confirmed();
         self.counters.confirmed.store(confirmed.0, Ordering::Release);
+    }
+
+    /// A grant is for all groups at once, so a burst of new epochs is worth few of them.
+    fn renew(&mut self) {
+        let now = MonotonicTime::now();
+        if now.since(self.last_renewal) >= RENEWAL_PAUSE {
+            (self.last_renewal, self.renew_leases) = (now, false);
+            self.ask_for_leases();
+        }
     }
 
     pub(super) fn decide(&mut self) {
