@@ -85,10 +85,18 @@ impl Statistics {
     }
 }
 
+/// Where an attempt goes. The group of a chunk is another one once the groups of its pool have doubled (S25).
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    pg: PgId,
+    device: DeviceId,
+    epoch: Epoch,
+}
+
 /// The attempts of one part.
 trait Attempts: Send {
-    /// What to send to `device` in `epoch`.
-    fn next(&mut self, device: DeviceId, epoch: Epoch) -> Operation;
+    /// What to send there.
+    fn next(&mut self, target: Target) -> Operation;
 
     /// What its own token has to name in per-io mode; none for what needs none.
     fn plan(&self) -> Option<(OperationId, Rights)> {
@@ -103,7 +111,7 @@ trait Attempts: Send {
 struct Reading;
 
 impl Attempts for Reading {
-    fn next(&mut self, _device: DeviceId, _epoch: Epoch) -> Operation {
+    fn next(&mut self, _target: Target) -> Operation {
         Operation::Read
     }
 }
@@ -112,7 +120,7 @@ impl Attempts for Reading {
 struct Asking;
 
 impl Attempts for Asking {
-    fn next(&mut self, _device: DeviceId, _epoch: Epoch) -> Operation {
+    fn next(&mut self, _target: Target) -> Operation {
         Operation::Allocation
     }
 }
@@ -201,7 +209,7 @@ impl Volume {
                 // While it was on its way, and it is for that device only.
                 Ok(Some(_)) if self.primary_of(part.pg) != Some((epoch, device)) => Err(AttemptError::Moved),
                 Ok(own_token) => {
-                    let operation = attempts.next(device, epoch);
+                    let operation = attempts.next(Target { pg: part.pg, device, epoch });
                     let request = Request { auth: Arc::clone(&self.auth), part, epoch, operation, own_token };
                     let outcome = self.engine.link(device).send(request).await;
                     attempts.outcome(&outcome);

@@ -17,7 +17,7 @@ use pflex_proto::data::{
     ReadRequest, Refusal, RefusalCode, SessionOpened, WriteKind, WriteReply, WriteRequest,
 };
 use pflex_proto::frame::FrameKind;
-use pflex_proto::geometry::CHUNK_SIZE;
+use pflex_proto::geometry::{CHUNK_SIZE, pg_of};
 use pflex_proto::ids::{
     ByteOffset, ChunkId, ClusterId, DeviceId, Epoch, Generation, Incarnation, KeyId, LogTime, Member, OperationId,
     PgId, PgIndex, PoolId, ProcessId, SdcId, SdsId, SessionId, TokenId, Version, VolatilityId, VolumeEpoch, VolumeId,
@@ -64,6 +64,7 @@ pub(crate) struct Faults {
 pub(crate) struct Shared {
     pub(crate) chunks: HashMap<ChunkId, Vec<u8>>,
     pub(crate) configs: HashMap<PgId, PgConfig>,
+    pub(crate) pg_count: u32,
     /// Outcomes by operation id, as S7 keeps them.
     done: BTreeMap<OperationId, Version>,
     /// Every operation that changed something, to find those that did twice.
@@ -114,6 +115,7 @@ impl FakeCluster {
         let shared = Shared {
             chunks: HashMap::new(),
             configs: (0..PG_COUNT).map(config).map(|config| (config.pg, config)).collect(),
+            pg_count: PG_COUNT,
             done: BTreeMap::new(),
             executed: HashSet::new(),
             twice: Vec::new(),
@@ -184,6 +186,27 @@ impl FakeCluster {
         }
     }
 
+    /// Each group becomes two (S25), without telling the client.
+    pub(crate) fn double(&self) {
+        let mut shared = self.shared();
+        let count = shared.pg_count;
+        for mut half in shared.configs.values().cloned().collect::<Vec<_>>() {
+            half.epoch = half.epoch.next();
+            shared.configs.insert(half.pg, half.clone());
+            half.pg.index.0 += count;
+            shared.configs.insert(half.pg, half);
+        }
+        shared.pg_count = 2 * count;
+    }
+
+    /// Makes another device the primary of some groups: from then on epochs differ.
+    pub(crate) fn promote_some(&self, primary: DeviceId, which: impl Fn(PgId) -> bool) {
+        for config in self.shared().configs.values_mut().filter(|config| which(config.pg)) {
+            config.epoch = config.epoch.next();
+            config.primary = Some(primary);
+        }
+    }
+
     /// Where the devices listen.
     pub(crate) fn endpoints(&self) -> Vec<(DeviceId, Endpoint)> {
         self.devices.iter().map(|(device, (endpoint, _))| (*device, endpoint.clone())).collect()
@@ -227,7 +250,11 @@ impl Shared {
 
     /// Whether a request may be ordered here and now, and if not, why.
     fn may_order(&self, device: DeviceId, io: &IoHeader, generation: &Generation) -> Result<(), Refusal> {
-        let config = &self.configs[&io.pg];
+        let is_flush = io.length == 0;
+        if !is_flush && pg_of(io.chunk.vtree, io.chunk.index, self.pg_count) != io.pg.index {
+            return Err(refusal(RefusalCode::WrongEpoch, None));
+        }
+        let Some(config) = self.configs.get(&io.pg) else { return Err(refusal(RefusalCode::WrongEpoch, None)) };
         if io.epoch != config.epoch {
             return Err(refusal(RefusalCode::WrongEpoch, Some(config)));
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake_sds;
+mod fence;
 mod flush;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,6 +93,13 @@ fn patience() -> Patience {
 }
 
 impl Client {
+    /// The map says how many placement groups there are.
+    fn told(&self, pg_count: u32) {
+        let spec = self.volume.volume().spec();
+        let layout = Layout { pg_count, ..spec.layout };
+        self.engine.volume(VolumeSpec { layout, ..(*spec).clone() }, &self.keeper.auth(VOLUME));
+    }
+
     async fn write(&self, offset: u64, data: Vec<u8>) -> Result<(), IoError> {
         self.volume.write(ByteOffset(offset), data.into(), Durability::Policy).await
     }
@@ -341,30 +349,6 @@ async fn zeros_become_holes_in_whole_blocks_unless_they_keep_their_space() {
 }
 
 #[tokio::test]
-async fn a_write_that_waits_for_one_nobody_can_fence_ends_at_its_deadline() {
-    let mut cluster = FakeCluster::start(1, 1).await;
-    let client = client(&cluster, Patience { io_deadline: Duration::from_millis(500), ..patience() });
-    client.write(0, pattern(4096, 1)).await.unwrap();
-    cluster.shared().faults.mute = 1000;
-    let abandoned = tokio::time::timeout(Duration::from_millis(100), client.write(0, pattern(4096, 2))).await;
-    assert!(abandoned.is_err(), "sent, and never answered");
-    cluster.kill_device(DeviceId(1)).await;
-    let started = Instant::now();
-    let second = tokio::time::timeout(Duration::from_secs(20), client.write(0, pattern(4096, 3))).await;
-    let error = second.expect("the deadline holds for the turn too").unwrap_err();
-    assert!(matches!(&error, IoError::Failed(why) if why.contains("not done within")), "{error}");
-    assert!(started.elapsed() >= Duration::from_millis(450));
-    // What comes later waits for the abandoned one alone, not for the one that gave up.
-    cluster.shared().faults.mute = 0;
-    cluster.start_device(DeviceId(1)).await;
-    let ended = Instant::now() + Duration::from_secs(20);
-    while client.write(0, pattern(4096, 4)).await.is_err() {
-        assert!(Instant::now() < ended, "the ledger is never free again");
-    }
-    assert_eq!(client.read(0, 4096).await.unwrap(), pattern(4096, 4));
-}
-
-#[tokio::test]
 async fn overlapping_writes_of_this_client_over_a_chunk_border_are_not_mixed() {
     let cluster = FakeCluster::start(1, 1).await;
     let client = Arc::new(client(&cluster, patience()));
@@ -464,10 +448,17 @@ async fn torture(seed: u64, faults: Faults, moves: bool) -> Findings {
             },
             _ = ticks.tick() => {
                 if moves && random.random_range(0..3) == 0 {
-                    cluster.promote(Some(DeviceId(random.random_range(1..3))));
+                    let half = random.random_range(0..3);
+                    let device = DeviceId(random.random_range(1..3));
+                    // Of the halves of groups that doubled one gets ahead of the other.
+                    cluster.promote_some(device, |pg| half == 2 || pg.index.0 / PG_COUNT % 2 == half);
+                }
+                if moves && random.random_range(0..15) == 0 && cluster.shared().pg_count < 4 * PG_COUNT {
+                    cluster.double();
                 }
                 if random.random_range(0..3) == 0 {
                     cluster.publish();
+                    client.told(cluster.shared().pg_count);
                 }
                 if moves && random.random_range(0..10) == 0 {
                     let device = DeviceId(random.random_range(1..3));
@@ -478,7 +469,7 @@ async fn torture(seed: u64, faults: Faults, moves: bool) -> Findings {
         }
     }
     let shared = cluster.shared();
-    println!("{} requests, {} sessions", shared.requests, shared.sessions);
+    println!("{} requests, {} sessions, {} groups", shared.requests, shared.sessions, shared.pg_count);
     Findings { executed_twice: shared.twice.len(), below_low_water: shared.below_low_water.len(), stale_reads }
 }
 

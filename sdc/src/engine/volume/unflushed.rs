@@ -11,7 +11,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt, future, stream};
-use pflex_proto::ids::{ChunkId, DeviceId, Epoch, OperationId, PgId, VolatilityId};
+use pflex_proto::ids::{ChunkId, OperationId, PgId, VolatilityId};
 use pflex_proto::token::Rights;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -19,7 +19,7 @@ use tracing::{error, warn};
 use super::super::link::{Answer, Operation};
 use super::super::marks::Memories;
 use super::super::plan::Part;
-use super::{Attempts, PARTS_AT_ONCE, Volume};
+use super::{Attempts, PARTS_AT_ONCE, Target, Volume};
 use crate::block::IoError;
 
 /// A group that owes durability.
@@ -111,7 +111,7 @@ fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 struct Flushing(VolatilityId);
 
 impl Attempts for Flushing {
-    fn next(&mut self, _device: DeviceId, _epoch: Epoch) -> Operation {
+    fn next(&mut self, _target: Target) -> Operation {
         Operation::Flush(self.0)
     }
 

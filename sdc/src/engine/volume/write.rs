@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pflex_proto::data::{Checksums, WriteKind};
-use pflex_proto::ids::{DeviceId, Epoch, OperationId};
+use pflex_proto::ids::OperationId;
 use pflex_proto::token::Rights;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::super::link::{Answer, AttemptError, Operation, Request, Write};
 use super::super::plan::Part;
-use super::{Attempts, Volume};
+use super::{Attempts, Target, Volume};
 use crate::block::{ByteRange, IoError};
 
 /// Pause between attempts to fence.
@@ -70,9 +70,9 @@ pub(super) struct PartOfWrite {
     part: Part,
     write: Write,
     /// Where the attempt under way went.
-    current: Option<(DeviceId, Epoch)>,
+    current: Option<Target>,
     /// The newest earlier attempt that may have run.
-    unresolved: Option<(DeviceId, Epoch)>,
+    unresolved: Option<Target>,
 }
 
 impl PartOfWrite {
@@ -103,8 +103,8 @@ impl PartOfWrite {
 }
 
 impl Attempts for PartOfWrite {
-    fn next(&mut self, device: DeviceId, epoch: Epoch) -> Operation {
-        self.current = Some((device, epoch));
+    fn next(&mut self, target: Target) -> Operation {
+        self.current = Some(target);
         let low_water = self.ticket.volume.ledger.low_water().unwrap_or(self.write.operation);
         Operation::Write(Write { low_water, ..self.write.clone() })
     }
@@ -125,16 +125,16 @@ impl Attempts for PartOfWrite {
 
 impl Drop for PartOfWrite {
     fn drop(&mut self) {
-        if let Some((device, epoch)) = self.current.or(self.unresolved) {
+        if let Some(target) = self.current.or(self.unresolved) {
             let runtime = self.ticket.volume.engine.runtime.clone();
-            runtime.spawn(fence(Arc::clone(&self.ticket), self.part, device, epoch));
+            runtime.spawn(fence(Arc::clone(&self.ticket), self.part, target));
         }
     }
 }
 
-/// Waits until nothing that was sent to `device` in `epoch` can be executed any more; the ticket is held until then.
-async fn fence(ticket: Arc<Ticket>, part: Part, device: DeviceId, epoch: Epoch) {
-    let volume = &ticket.volume;
+/// Waits until nothing that was sent there can be executed any more; the ticket is held until then.
+async fn fence(ticket: Arc<Ticket>, part: Part, Target { pg, device, epoch }: Target) {
+    let (volume, part) = (&ticket.volume, Part { pg, ..part });
     info!(volume = volume.spec().name, pg = %part.pg, %device, %epoch, "a write was abandoned; fencing it");
     loop {
         // Of a volume that is not mapped any more every request is refused (S20).
