@@ -24,7 +24,7 @@ fn groups_double_under_io_and_while_a_server_is_away() {
     let cluster = Cluster::start_of("--mdm 3 --sds 3 --sdc 1 --devices 2");
     let mut reader = disk(&cluster);
     keep(&mut reader, KEPT);
-    under_io(&cluster, || {
+    let _again = under_io(&cluster, || {
         cluster.expect(0, &format!("pool set-pgs default {}", 2 * GROUPS));
         let rows = cluster.json("pg list -o json");
         assert_eq!(rows.as_array().map(Vec::len), Some(2 * GROUPS));
