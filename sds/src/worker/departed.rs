@@ -116,6 +116,11 @@ impl Departed {
         self.stages.insert(pg, Stage::Dropping);
     }
 
+    /// Groups with a copy that has lost its place.
+    pub(super) fn groups(&self) -> impl Iterator<Item = PgId> {
+        self.stages.keys().copied()
+    }
+
     /// Not yet: its core still acts in an earlier configuration.
     fn postpone(&mut self, pg: PgId, now: MonotonicTime) {
         self.stages.insert(pg, Stage::Away { since: now });

@@ -70,6 +70,11 @@ impl Memory {
         self.rows.iter().filter_map(|pg| Some((*pg, self.known.get(pg)?.generation)))
     }
 
+    /// Configurations whose rows are still on the way to disk go to no core any more: a newer one of each group has come.
+    pub(super) fn withdraw(&mut self) {
+        self.waiting.iter_mut().for_each(Vec::clear);
+    }
+
     /// The newest configuration of a group that is known here.
     pub(super) fn known(&self, pg: PgId) -> Option<&KnownConfig> {
         self.known.get(&pg)

@@ -278,12 +278,11 @@ impl Worker {
 
     /// Also with each map, before that is confirmed.
     pub(super) fn publish_scrub(&mut self) {
-        // A group that is led elsewhere by now is told of there. A new epoch of one that is led here changes nothing.
-        let Self { scrub, slots, map, own, .. } = self;
-        scrub.unreadable.retain(|_, pg| {
-            let role = slots.get(pg).map(|slot| slot.core.status().role);
-            matches!(role, Some(RoleName::Serving | RoleName::Opening { .. }))
-        });
+        // A group that is led elsewhere by now is told of there. A new epoch of one that is led here changes nothing, nor that its
+        // core has no role while groups double.
+        let Self { scrub, map, own, .. } = self;
+        let leads = |config: &std::sync::Arc<pflex_proto::pg::PgConfig>| config.primary == Some(own.device);
+        scrub.unreadable.retain(|_, pg| map.pgs.get(pg).is_none_or(leads));
         let pass = scrub.order.map_or(0, |order| order.pass);
         // By the map, not by roles: what beats say of it counts as of the map that they confirm.
         let open = |(pg, config): (&PgId, &std::sync::Arc<pflex_proto::pg::PgConfig>)| {

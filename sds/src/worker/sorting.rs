@@ -5,6 +5,8 @@
 //! from what the whole one knew. Only then the configurations are taken in: an old primary has stopped, and what is in the new
 //! ones is looked for in the right group.
 
+use std::collections::BTreeSet;
+
 use pflex_proto::ids::PgId;
 
 use super::{effects::Slot, worker::Worker};
@@ -33,13 +35,16 @@ impl Worker {
         }
     }
 
-    /// Ends the roles of all groups: nothing may be on its way when the chunks are sorted.
+    /// Ends the roles of all groups: nothing may be on its way when the chunks are sorted. Nor is a configuration of before acted
+    /// in afterwards, by what is only half of the group by then.
     pub(super) fn pause_groups(&mut self) {
+        self.memory.withdraw();
         let mut effects = Vec::new();
         let groups: Vec<PgId> = self.slots.keys().copied().collect();
         for pg in groups {
             let now = self.time();
             let Some(slot) = self.slots.get_mut(&pg) else { continue };
+            slot.config = None;
             slot.core.pause(now, &self.leases, &mut effects);
             let demand = slot.core.demand();
             for effect in effects.drain(..) {
@@ -64,8 +69,8 @@ impl Worker {
         }
         self.decide();
         self.memory.adopt(configs);
-        let wholes = self.slots.keys().chain(self.recovered.keys());
-        let wholes: Vec<PgId> = wholes.copied().filter(|pg| pg.pool == into.pool && pg.index.0 < from).collect();
+        let wholes = self.slots.keys().chain(self.recovered.keys()).copied().chain(self.departed.groups());
+        let wholes: BTreeSet<PgId> = wholes.filter(|pg| pg.pool == into.pool && pg.index.0 < from).collect();
         for pg in wholes {
             for half in into.halves(pg, from) {
                 self.split(pg, half, into);
@@ -97,8 +102,9 @@ impl Worker {
         if let Some(Slot { core, .. }) = earlier {
             self.slot(half).core.hears(core);
         }
-        // Half a copy makes two halves of one: what has no row is on its way out.
-        if !self.memory.has_row(half) && self.store.report(half).is_some() {
+        // Half a copy makes two halves of one: what has no row is on its way out. So is one of which nothing is left but what its
+        // core knows, until that is told so.
+        if !self.memory.has_row(half) && (self.store.report(half).is_some() || self.departed.withholds(pg)) {
             self.departed.is_rest(half);
         }
     }
@@ -250,9 +256,31 @@ mod tests {
                 let known = worker.store.operations(pg(index));
                 assert_eq!(known.entries.iter().map(|entry| entry.chunk.index.0).collect::<Vec<_>>(), here);
             }
+            // A map of before whose rows are on their way when the groups double goes to no core.
+            worker.on_map(Arc::new(map(8, 7, own)));
+            worker.on_map(Arc::new(map(16, 8, own)));
+            let into = worker.unsorted.take().expect("twice as many");
+            // Nothing is left in the store of group 1, and its core does not know that yet.
+            worker.slot(pg(1));
+            while worker.store.report(pg(1)).is_some() {
+                worker.store.drop_some(pg(1), 100).unwrap();
+                drop(worker.store.durable().await);
+            }
+            worker.sort(into).await;
+            worker.on_remembered(Ok(()));
+            worker.decide();
+            assert_eq!(
+                worker.slots[&pg(0)].core.status().epoch,
+                Epoch(5),
+                "half of a group acts in nothing of the whole's"
+            );
+            worker.on_remembered(Ok(()));
+            worker.decide();
+            assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(8));
+            assert!(worker.departed.withholds(pg(9)), "half of what is gone is gone");
             // An older map, of before.
-            take(&mut worker, map(4, 6, own)).await;
-            assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(5), "nothing of it is followed");
+            take(&mut worker, map(4, 9, own)).await;
+            assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(8), "nothing of it is followed");
         };
         tokio::task::LocalSet::new().run_until(double).await;
     }
