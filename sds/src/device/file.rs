@@ -25,7 +25,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use rustix::{
-    fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock},
+    fs::{FallocateFlags, FlockOperation, fallocate, flock},
     io::{Errno, ReadWriteFlags, preadv2, pwritev},
 };
 
@@ -282,10 +282,11 @@ fn lock(file: &File) -> io::Result<()> {
 
 /// A second handle whose writes are durable when they return, direct if the file system can.
 fn open_durable(path: &Path) -> io::Result<(File, bool)> {
-    let open = |flags: OFlags| OpenOptions::new().write(true).custom_flags(flags.bits().cast_signed()).open(path);
-    match open(OFlags::DSYNC | OFlags::DIRECT) {
+    let open = |flags| OpenOptions::new().write(true).custom_flags(flags).open(path);
+    // `OFlags::DSYNC` of rustix 1.1 is O_SYNC.
+    match open(libc::O_DSYNC | libc::O_DIRECT) {
         Ok(file) => Ok((file, true)),
-        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok((open(OFlags::DSYNC)?, false)),
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok((open(libc::O_DSYNC)?, false)),
         Err(error) => Err(error),
     }
 }
@@ -346,4 +347,20 @@ fn fill(file: &mut File, bytes: u64) -> io::Result<()> {
         left -= piece;
     }
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// O_SYNC holds O_DSYNC and one bit more, which makes each journal write wait for the inode's time stamps as well.
+    #[test]
+    fn a_durable_write_waits_for_its_data_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("device");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let (file, _) = open_durable(&path).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&file).unwrap().bits().cast_signed();
+        assert_eq!(flags & libc::O_SYNC, libc::O_DSYNC);
+    }
 }
