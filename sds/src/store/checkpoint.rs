@@ -46,7 +46,7 @@ pub(super) struct Checkpoint {
     started: u64,
     completed: u64,
     active: Option<Active>,
-    /// None begins.
+    /// None begins, unless a change waits for ring space: it waits for a checkpoint.
     held: bool,
     /// Someone waits for ring space.
     wanted: bool,
@@ -193,7 +193,8 @@ impl Store {
         checkpoint.draining = used > bytes / 2 || (checkpoint.draining && used > bytes / 8 * 3);
         checkpoint.resting &= used > bytes / 64;
         let due = checkpoint.wanted || checkpoint.forced || checkpoint.draining || checkpoint.resting;
-        if !due || self.checkpoint.held || self.dirty.is_empty() {
+        let held = self.checkpoint.held && !self.pipeline.has_waiting();
+        if !due || held || self.dirty.is_empty() {
             return;
         }
         self.checkpoint.wanted = false;

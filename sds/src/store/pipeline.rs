@@ -138,6 +138,11 @@ impl Pipeline {
     pub(super) const fn is_idle(&self) -> bool {
         self.pending == 0
     }
+
+    /// Whether a change has not left its lane.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.is_empty())
+    }
 }
 
 impl Store {

@@ -92,6 +92,21 @@ impl Store {
         self.sorted.map(|sorted| sorted.into)
     }
 
+    /// A sorting is due, or is not any more. While it is, no checkpoint begins that nobody waits for.
+    pub const fn expect_sort(&mut self, due: bool) {
+        self.checkpoint.hold(due);
+    }
+
+    /// Neither runs a checkpoint nor waits a change for one: what is still on its way has its place in the ring.
+    pub fn is_quiet(&self) -> bool {
+        !self.checkpoint.is_active() && !self.pipeline.has_waiting()
+    }
+
+    /// Everything asked for is durable, too.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_quiet() && self.pipeline.is_idle()
+    }
+
     /// Sorts the chunks of a pool, of `from` groups until now, and remembers `configs`, which are the new groups'. The owner asks
     /// for no change meanwhile, and has none set aside space. Waits until every earlier change is durable; returns those.
     ///
@@ -104,6 +119,7 @@ impl Store {
         configs: &[(PgId, KnownConfig)],
     ) -> Result<Vec<Durable>, Poison> {
         let mut durable = Vec::new();
+        self.checkpoint.hold(true);
         std::future::poll_fn(|context| self.poll_rest(context, &mut durable)).await?;
         let sorted = Sorted { into, before: self.pipeline.records() };
         let tables = self.tables_of(into, from);
@@ -136,14 +152,12 @@ impl Store {
         Ok(durable)
     }
 
-    /// Ready when everything asked for is durable and no checkpoint runs. From then on none begins.
+    /// Ready when everything asked for is durable and no checkpoint runs.
     fn poll_rest(&mut self, context: &mut Context<'_>, durable: &mut Vec<Durable>) -> Poll<Result<(), Poison>> {
         loop {
             if let Some(poison) = &self.poison {
                 return Poll::Ready(Err(poison.clone()));
             }
-            // Not before: what waits for ring space waits for a checkpoint.
-            self.checkpoint.hold(self.pipeline.is_idle());
             match self.poll_durable(context) {
                 Poll::Ready(Ok(more)) => durable.extend(more),
                 Poll::Ready(Err(poison)) => return Poll::Ready(Err(poison)),
@@ -151,9 +165,7 @@ impl Store {
                 Poll::Pending if super::tests::is_planted(super::tests::Bug::SortBesideCheckpoint) => {
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Pending if self.pipeline.is_idle() && !self.checkpoint.is_active() => {
-                    return Poll::Ready(Ok(()));
-                }
+                Poll::Pending if self.is_at_rest() => return Poll::Ready(Ok(())),
                 Poll::Pending => return Poll::Pending,
             }
         }

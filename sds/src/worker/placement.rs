@@ -24,6 +24,7 @@ impl Worker {
         self.revoke(&before);
         self.forget_deleted(&before);
         self.publish_scrub();
+        let waiting = self.no_sort();
         // S19: what a backup calls in sync may have left its group since. Until the recovery is over nobody serves, and
         // what this device knows of before stays as it is.
         if self.map.recovering {
@@ -31,10 +32,7 @@ impl Worker {
         }
         match self.due_sorting() {
             Due::Nothing => self.take_configurations(),
-            Due::Sort(into) => {
-                self.pause_groups();
-                self.unsorted = Some(into);
-            }
+            Due::Sort(into) => self.sort_soon(into, waiting),
             Due::OldMap => {
                 tracing::error!(device = %self.own.device, "the map has fewer placement groups than the chunks here are sorted into; nothing of it is followed");
             }

@@ -18,8 +18,8 @@ use pflex_proto::{
 
 use super::{effects::Fetched, worker::Worker};
 use crate::{
-    replication::{BlockSums, Event, RoleName, Round, ScrubOutcome, Time, VerifiedChunk},
-    store::{BlockRange, Sorting},
+    replication::{BlockSums, Event, Round, ScrubOutcome, Time, VerifiedChunk},
+    store::{BlockRange, Sorting, was},
 };
 
 /// Between two looks at copies that seem to differ: one may be of a volume that is being deleted.
@@ -171,6 +171,7 @@ impl Worker {
             && now >= self.scrub.next_at
             && !((self.scrub.busy || self.is_filling()) && now.since(self.scrub.last_at) < BUSY_WAIT)
             && self.store.poison().is_none()
+            && !self.is_paused()
         {
             if self.scrub.order.is_some() {
                 self.choose_group();
@@ -203,10 +204,10 @@ impl Worker {
         self.scrub.completed = completed;
     }
 
-    /// Whether this device leads a group, so that it is looked at here, now or as soon as its epoch is open.
+    /// Whether this device leads a group, so that it is looked at here, now or as soon as its epoch is open. By the map: cores
+    /// have no role while groups double.
     fn leads(&self, pg: PgId) -> bool {
-        let role = self.slots.get(&pg).map(|slot| slot.core.status().role);
-        matches!(role, Some(RoleName::Serving | RoleName::Opening { .. }))
+        self.map.pgs.get(&pg).is_some_and(|config| config.primary == Some(self.own.device))
     }
 
     /// Whether the volumes of a chunk's tree are there. While one is deleted its copies go at their own times, so they
@@ -280,13 +281,17 @@ impl Worker {
     pub(super) fn publish_scrub(&mut self) {
         // A group that is led elsewhere by now is told of there. A new epoch of one that is led here changes nothing, nor that its
         // core has no role while groups double.
-        let Self { scrub, map, own, .. } = self;
+        let Self { scrub, map, own, store, .. } = self;
         let leads = |config: &std::sync::Arc<pflex_proto::pg::PgConfig>| config.primary == Some(own.device);
         scrub.unreadable.retain(|_, pg| map.pgs.get(pg).is_none_or(leads));
         let pass = scrub.order.map_or(0, |order| order.pass);
+        // Until the chunks are sorted as the map says: the group that this one is half of.
+        let sorting = store.sorting();
+        let whole =
+            |pg: PgId| sorting.filter(|known| known.pool == pg.pool).map_or(pg, |known| was(pg, known.pg_count));
         // By the map, not by roles: what beats say of it counts as of the map that they confirm.
         let open = |(pg, config): (&PgId, &std::sync::Arc<pflex_proto::pg::PgConfig>)| {
-            config.primary == Some(own.device) && !scrub.done.contains(pg)
+            config.primary == Some(own.device) && !scrub.done.contains(&whole(*pg))
         };
         let done = pass > 0 && scrub.left() == 0 && !map.pgs.iter().any(open);
         let counters = &self.counters;

@@ -1,9 +1,10 @@
 //! The placement groups of this device's pool double (S25): its chunks are sorted anew before any newer configuration is acted in.
 //!
-//! The map brings the larger count and the next epochs of all groups at once. The cores leave their roles, the loop waits until
-//! the store has sorted (for what is on its way to the journal, and for one small commit), and then each half of a group goes on
-//! from what the whole one knew. Only then the configurations are taken in: an old primary has stopped, and what is in the new
-//! ones is looked for in the right group.
+//! The map brings the larger count and the next epochs of all groups at once. Until the running checkpoint is over and no change
+//! waits for one the groups go on as before, as they would had the map come later ([`Unsorted`]). Then the cores leave their
+//! roles, and when what they asked for is durable the loop waits for one small commit, in which the store sorts. Each half of a
+//! group goes on from what the whole one knew. Only then the configurations are taken in: an old primary has stopped, and what is
+//! in the new ones is looked for in the right group.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +24,65 @@ pub(super) enum Due {
     OldMap,
 }
 
+/// Checkpoints that are done before the groups pause for a sorting although changes still wait: the one that runs when it becomes
+/// due, and one that those who waited then may need. Each takes a slow disk a second or more, and the copies of devices that are
+/// faster wait for this one.
+const PATIENT_ROUNDS: u64 = 2;
+
+/// A sorting that is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Unsorted {
+    into: Sorting,
+    /// The groups pause when so many checkpoints are done, at the latest.
+    by_round: u64,
+    /// The groups are paused.
+    paused: bool,
+}
+
+impl Unsorted {
+    /// Whether the groups pause.
+    const fn is_due(&self, quiet: bool, rounds: u64) -> bool {
+        quiet || rounds >= self.by_round
+    }
+}
+
 impl Worker {
+    /// Sorts as soon as that takes no longer than one commit; what is due already goes on from where it is.
+    pub(super) fn sort_soon(&mut self, into: Sorting, waiting: Option<Unsorted>) {
+        let by_round = self.store.stats().checkpoints + PATIENT_ROUNDS;
+        self.unsorted = Some(Unsorted { into, ..waiting.unwrap_or(Unsorted { into, by_round, paused: false }) });
+        self.store.expect_sort(true);
+    }
+
+    /// Nothing is to be sorted by the newest map; what was to be by the last one.
+    pub(super) fn no_sort(&mut self) -> Option<Unsorted> {
+        self.store.expect_sort(false);
+        self.unsorted.take()
+    }
+
+    /// Every turn of the loop. A device whose store has failed is opened anew, and sorts then.
+    pub(super) async fn sort_if_ready(&mut self) {
+        let Some(unsorted) = self.unsorted.filter(|_| self.store.poison().is_none()) else { return };
+        if !unsorted.paused {
+            if !unsorted.is_due(self.store.is_quiet(), self.store.stats().checkpoints) {
+                return;
+            }
+            self.unsorted = Some(Unsorted { paused: true, ..unsorted });
+            self.pause_groups();
+            self.settle();
+        }
+        if self.store.is_at_rest() {
+            self.unsorted = None;
+            self.sort(unsorted.into).await;
+            self.settle();
+        }
+    }
+
+    /// Between two roles no chunk can be looked at.
+    pub(super) fn is_paused(&self) -> bool {
+        self.unsorted.is_some_and(|unsorted| unsorted.paused)
+    }
+
     pub(super) fn due_sorting(&self) -> Due {
         let pool = self.map.devices.get(&self.own.device).and_then(|device| device.pool);
         let Some(pool) = pool.and_then(|pool| self.map.pools.get(&pool)) else { return Due::Nothing };
@@ -37,7 +96,7 @@ impl Worker {
 
     /// Ends the roles of all groups: nothing may be on its way when the chunks are sorted. Nor is a configuration of before acted
     /// in afterwards, by what is only half of the group by then.
-    pub(super) fn pause_groups(&mut self) {
+    fn pause_groups(&mut self) {
         self.memory.withdraw();
         let mut effects = Vec::new();
         let groups: Vec<PgId> = self.slots.keys().copied().collect();
@@ -55,7 +114,7 @@ impl Worker {
     }
 
     /// Sorts, and goes on with the map that brought the larger count.
-    pub(super) async fn sort(&mut self, into: Sorting) {
+    async fn sort(&mut self, into: Sorting) {
         let known = self.store.sorting().filter(|known| known.pool == into.pool);
         // Before it was told it had as many groups as the pool was made with.
         let first = self.map.pools.get(&into.pool).map_or(into.pg_count, |pool| pool.first_pg_count);
@@ -123,11 +182,13 @@ mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
     use bytes::Bytes;
+    use futures::FutureExt as _;
     use pflex_common::map::ClusterMap;
     use pflex_proto::{geometry::pg_of, ids::*, pb};
 
     use super::*;
     use crate::{
+        device::{Fault, FaultyDevice, Injected, OpKind},
         replication::{Body, Event, Message, RoleName, Round},
         store::{BlockRange, Client, KnownConfig, Lane, OrderedWrite, Origin, Run, Store, StoreConfig},
         worker::testing,
@@ -143,23 +204,27 @@ mod tests {
         ChunkId { vtree: VtreeId(5), layer: LayerId(0), index: ChunkIndex(n) }
     }
 
+    fn write(pg: PgId, chunk: ChunkId, epoch: u64, n: u64) -> OrderedWrite {
+        OrderedWrite {
+            pg,
+            chunk,
+            version: Version { epoch: Epoch(epoch), sequence: Sequence(n) },
+            run: Run::data(BlockRange::WHOLE, Bytes::from(vec![7; BlockRange::WHOLE.bytes()])),
+            origin: Origin { client: Client::default(), operation: OperationId(n), low_water: OperationId(0) },
+            watermark: Sequence(n / 2),
+            volatility: VolatilityId(1),
+            lane: Lane::Client,
+        }
+    }
+
     /// Group 1 has chunks here and no row: half a copy, on its way out. Group 0 is whole, in epoch 3.
     async fn disk() -> (Arc<crate::device::MemoryDevice>, Arc<crate::store::MemoryMeta>) {
         let (device, meta) = testing::disk();
         let config = StoreConfig { cluster: testing::CLUSTER, sds: SdsId(1) };
         let (mut store, _) = Store::open(Arc::clone(&device) as Arc<_>, Arc::clone(&meta) as Arc<_>, config).unwrap();
         for n in 1..=CHUNKS {
-            let write = OrderedWrite {
-                pg: pg(pg_of(VtreeId(5), ChunkIndex(n), 2).0),
-                chunk: chunk(n),
-                version: Version { epoch: Epoch(3), sequence: Sequence(n) },
-                run: Run::data(BlockRange::WHOLE, Bytes::from(vec![7; BlockRange::WHOLE.bytes()])),
-                origin: Origin { client: Client::default(), operation: OperationId(n), low_water: OperationId(0) },
-                watermark: Sequence(n / 2),
-                volatility: VolatilityId(1),
-                lane: Lane::Client,
-            };
-            store.apply(write).unwrap();
+            let pg = pg(pg_of(VtreeId(5), ChunkIndex(n), 2).0);
+            store.apply(write(pg, chunk(n), 3, n)).unwrap();
         }
         let known = KnownConfig {
             generation: ClusterGeneration(1),
@@ -203,9 +268,7 @@ mod tests {
 
     async fn take(worker: &mut Worker, map: ClusterMap) {
         worker.on_map(Arc::new(map));
-        if let Some(into) = worker.unsorted.take() {
-            worker.sort(into).await;
-        }
+        worker.sort_if_ready().await;
         // The disk in memory has it at once.
         worker.on_remembered(Ok(()));
         worker.decide();
@@ -259,14 +322,14 @@ mod tests {
             // A map of before whose rows are on their way when the groups double goes to no core.
             worker.on_map(Arc::new(map(8, 7, own)));
             worker.on_map(Arc::new(map(16, 8, own)));
-            let into = worker.unsorted.take().expect("twice as many");
             // Nothing is left in the store of group 1, and its core does not know that yet.
             worker.slot(pg(1));
             while worker.store.report(pg(1)).is_some() {
                 worker.store.drop_some(pg(1), 100).unwrap();
                 drop(worker.store.durable().await);
             }
-            worker.sort(into).await;
+            worker.sort_if_ready().await;
+            assert_eq!(worker.store.sorting().unwrap().pg_count, 16);
             worker.on_remembered(Ok(()));
             worker.decide();
             assert_eq!(
@@ -281,6 +344,84 @@ mod tests {
             // An older map, of before.
             take(&mut worker, map(4, 9, own)).await;
             assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(8), "nothing of it is followed");
+        };
+        tokio::task::LocalSet::new().run_until(double).await;
+    }
+
+    #[tokio::test]
+    async fn a_device_whose_disk_is_slow_goes_on_until_it_can_sort_and_answers_while_it_waits() {
+        let double = async {
+            let (memory, meta) = disk().await;
+            let device = FaultyDevice::new(memory);
+            let delay = |kind| device.inject(Fault { kind, after: 0, within: None, injected: Injected::Delay });
+            let (config, _reports) = testing::config(device.clone(), &meta);
+            let (_commands, commands) = tokio::sync::mpsc::channel(1);
+            let mut worker = Worker::new(config, Arc::default(), commands);
+            let own = worker.own;
+            take(&mut worker, map(2, 4, own)).await;
+            let role = |worker: &Worker| worker.slots[&pg(0)].core.status().role;
+            let count = |worker: &Worker| worker.store.sorting().map(|sorting| sorting.pg_count);
+            let change = |worker: &mut Worker, sequence| {
+                let n = (1..=CHUNKS).find(|n| pg_of(VtreeId(5), ChunkIndex(*n), 2).0 == 0).unwrap();
+                // Small enough for the journal.
+                let blocks = BlockRange::new(0, 8).unwrap();
+                let run = Run::data(blocks, Bytes::from(vec![8; blocks.bytes()]));
+                worker.store.apply(OrderedWrite { run, ..write(pg(0), chunk(n), 4, sequence) }).unwrap();
+            };
+            let mut sequence = 100;
+            while worker.store.stats().journal_used_bytes <= worker.store.stats().journal_bytes / 64 {
+                sequence += 1;
+                change(&mut worker, sequence);
+                drop(worker.store.durable().await);
+            }
+            delay(OpKind::Write);
+            worker.store.use_rest();
+            worker.store.use_rest();
+            assert!(!worker.store.is_quiet(), "a checkpoint runs, and the disk takes its time");
+
+            worker.on_map(Arc::new(map(8, 5, own)));
+            assert!(worker.sort_if_ready().now_or_never().is_some(), "the loop turns");
+            assert_eq!(count(&worker), Some(2));
+            assert!(matches!(role(&worker), RoleName::Opening { .. }), "the group goes on");
+            assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(4));
+            // A newer map of the same count takes nothing back, and is not acted in either.
+            worker.on_map(Arc::new(map(8, 6, own)));
+
+            delay(OpKind::WriteDurable);
+            change(&mut worker, sequence + 1);
+            device.release();
+            assert!(worker.store.durable().now_or_never().is_none(), "the checkpoint is over, a change is on its way");
+            assert!(worker.sort_if_ready().now_or_never().is_some(), "the loop turns");
+            assert_eq!((count(&worker), role(&worker)), (Some(2), RoleName::Outside), "nothing new is taken on");
+            worker.on_tick();
+            worker.decide();
+
+            device.release();
+            let durable = worker.store.durable().await;
+            worker.on_durable(durable);
+            worker.sort_if_ready().await;
+            worker.on_remembered(Ok(()));
+            worker.decide();
+            assert_eq!((count(&worker), worker.slots[&pg(0)].core.status().epoch), (Some(8), Epoch(6)));
+        };
+        tokio::task::LocalSet::new().run_until(double).await;
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_never_quiet_is_sorted_all_the_same() {
+        let double = async {
+            let (memory, meta) = disk().await;
+            let (config, _reports) = testing::config(memory, &meta);
+            let (_commands, commands) = tokio::sync::mpsc::channel(1);
+            let mut worker = Worker::new(config, Arc::default(), commands);
+            let own = worker.own;
+            take(&mut worker, map(2, 4, own)).await;
+            worker.on_map(Arc::new(map(4, 5, own)));
+            let unsorted = worker.unsorted.unwrap();
+            assert!(!unsorted.is_due(false, unsorted.by_round - 1), "the checkpoint that ran, and one more");
+            assert!(unsorted.is_due(false, unsorted.by_round) && unsorted.is_due(true, 0));
+            worker.on_map(Arc::new(map(8, 6, own)));
+            assert_eq!(worker.unsorted.unwrap().by_round, unsorted.by_round, "another map does not begin anew");
         };
         tokio::task::LocalSet::new().run_until(double).await;
     }

@@ -34,6 +34,7 @@ use super::{
     pending::{Asks, Pending, PendingRequests},
     resync::Resync,
     scrub::Scrub,
+    sorting::Unsorted,
     thread::WorkerConfig,
 };
 use crate::{
@@ -113,8 +114,8 @@ pub(super) struct Worker {
     pub(super) departed: Departed,
     pub(super) resync: Resync,
     pub(super) scrub: Scrub,
-    /// The groups of the pool have doubled, and the cores are paused for it.
-    pub(super) unsorted: Option<store::Sorting>,
+    /// The groups of the pool have doubled, and the chunks are not sorted yet.
+    pub(super) unsorted: Option<Unsorted>,
     /// One for each row that is being deleted.
     pub(super) forgotten: mpsc::UnboundedSender<(PgId, Result<(), MetaError>)>,
     lanes: Lanes,
@@ -237,10 +238,7 @@ impl Worker {
                 _ = tick.tick() => self.on_tick(),
             }
             self.settle();
-            if let Some(into) = self.unsorted.take() {
-                self.sort(into).await;
-                self.settle();
-            }
+            self.sort_if_ready().await;
             self.counters.turns.fetch_add(1, Ordering::Relaxed);
         };
         self.stop(stopped).await;
@@ -318,7 +316,7 @@ impl Worker {
         }
     }
 
-    fn on_tick(&mut self) {
+    pub(super) fn on_tick(&mut self) {
         let now = MonotonicTime::now();
         for pg in self.slots.keys() {
             self.events.push_back((*pg, Event::Tick { jitter: rand::random() }));
@@ -359,7 +357,8 @@ impl Worker {
 
     /// Frees some space of deleted volumes and of copies that lost their place, unless changes wait for the journal already.
     fn purge(&mut self) {
-        if self.store.stats().waiting_changes > 0 || self.store.poison().is_some() {
+        // Nor while the chunks are to be sorted: a group of which nothing is left would take a configuration of after it.
+        if self.store.stats().waiting_changes > 0 || self.store.poison().is_some() || self.unsorted.is_some() {
             return;
         }
         let Some(tree) = self.orphans.next(&self.map) else { return self.drop_departed() };
@@ -456,7 +455,7 @@ impl Worker {
     }
 
     /// After every event: decide until nothing is left to decide, then let the sockets have what is queued.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.decide();
         self.fill_copies();
         if self.renew_leases {
