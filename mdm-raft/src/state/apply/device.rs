@@ -229,6 +229,7 @@ impl State {
             return Err(Refusal::new(ErrorCode::NotFound, object, "there is no device of this id"));
         }
         self.not_recovering(&object)?;
+        self.drains_can_do_without(id)?;
         if !self.leave_pool(id) {
             return Err(self.holds_copies(id));
         }
@@ -260,6 +261,7 @@ impl State {
                 Err(Refusal::new(ErrorCode::AlreadyExists, object, format!("it is in pool {} already", assign.pool)))
             };
         }
+        self.drains_can_do_without(id)?;
         if !self.leave_pool(id) {
             return Err(self.holds_copies(id));
         }

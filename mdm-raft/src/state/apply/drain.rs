@@ -1,8 +1,11 @@
 //! Devices that are emptied (drained): an operator takes a device, or a whole SDS, out for good. From then on they get no
 //! copies, and those they have move away one after the other (`liveness::moves`), without any group ever having fewer.
 //!
-//! What is proven first, in the log's order: the other devices of each pool can take it all, apart from one another (I5) and
-//! with room for what is stored and for what was promised. What comes in between later, the jobs say (`drain_waits_for`).
+//! What is proven first, in the log's order: the devices of each pool that would be left can take it all, apart from one
+//! another (I5) and with room for what is stored and for what was promised. All is what every device of the pool that is
+//! being emptied still holds, also for a protected maintenance: a server without copies may be the only place that an
+//! earlier drain was promised. The same holds when an empty device leaves its pool. What comes in between later, the jobs
+//! say (`drain_waits_for`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,7 +84,8 @@ impl State {
         comes.into_iter().for_each(|pg| self.call_off_one(pg));
     }
 
-    /// Whether the other `candidates` of their pools can take what these devices have, as far as is known how much that is.
+    /// Whether the other `candidates` of their pools can take what these devices have, and those that are being emptied
+    /// already, as far as is known how much that is.
     pub(super) fn can_do_without(
         &self,
         gone: &BTreeSet<DeviceId>,
@@ -92,9 +96,23 @@ impl State {
         let pools: BTreeSet<PoolId> =
             gone.iter().filter_map(|id| self.devices.get(*id).and_then(|device| device.pool)).collect();
         pools.into_iter().try_for_each(|pool| {
-            let rest = candidates(self, pool).into_iter().filter(|candidate| !gone.contains(&candidate.device));
-            self.can_take(pool, gone, &rest.collect::<Vec<_>>(), used.get(&pool).copied())
+            let emptied: BTreeSet<DeviceId> =
+                self.draining_in(pool).map(|device| device.id).chain(gone.clone()).collect();
+            let rest = candidates(self, pool).into_iter().filter(|candidate| !emptied.contains(&candidate.device));
+            self.can_take(pool, &emptied, &rest.collect::<Vec<_>>(), used.get(&pool).copied())
         })
+    }
+
+    /// Refuses that an empty device leaves its pool while others are being emptied that have no place without it.
+    pub(super) fn drains_can_do_without(&self, id: DeviceId) -> Result<(), Refusal> {
+        let Some(pool) = self.devices.get(id).and_then(|device| device.pool) else { return Ok(()) };
+        let candidates = self.candidates_in_the_end(pool);
+        // One that holds something is refused for that, and one that may be given nothing is no place for a drain.
+        if self.copies_on(id) > 0 || !candidates.iter().any(|candidate| candidate.device == id) {
+            return Ok(());
+        }
+        self.can_do_without(&BTreeSet::from([id]), &[], Self::candidates_in_the_end)
+            .map_err(|why| Refusal::new(ErrorCode::Precondition, format!("device {id}"), why))
     }
 
     fn to_be_drained(&self, drain: &proto::Drain) -> Result<(String, BTreeSet<DeviceId>), Refusal> {
@@ -113,18 +131,20 @@ impl State {
         Ok((format!("sds {}", drain.sds), self.devices_of(id).map(|device| device.id).collect()))
     }
 
-    /// Whether the `rest` of a pool's devices can take what these have.
+    /// Whether the `rest` of a pool's devices can take what all have that are to be empty.
     fn can_take(
         &self,
         pool: PoolId,
-        gone: &BTreeSet<DeviceId>,
+        emptied: &BTreeSet<DeviceId>,
         rest: &[Candidate],
         used: Option<u64>,
     ) -> Result<(), String> {
         let Some(row) = self.pools.get(pool) else { return Ok(()) };
         let held: Vec<PgId> =
-            self.pgs_of(pool).filter(|pg| pg.replicas.iter().any(|id| gone.contains(id))).map(|pg| pg.id).collect();
+            self.pgs_of(pool).filter(|pg| pg.replicas.iter().any(|id| emptied.contains(id))).map(|pg| pg.id).collect();
         let Some(first) = held.first() else { return Ok(()) };
+        let before = self.draining_in(pool).any(|device| self.copies_on(device.id) > 0);
+        let or_elsewhere = if before { ", or on devices that are being emptied already" } else { "" };
         let (domains, copies) = (placement::fault_domains(rest), row.copies as usize);
         if domains < copies {
             let named = held.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -133,8 +153,8 @@ impl State {
                 more => format!(" and {more} more"),
             };
             return Err(format!(
-                "placement groups {named}{more} of pool {} have a copy there, and {copies} copies that fail apart (I5) need as \
-                 many SDSs or fault sets with a device in service: {domains} would be left; add one first",
+                "placement groups {named}{more} of pool {} have a copy there{or_elsewhere}, and {copies} copies that fail apart \
+                 (I5) need as many SDSs or fault sets with a device in service: {domains} would be left; add one first",
                 row.name
             ));
         }
@@ -142,7 +162,7 @@ impl State {
         if let Some(used) = used.filter(|used| *used > capacity) {
             return Err(format!(
                 "the other devices of pool {} have {capacity} bytes, and its copies hold {used} (placement group {first} and \
-                 {} more have one there); add a device first",
+                 {} more have one there{or_elsewhere}); add a device first",
                 row.name,
                 held.len() - 1
             ));

@@ -5,6 +5,7 @@ mod bad_tokens;
 mod chosen;
 mod clocks;
 mod doubling;
+mod drains;
 mod events;
 mod health;
 mod homes;

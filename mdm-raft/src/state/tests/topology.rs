@@ -22,7 +22,7 @@ pub(super) fn assign(device_id: u32, pool: &str) -> Body {
     Body::AssignDevice(proto::AssignDevice { device_id, pool: pool.into(), if_not_exists: false })
 }
 
-fn remove(device_id: u32) -> Body {
+pub(super) fn remove(device_id: u32) -> Body {
     Body::RemoveDevice(proto::RemoveDevice { device_id })
 }
 
