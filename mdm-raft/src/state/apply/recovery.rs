@@ -109,7 +109,8 @@ impl State {
     }
 
     /// How many groups each pool is to have that a device reports of: as many as its chunks are sorted into, for then the
-    /// groups have doubled after the backup (S25). Once the recovery is over they stay as they are.
+    /// groups have doubled after the backup (S25). One that has no copy says so of the pool it is sorted for. Once the
+    /// recovery is over they stay as they are.
     fn counts_to_come(
         &self,
         object: &str,
@@ -121,7 +122,8 @@ impl State {
             return Err(invalid(object, format!("its chunks cannot be sorted into {pg_count} placement groups")));
         }
         let mut counts = BTreeMap::new();
-        for pool in groups.iter().filter_map(|(pg, _)| self.pools.get(pg.pool)) {
+        let of_groups = groups.iter().map(|(pg, _)| pg.pool);
+        for pool in of_groups.chain([sorted.pool]).filter_map(|pool| self.pools.get(pool)) {
             self.is_sorted_by_now(object, pool, sorted.of(pool.id))?;
             counts.insert(pool.id, pool.pg_count.max(sorted.of(pool.id)));
         }

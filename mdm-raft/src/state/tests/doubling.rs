@@ -438,6 +438,25 @@ fn the_report_that_doubles_is_in_the_audit() {
     }
 }
 
+/// All that had copies are lost: the one that had none yet is sorted for the pool all the same, and says so.
+#[test]
+fn a_device_without_copies_tells_of_a_doubling_too() {
+    let mut before = super::leader::and_one(3);
+    let backup = before.state.dump();
+    before.ok(double(16));
+    let mut world = restored(&backup);
+    let Body::ReportGroups(said) = report(&world, &before.state, 4, 24, 2) else { unreachable!() };
+    assert_eq!((said.groups.as_slice(), said.pg_count), (&[][..], 16));
+    let elsewhere = proto::ReportGroups { sorted_pool_id: POOL.get() + 70, last: false, ..said.clone() };
+    world.ok(Body::ReportGroups(elsewhere));
+    assert_eq!((pool(&world).pg_count, groups(&world).len()), (8, 8), "no pool that there is");
+    world.ok(Body::ReportGroups(said));
+    assert_eq!((pool(&world).pg_count, groups(&world).len()), (16, 16));
+    world.ok(sorted(4, 24, 2, 16));
+    world.ok(end(&["s1", "s2", "s3"]));
+    assert!(world.reloaded() == world.state);
+}
+
 /// The device that was away when the groups doubled has the only copy of one: what it says of the whole it says of both.
 #[test]
 fn a_device_that_never_heard_of_the_doubling_counts_in_both_halves() {
