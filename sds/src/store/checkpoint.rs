@@ -27,7 +27,7 @@ use super::{
     pipeline::Event,
     record::UnitId,
     ring::Position,
-    sort::Sorted,
+    sort::SortedPools,
 };
 use crate::device::{Op, Outcome};
 
@@ -239,7 +239,7 @@ impl Store {
         // What was not captured, or changed since, keeps its journal groups.
         active.tail = self.dirty.oldest().map_or(self.pipeline.folded, |oldest| oldest.min(self.pipeline.folded));
         let mut rows = mem::take(&mut active.rows);
-        let row = device_row(self.superblock.generation, active.tail, self.sorted);
+        let row = device_row(self.superblock.generation, active.tail, &self.sorted);
         rows.rows.push((MetaTable::Devices, Vec::new(), Some(row)));
         let sender = self.sender.clone();
         let done = move |result| drop(sender.send(Event::MetaCommitted(result)));
@@ -290,16 +290,15 @@ impl Active {
     }
 }
 
-/// The device's row: format u8, generation u64, tail lsn u64, tail sequence u64; in format 2 then of [`Sorted`] the pool u32, the
-/// number of its groups u32, the record u64.
-pub(super) fn device_row(generation: u64, tail: Position, sorted: Option<Sorted>) -> Vec<u8> {
-    let mut out = vec![if sorted.is_some() { 2 } else { 1 }];
+/// The device's row: format u8, generation u64, tail lsn u64, tail sequence u64; in format 2 then one [`super::sort::Sorted`], which is the pool
+/// u32, the number of its groups u32, the record u64; in format 3 several after their number u32.
+pub(super) fn device_row(generation: u64, tail: Position, sorted: &SortedPools) -> Vec<u8> {
+    let mut end = Vec::new();
+    let mut out = vec![sorted.encode(&mut end)];
     generation.encode(&mut out);
     tail.lsn.encode(&mut out);
     tail.sequence.encode(&mut out);
-    if let Some(sorted) = sorted {
-        sorted.encode(&mut out);
-    }
+    out.extend(end);
     out
 }
 

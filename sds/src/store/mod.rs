@@ -50,7 +50,7 @@ use self::{
     pg::Pg,
     pipeline::{Event, Pipeline},
     ring::{Position, Ring},
-    sort::Sorted,
+    sort::SortedPools,
     space::Space,
 };
 pub use self::{
@@ -115,7 +115,7 @@ pub struct Store {
     /// Boxed: nearly half of a map's places are empty.
     chunks: BTreeMap<ChunkId, Box<Chunk>>,
     pgs: BTreeMap<PgId, Pg>,
-    sorted: Option<Sorted>,
+    sorted: SortedPools,
     space: Space,
     ring: Ring,
     dirty: DirtyIndex,

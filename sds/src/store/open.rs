@@ -29,7 +29,7 @@ use super::{
     read::Readers,
     record::{Kind, Record},
     ring::{Identity, Position, Replay, Ring},
-    sort::{Sorted, Sorting},
+    sort::{SortedPools, Sorting},
     space::Space,
     types::PgReport,
 };
@@ -178,17 +178,18 @@ impl Store {
             // Unknown here, and made for another server: emptying it could cost the last copy of something.
             return Err(OpenError::OtherServer { found: superblock.sds, expected: config.sds });
         }
-        let sorted = row.and_then(|row| row.sorted);
-        let tail = row.filter(|row| row.generation == superblock.generation).map(|row| row.tail);
+        let generation = row.as_ref().map_or(0, |row| row.generation);
+        let row = row.filter(|row| row.generation == superblock.generation);
+        let tail = row.as_ref().map(|row| row.tail);
         if tail.is_none() {
             superblock.emptied = true;
             // The chunk table is gone, so nobody knows which bytes are whose. It joins empty, under a new generation
             // that makes the old journal unreadable. Row first: a crash in between ends here again.
-            superblock.generation = superblock.generation.max(row.map_or(0, |row| row.generation)) + 1;
+            superblock.generation = superblock.generation.max(generation) + 1;
             clear_rows(meta.as_ref(), &superblock)?;
         }
         let configs = known_configs(meta.as_ref(), superblock.uuid)?;
-        let sorted = sorted.filter(|_| tail.is_some());
+        let sorted = row.map(|row| row.sorted).unwrap_or_default();
         let tail = tail.unwrap_or(Position::START);
         let recovered = Recovered::load(device.as_ref(), meta.as_ref(), &superblock, tail, sorted)?;
         superblock.sequence += 1;
@@ -304,27 +305,23 @@ fn clear_rows(meta: &dyn MetaStore, superblock: &Superblock) -> Result<(), OpenE
             batch.rows.push((table, key, None));
         }
     }
-    let row = device_row(superblock.generation, Position::START, None);
+    let row = device_row(superblock.generation, Position::START, &SortedPools::default());
     batch.rows.push((MetaTable::Devices, Vec::new(), Some(row)));
     Ok(commit_now(meta, superblock.uuid, batch)?)
 }
 
-#[derive(Clone, Copy)]
 struct DeviceRow {
     generation: u64,
     tail: Position,
-    sorted: Option<Sorted>,
+    sorted: SortedPools,
 }
 
 fn decode_device_row(row: &[u8]) -> Result<DeviceRow, CodecError> {
     let mut reader = Reader::new(row);
     let format: u8 = reader.get()?;
-    if !(1..=2).contains(&format) {
-        return Err(CodecError::BadTag { what: "device row format", value: format.into() });
-    }
     let generation = reader.get()?;
     let tail = Position { lsn: reader.get()?, sequence: reader.get()? };
-    let sorted = if format == 2 { Some(reader.get()?) } else { None };
+    let sorted = SortedPools::decode(format, &mut reader)?;
     reader.finish()?;
     Ok(DeviceRow { generation, tail, sorted })
 }
@@ -363,7 +360,7 @@ const fn inconsistent(reason: String) -> OpenError {
 struct Recovered {
     chunks: BTreeMap<ChunkId, (PgId, Stable)>,
     pgs: BTreeMap<PgId, (u64, Operations)>,
-    sorted: Option<Sorted>,
+    sorted: SortedPools,
     dirty: DirtyIndex,
     tail: Position,
     head: Position,
@@ -377,7 +374,7 @@ impl Recovered {
         meta: &dyn MetaStore,
         superblock: &Superblock,
         tail: Position,
-        sorted: Option<Sorted>,
+        sorted: SortedPools,
     ) -> Result<Self, OpenError> {
         let mut recovered = Self::rows(meta, superblock.uuid, tail, sorted)?;
         let identity =
@@ -403,13 +400,13 @@ impl Recovered {
         Ok(recovered)
     }
 
-    fn rows(meta: &dyn MetaStore, uuid: DeviceUuid, tail: Position, sorted: Option<Sorted>) -> Result<Self, OpenError> {
+    fn rows(meta: &dyn MetaStore, uuid: DeviceUuid, tail: Position, sorted: SortedPools) -> Result<Self, OpenError> {
         let (mut chunks, mut pgs, mut last) = (BTreeMap::new(), BTreeMap::new(), 0);
         for (key, row) in meta.rows(uuid, MetaTable::Chunks)? {
             let (pg, stable) = Stable::decode_row(&row).map_err(codec("chunk row"))?;
             last = stable.record.max(last);
             let id = chunk_of_key(&key).ok_or_else(|| inconsistent(format!("chunk key {key:?}")))?;
-            chunks.insert(id, (group_of(sorted, pg, id), stable));
+            chunks.insert(id, (sorted.group_of(pg, id), stable));
         }
         for (key, row) in meta.rows(uuid, MetaTable::Pgs)? {
             let (record, table) = Operations::decode_row(&row).map_err(codec("placement group row"))?;
@@ -418,7 +415,7 @@ impl Recovered {
             pgs.insert(id, (record, table));
         }
         let dirty = DirtyIndex::default();
-        let last = sorted.map_or(last, |sorted| last.max(sorted.before - 1));
+        let last = last.max(sorted.newest_record());
         Ok(Self { chunks, pgs, sorted, dirty, tail, head: tail, next_record: last + 1, groups: 0 })
     }
 
@@ -427,7 +424,7 @@ impl Recovered {
         self.next_record = self.next_record.max(number + 1);
         let mut id = record.pg;
         if record.kind.is_of_chunk() {
-            id = group_of(self.sorted, record.pg, record.chunk);
+            id = self.sorted.group_of(record.pg, record.chunk);
             let (pg, stable) = self.chunks.entry(record.chunk).or_insert((id, Stable::default()));
             if number > stable.record {
                 *pg = id;
@@ -438,7 +435,7 @@ impl Recovered {
                 }
             }
         }
-        if self.sorted.is_some_and(|sorted| number < sorted.before) && !self.pgs.contains_key(&id) {
+        if self.sorted.of(id.pool).is_some_and(|sorted| number < sorted.before) && !self.pgs.contains_key(&id) {
             return;
         }
         let (last, table) = self.pgs.entry(id).or_default();
@@ -451,11 +448,6 @@ impl Recovered {
             }
         }
     }
-}
-
-/// Rows and records of before a sorting name the group that the chunk was in then.
-fn group_of(sorted: Option<Sorted>, pg: PgId, chunk: ChunkId) -> PgId {
-    sorted.map_or(pg, |sorted| sorted.into.group_of(pg, chunk))
 }
 
 fn chunk_of_key(key: &[u8]) -> Option<ChunkId> {

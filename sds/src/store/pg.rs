@@ -180,15 +180,6 @@ impl Pg {
         Self { visible: table.clone(), durable: table, record, ..Self::default() }
     }
 
-    /// The group that some of the chunks go to, when nothing is on its way (S25). It is dropped if this one is.
-    pub(super) fn part(&mut self, table: Operations, goes: impl Fn(ChunkId) -> bool) -> Self {
-        debug_assert!(self.outstanding.is_empty() && self.queued == 0, "everything is durable");
-        let mut part = Self { dropping: self.dropping, ..Self::new(self.record, table) };
-        part.by_version = self.by_version.extract_if(.., |(_, _, chunk)| goes(*chunk)).collect();
-        part.unsynced = self.unsynced.extract_if(.., |chunk| goes(*chunk)).collect();
-        part
-    }
-
     /// Keeps the index in step with a chunk's visible state.
     pub(super) fn reindex(&mut self, chunk: ChunkId, old: Option<Option<Version>>, new: Option<Option<Version>>) {
         match old {

@@ -70,6 +70,68 @@ pub(super) struct Sorted {
 
 wire_fields!(Sorting { pool, pg_count });
 
+/// Pools of a device's row: the one it is in and those it was in, as long as groups of them are here.
+const MAX_POOLS: usize = 1024;
+
+/// Of each pool that the device has groups of; the pool that it is in comes last. A device may be given to another pool, and back
+/// while its old copies are still there.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct SortedPools(Vec<Sorted>);
+
+impl SortedPools {
+    pub(super) fn of(&self, pool: PoolId) -> Option<Sorted> {
+        self.0.iter().find(|sorted| sorted.into.pool == pool).copied()
+    }
+
+    pub(super) fn last(&self) -> Option<Sorted> {
+        self.0.last().copied()
+    }
+
+    /// Rows and records of before a sorting name the group that the chunk was in then.
+    pub(super) fn group_of(&self, pg: PgId, chunk: ChunkId) -> PgId {
+        self.of(pg.pool).map_or(pg, |sorted| sorted.into.group_of(pg, chunk))
+    }
+
+    /// No record is older than this.
+    pub(super) fn newest_record(&self) -> u64 {
+        self.0.iter().map(|sorted| sorted.before - 1).max().unwrap_or_default()
+    }
+
+    /// With this one as the last; of pools that nothing is here of nothing is kept.
+    fn with(&self, sorted: Sorted, is_here: impl Fn(PoolId) -> bool) -> Self {
+        let others = self.0.iter().filter(|other| other.into.pool != sorted.into.pool && is_here(other.into.pool));
+        let others: Vec<_> = others.copied().collect();
+        // The oldest go if there are too many, which nobody has seen: a device keeps old copies for a minute.
+        let too_many = (others.len() + 1).saturating_sub(MAX_POOLS);
+        Self(others.into_iter().skip(too_many).chain([sorted]).collect())
+    }
+
+    /// The end of the device's row, and its format.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) -> u8 {
+        match self.0.as_slice() {
+            [] => 1,
+            [one] => {
+                one.encode(out);
+                2
+            }
+            all => {
+                (all.len() as u32).encode(out);
+                all.iter().for_each(|sorted| sorted.encode(out));
+                3
+            }
+        }
+    }
+
+    pub(super) fn decode(format: u8, reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        match format {
+            1 => Ok(Self::default()),
+            2 => Ok(Self(vec![reader.get()?])),
+            3 => Ok(Self(reader.list(MAX_POOLS)?)),
+            other => Err(CodecError::BadTag { what: "device row format", value: other.into() }),
+        }
+    }
+}
+
 impl Wire for Sorted {
     fn encode(&self, out: &mut Vec<u8>) {
         self.into.encode(out);
@@ -82,14 +144,27 @@ impl Wire for Sorted {
             let value = u64::from(sorted.into.pg_count);
             return Err(CodecError::BadTag { what: "number of placement groups", value });
         }
+        if sorted.before == 0 {
+            return Err(CodecError::BadTag { what: "first record after a sorting", value: 0 });
+        }
         Ok(sorted)
     }
 }
 
 impl Store {
-    /// Into how many groups the chunks are sorted; none: nobody has said yet.
+    /// The pool that the device is in, and into how many groups its chunks are sorted; none: nobody has said yet.
     pub fn sorting(&self) -> Option<Sorting> {
-        self.sorted.map(|sorted| sorted.into)
+        self.sorted.last().map(|sorted| sorted.into)
+    }
+
+    /// Into how many groups the chunks of a pool are sorted; none: nobody has said yet.
+    pub fn sorting_of(&self, pool: PoolId) -> Option<Sorting> {
+        self.sorted.of(pool).map(|sorted| sorted.into)
+    }
+
+    /// Groups of which there is anything here.
+    pub fn groups(&self) -> impl Iterator<Item = PgId> {
+        self.pgs.keys().copied()
     }
 
     /// A sorting is due, or is not any more. While it is, no checkpoint begins that nobody waits for.
@@ -122,6 +197,7 @@ impl Store {
         self.checkpoint.hold(true);
         std::future::poll_fn(|context| self.poll_rest(context, &mut durable)).await?;
         let sorted = Sorted { into, before: self.pipeline.records() };
+        let sorted = self.sorted.with(sorted, |pool| self.pgs.keys().any(|pg| pg.pool == pool));
         let tables = self.tables_of(into, from);
         let mut rows = Vec::with_capacity(tables.len() + configs.len() + 1);
         for (id, table) in &tables {
@@ -133,7 +209,7 @@ impl Store {
             rows.clear();
         }
         rows.extend(configs.iter().map(|(id, known)| (Table::Configs, pg::row_key(*id), Some(known.encode_row()))));
-        let row = device_row(self.superblock.generation, self.ring.tail, Some(sorted));
+        let row = device_row(self.superblock.generation, self.ring.tail, &sorted);
         rows.push((Table::Devices, Vec::new(), Some(row)));
         let (sender, committed) = oneshot::channel();
         self.meta.commit(self.superblock.uuid, Batch { rows }, Box::new(move |result| drop(sender.send(result))));
@@ -145,7 +221,7 @@ impl Store {
         if let Some(poison) = &self.poison {
             return Err(poison.clone());
         }
-        self.sorted = Some(sorted);
+        self.sorted = sorted;
         self.take_apart(into, from, tables);
         self.checkpoint.hold(false);
         self.settle();
@@ -171,11 +247,13 @@ impl Store {
         }
     }
 
-    /// What each group of the pool knows afterwards. Everything is durable, so visible and durable are the same.
+    /// What each group of the pool knows afterwards. Everything is durable, so visible and durable are the same. A half that is
+    /// here already is no half of this: it knows what it knew, and gets its chunks.
     fn tables_of(&self, into: Sorting, from: u32) -> BTreeMap<PgId, pg::Operations> {
         let mut tables = BTreeMap::new();
         for (id, entry) in self.pgs.iter().filter(|(id, _)| id.pool == into.pool) {
-            for half in into.halves(*id, from).chain([*id]) {
+            let halves = into.halves(*id, from).filter(|half| !self.pgs.contains_key(half));
+            for half in halves.chain([*id]) {
                 let mut table = entry.durable.clone();
                 table.retain_chunks(|chunk| into.group_of(half, chunk) == half);
                 tables.insert(half, table);
@@ -186,19 +264,23 @@ impl Store {
 
     fn take_apart(&mut self, into: Sorting, from: u32, tables: BTreeMap<PgId, pg::Operations>) {
         for (id, table) in tables {
-            let parent = was(id, from);
             self.space.release(id);
-            if id != parent
-                && let Some(entry) = self.pgs.get_mut(&parent)
-            {
-                let half = entry.part(table, |chunk| into.group_of(id, chunk) == id);
-                self.pgs.insert(id, half);
-            } else if let Some(entry) = self.pgs.get_mut(&id) {
-                (entry.visible, entry.durable) = (table.clone(), table);
+            match self.pgs.get_mut(&id) {
+                Some(entry) => (entry.visible, entry.durable) = (table.clone(), table),
+                None => {
+                    let record = self.pgs.get(&was(id, from)).map_or(0, |whole| whole.record);
+                    self.pgs.insert(id, pg::Pg::new(record, table));
+                }
             }
         }
         for (id, chunk) in &mut self.chunks {
-            chunk.pg = into.group_of(chunk.pg, *id);
+            let (before, now) = (chunk.pg, into.group_of(chunk.pg, *id));
+            if now != before {
+                let state = chunk.state();
+                chunk.pg = now;
+                self.pgs.entry(before).or_default().reindex(*id, state, None);
+                self.pgs.entry(now).or_default().reindex(*id, None, state);
+            }
         }
     }
 }

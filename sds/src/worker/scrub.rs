@@ -286,9 +286,7 @@ impl Worker {
         scrub.unreadable.retain(|_, pg| map.pgs.get(pg).is_none_or(leads));
         let pass = scrub.order.map_or(0, |order| order.pass);
         // Until the chunks are sorted as the map says: the group that this one is half of.
-        let sorting = store.sorting();
-        let whole =
-            |pg: PgId| sorting.filter(|known| known.pool == pg.pool).map_or(pg, |known| was(pg, known.pg_count));
+        let whole = |pg: PgId| store.sorting_of(pg.pool).map_or(pg, |known| was(pg, known.pg_count));
         // By the map, not by roles: what beats say of it counts as of the map that they confirm.
         let open = |(pg, config): (&PgId, &std::sync::Arc<pflex_proto::pg::PgConfig>)| {
             config.primary == Some(own.device) && !scrub.done.contains(&whole(*pg))

@@ -8,10 +8,11 @@
 
 use std::collections::BTreeSet;
 
+use pflex_common::map::PoolInfo;
 use pflex_proto::ids::PgId;
 
 use super::{effects::Slot, worker::Worker};
-use crate::store::{Sorting, was};
+use crate::store::Sorting;
 
 /// What a map says of how the chunks are sorted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,14 +84,23 @@ impl Worker {
         self.unsorted.is_some_and(|unsorted| unsorted.paused)
     }
 
+    /// Of the pool that the device is in, and of those that it was in while it has copies of theirs: it may be given back.
     pub(super) fn due_sorting(&self) -> Due {
+        let said = |pool: &PoolInfo| Sorting { pool: pool.id, pg_count: pool.pg_count };
+        let others = self
+            .map
+            .pools
+            .values()
+            .map(said)
+            .filter(|into| self.store.sorting_of(into.pool).is_some_and(|known| known.pg_count < into.pg_count));
         let pool = self.map.devices.get(&self.own.device).and_then(|device| device.pool);
         let Some(pool) = pool.and_then(|pool| self.map.pools.get(&pool)) else { return Due::Nothing };
-        let into = Sorting { pool: pool.id, pg_count: pool.pg_count };
-        match self.store.sorting().filter(|known| known.pool == pool.id) {
-            Some(known) if known == into => Due::Nothing,
-            Some(known) if known.pg_count > into.pg_count => Due::OldMap,
-            Some(_) | None => Due::Sort(into),
+        let into = said(pool);
+        match (self.store.sorting_of(pool.id), others.min_by_key(|other| other.pool == pool.id)) {
+            (Some(known), _) if known.pg_count > into.pg_count => Due::OldMap,
+            (_, Some(first)) => Due::Sort(first),
+            (Some(known), None) if known == into && self.store.sorting() == Some(into) => Due::Nothing,
+            (Some(_) | None, None) => Due::Sort(into),
         }
     }
 
@@ -115,7 +125,9 @@ impl Worker {
 
     /// Sorts, and goes on with the map that brought the larger count.
     async fn sort(&mut self, into: Sorting) {
-        let known = self.store.sorting().filter(|known| known.pool == into.pool);
+        let known = self.store.sorting_of(into.pool);
+        // These are no halves, whatever they are: they keep what they know.
+        let whole: BTreeSet<PgId> = self.store.groups().chain(self.memory.rows().map(|(pg, _)| pg)).collect();
         // Before it was told it had as many groups as the pool was made with.
         let first = self.map.pools.get(&into.pool).map_or(into.pg_count, |pool| pool.first_pg_count);
         let from = known.map_or(first, |known| known.pg_count);
@@ -131,7 +143,7 @@ impl Worker {
         let wholes = self.slots.keys().chain(self.recovered.keys()).copied().chain(self.departed.groups());
         let wholes: BTreeSet<PgId> = wholes.filter(|pg| pg.pool == into.pool && pg.index.0 < from).collect();
         for pg in wholes {
-            for half in into.halves(pg, from) {
+            for half in into.halves(pg, from).filter(|half| !whole.contains(half)) {
                 self.split(pg, half, into);
             }
             if self.recovered.contains_key(&pg) {
@@ -143,7 +155,14 @@ impl Worker {
             let took_ms = begun.elapsed().as_millis();
             tracing::info!(device = %self.own.device, pool = %into.pool, from, into = into.pg_count, chunks, took_ms, "chunks are sorted into more placement groups");
         }
-        self.take_configurations();
+        match self.due_sorting() {
+            Due::Nothing => self.take_configurations(),
+            Due::Sort(next) => {
+                let by_round = self.store.stats().checkpoints;
+                self.sort_soon(next, Some(Unsorted { into: next, by_round, paused: true }));
+            }
+            Due::OldMap => {}
+        }
     }
 
     fn split(&mut self, pg: PgId, half: PgId, into: Sorting) {
@@ -172,8 +191,9 @@ impl Worker {
 impl super::memory::Memory {
     /// What is remembered of groups, for the halves that they become.
     fn halves(&self, into: Sorting, from: u32) -> Vec<(PgId, crate::store::KnownConfig)> {
-        let rows = self.rows().flat_map(|(pg, _)| into.halves(pg, from));
-        rows.filter_map(|half| Some((half, self.known(was(half, from))?.clone()))).collect()
+        let wholes = self.rows().filter_map(|(pg, _)| Some((pg, self.known(pg)?)));
+        let halves = wholes.flat_map(|(pg, known)| into.halves(pg, from).map(move |half| (half, known.clone())));
+        halves.filter(|(half, _)| self.known(*half).is_none()).collect()
     }
 }
 

@@ -4,6 +4,7 @@ mod crash;
 mod open;
 mod paths;
 mod power_cut;
+mod sort;
 mod space;
 
 use std::{
