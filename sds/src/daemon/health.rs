@@ -126,7 +126,7 @@ fn limited(device: &DeviceHandle) -> Option<String> {
     if counters.full.load(Relaxed) {
         return Some("it is full: writes to new chunks are refused".to_owned());
     }
-    counters.join_trouble()
+    counters.trouble()
 }
 
 /// What follows from how long ago a leader was heard.

@@ -171,8 +171,8 @@ fn device_beat(device: &crate::worker::DeviceHandle) -> DeviceBeat {
         completed_ios: device.counters.progress(),
         waiting: device.counters.waits(now),
         failed: sick.is_some(),
-        // Of a device that has not failed: what keeps a copy from being filled.
-        why: sick.or_else(|| device.counters.join_trouble()).unwrap_or_default(),
+        // Of a device that has not failed: what keeps it from doing its part.
+        why: sick.or_else(|| device.counters.trouble()).unwrap_or_default(),
         resync_left_bytes: device.counters.resync_left_bytes.load(Ordering::Relaxed),
         resync_sent_bytes: device.counters.resync_sent_bytes.load(Ordering::Relaxed),
         disk_ios,

@@ -50,6 +50,8 @@ pub(crate) struct DeviceCounters {
     pub(crate) full: AtomicBool,
     /// What the device is on has no space left.
     pub(crate) starved: AtomicBool,
+    /// The chunks are sorted into more placement groups than the newest map has, of which nothing is followed (S19, S25).
+    pub(crate) ahead_of_map: AtomicBool,
     /// Why a copy that this device should fill stays incomplete. Written when it changes, at most once in a tick.
     join_trouble: Mutex<Option<String>>,
     /// Copies that this device should fill, and the devices that have no room for them. Written as that.
@@ -156,8 +158,15 @@ impl DeviceCounters {
         self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why a copy that this device should fill stays incomplete; none while all goes well.
-    pub(crate) fn join_trouble(&self) -> Option<String> {
+    /// What keeps a device that works from doing its part, for a person: it follows no map, or a copy that it should fill stays
+    /// incomplete; none while all goes well.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        if self.ahead_of_map.load(Ordering::Relaxed) {
+            let why = "its chunks are sorted into more placement groups than its pool has by the newest map, so it follows nothing \
+                       of that: the map is of before the groups doubled, or of a backup from before; if it stays so, remove the \
+                       device, and add it anew and empty";
+            return Some(why.to_owned());
+        }
         self.join_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

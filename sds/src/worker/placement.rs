@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use pflex_common::map::ClusterMap;
@@ -30,11 +30,15 @@ impl Worker {
         if self.map.recovering {
             return;
         }
-        match self.due_sorting() {
+        let due = self.due_sorting();
+        let was_ahead = self.counters.ahead_of_map.swap(due == Due::OldMap, Ordering::Relaxed);
+        match due {
             Due::Nothing => self.take_configurations(),
             Due::Sort(into) => self.sort_soon(into, waiting),
+            Due::OldMap if was_ahead => {}
             Due::OldMap => {
-                tracing::error!(device = %self.own.device, "the map has fewer placement groups than the chunks here are sorted into; nothing of it is followed");
+                let why = self.counters.trouble();
+                tracing::error!(device = %self.own.device, why, "the map is not followed");
             }
         }
     }

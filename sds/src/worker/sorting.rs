@@ -362,8 +362,13 @@ mod tests {
             assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(8));
             assert!(worker.departed.withholds(pg(9)), "half of what is gone is gone");
             // An older map, of before.
+            assert_eq!(worker.counters.trouble(), None);
             take(&mut worker, map(4, 9, own)).await;
             assert_eq!(worker.slots[&pg(0)].core.status().epoch, Epoch(8), "nothing of it is followed");
+            let why = worker.counters.trouble().expect("a beat says why");
+            assert!(why.contains("more placement groups"), "{why}");
+            take(&mut worker, map(16, 10, own)).await;
+            assert_eq!((worker.counters.trouble(), worker.slots[&pg(0)].core.status().epoch), (None, Epoch(10)));
         };
         tokio::task::LocalSet::new().run_until(double).await;
     }
