@@ -4,6 +4,10 @@
 //! all groups, and so many bytes a second from a bucket that may go into debt, because what a chunk costs is known only
 //! when it is sent. Groups take turns. A device that serves applications alone is not asked to hurry less: under
 //! `favor-app-io` the limits hold only while clients' reads and writes go on here.
+//!
+//! Without any limit of bytes applications still come first where both wait in one queue, be it that of a disk, of a connection or
+//! of this loop: what is there already is served before them, so while they are there only a few chunks are under way at once
+//! ([`BESIDE`]), and while requests wait a turn of the loop begins one.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,6 +23,10 @@ use crate::replication::{Demand, Time};
 const QUIET: Duration = Duration::from_millis(500);
 /// A bucket holds no more than this time's worth: after a pause nothing rushes.
 const BURST: Duration = Duration::from_millis(200);
+
+/// Chunks under way without a limit, while clients' requests are carried out here. Each is 1 MiB that a request may find before it
+/// in the queues of two disks and a connection. Four keep them all busy: one is read, one sent, one written, one synced.
+const BESIDE: u32 = 4;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -93,9 +101,18 @@ impl Resync {
 
     /// Whose turn it is, if there is one now; asked again after that group has used it.
     pub(super) fn grant(&mut self, now: Time) -> Option<PgId> {
-        let limited = self.is_limited(now);
+        let busy = self.serves(now);
+        let limited = match self.policy.mode {
+            RebuildMode::Unlimited => false,
+            RebuildMode::Limit => true,
+            RebuildMode::FavorAppIo => busy,
+        };
         self.refill(now, limited);
-        let most = if limited { self.policy.concurrency } else { RebuildPolicy::MAX_CONCURRENCY };
+        let most = match (limited, busy) {
+            (true, _) => self.policy.concurrency,
+            (false, true) => BESIDE,
+            (false, false) => RebuildPolicy::MAX_CONCURRENCY,
+        };
         let spent = limited && self.policy.bytes_per_second > 0 && self.credit < 0.0;
         if self.policy.paused || spent || self.in_flight >= most as usize {
             return None;
@@ -107,15 +124,12 @@ impl Resync {
         Some(next)
     }
 
-    fn is_limited(&mut self, now: Time) -> bool {
+    /// Whether clients' requests are carried out here.
+    fn serves(&mut self, now: Time) -> bool {
         if std::mem::take(&mut self.used) {
             self.last_used = Some(now);
         }
-        match self.policy.mode {
-            RebuildMode::Unlimited => false,
-            RebuildMode::Limit => true,
-            RebuildMode::FavorAppIo => self.last_used.is_some_and(|used| now.since(used) < QUIET),
-        }
+        self.last_used.is_some_and(|used| now.since(used) < QUIET)
     }
 
     /// Without a limit no debt is left behind either.
@@ -220,6 +234,33 @@ mod tests {
         paused.set_policy(RebuildPolicy::default());
         assert_eq!(paused.grant(ms(0)), Some(pg(1)));
         assert_eq!(paused.grant(ms(0)), None, "nobody waits");
+    }
+
+    #[test]
+    fn without_limits_few_chunks_are_in_the_way_of_applications_while_they_are_there() {
+        let mut resync = with(RebuildMode::Unlimited, 0, 1);
+        (0..100).for_each(|index| resync.note(pg(index), WANTS));
+        let mut grant = |at, used| {
+            let mut granted = 0;
+            if used {
+                resync.application();
+            }
+            while let Some(next) = resync.grant(ms(at)) {
+                resync.note(next, Demand { syncing: 1, wants: false });
+                granted += 1;
+            }
+            granted
+        };
+        assert_eq!(grant(0, true), BESIDE);
+        assert_eq!(grant(499, false), 0, "they may come back");
+        assert_eq!(grant(500, false), RebuildPolicy::MAX_CONCURRENCY - BESIDE, "all there is");
+        (0..100).for_each(|index| resync.note(pg(index), Demand { syncing: 0, wants: true }));
+        resync.application();
+        assert_eq!(
+            std::iter::from_fn(|| resync.grant(ms(600))).count(),
+            100,
+            "they are not slowed down, only kept few"
+        );
     }
 
     #[test]

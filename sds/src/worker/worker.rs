@@ -218,6 +218,7 @@ impl Worker {
         let stopped = loop {
             // A full journal stops new client requests at their sockets, nothing else (S24).
             let takes_clients = self.store.stats().waiting_changes == 0;
+            let pause = self.renewal_pause();
             tokio::select! {
                 biased;
                 command = self.lanes.commands.recv() => match command {
@@ -236,6 +237,7 @@ impl Worker {
                     self.on_incoming(&mut client_frames);
                 }
                 _ = tick.tick() => self.on_tick(),
+                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             }
             self.settle();
             self.sort_if_ready().await;
@@ -480,6 +482,12 @@ impl Worker {
         }
     }
 
+    /// How long leases are not asked for that are to be asked for; none: there are none.
+    fn renewal_pause(&self) -> Option<Duration> {
+        let left = || RENEWAL_PAUSE.saturating_sub(MonotonicTime::now().since(self.last_renewal));
+        self.renew_leases.then(left)
+    }
+
     pub(super) fn decide(&mut self) {
         let mut effects: Vec<Effect<Payload>> = Vec::new();
         while let Some((pg, event)) = self.events.pop_front() {
@@ -505,6 +513,10 @@ impl Worker {
         while let Some(pg) = self.resync.grant(now) {
             self.events.push_back((pg, Event::SyncPermit));
             self.decide();
+            // Requests that wait go before the next one.
+            if !self.lanes.clients.is_empty() {
+                return;
+            }
         }
     }
 
