@@ -12,6 +12,7 @@ mod health;
 mod identity;
 mod liveness;
 mod planes;
+mod proposals;
 mod recovery;
 mod refused;
 mod registration;

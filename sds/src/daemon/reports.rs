@@ -1,10 +1,10 @@
 //! What data threads report: configuration changes for the MDM to decide, token uses, refused tokens, keys they lack.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use pflex_common::mdm::{MdmError, Patience};
 use pflex_proto::{
-    ids::{DeviceId, PgId},
+    ids::DeviceId,
     pb::{
         AckTokensRequest, PgProposal, PgProposalResult, ReconfigureReply, ReconfigureRequest, TokenUse,
         placement_client::PlacementClient, tokens_client::TokensClient,
@@ -14,7 +14,11 @@ use pflex_proto::{
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::{info, warn};
 
-use super::{Server, liveness, refused};
+use super::{
+    Server, liveness,
+    proposals::{Asked, Proposals},
+    refused,
+};
 use crate::{
     replication::{Proposal, ProposalReason},
     worker::{Command, Report},
@@ -52,7 +56,10 @@ pub(super) async fn run(server: Arc<Server>, mut reports: mpsc::Receiver<Report>
         let mut unknown_key = false;
         for report in batch.drain(..) {
             match report {
-                Report::Propose { device, proposal } => drop(proposals.send((device, proposal)).await),
+                Report::Propose { device, proposal } => drop(proposals.send(Asked::Make(device, proposal)).await),
+                Report::JoinerGone { device, joiner } => {
+                    drop(proposals.send(Asked::Withdraw(device, joiner)).await);
+                }
                 Report::UnknownKey => unknown_key = true,
                 Report::Uses(more) => uses.extend(more),
                 // Nobody waits for a count: proposals, which others wait for, come through here.
@@ -92,27 +99,29 @@ async fn ack(server: Arc<Server>, uses: Vec<TokenUse>) {
     }
 }
 
-async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, Proposal)>) {
-    let mut waiting: HashMap<PgId, (DeviceId, Proposal)> = HashMap::new();
+async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<Asked>) {
+    let mut proposals = Proposals::default();
     let mut batch = Vec::new();
     let mut pause = PROPOSAL_PAUSE;
     let mut window = None;
     loop {
-        if waiting.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
+        if proposals.is_empty() && batch.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }
         while let Ok(more) = queue.try_recv() {
             batch.push(more);
         }
-        // Of a group's proposals the one for the newest epoch counts, and of those the last.
-        for (device, proposal) in batch.drain(..) {
-            let older =
-                waiting.get(&proposal.pg).is_none_or(|(_, known)| known.expected_epoch <= proposal.expected_epoch);
-            if older {
-                waiting.insert(proposal.pg, (device, proposal));
+        for asked in batch.drain(..) {
+            let (Asked::Make(device, _) | Asked::Withdraw(device, _)) = asked;
+            for (pg, expected_epoch) in proposals.take(asked) {
+                tell(&server, device, Command::ProposalRejected { pg, expected_epoch });
             }
         }
-        if waiting.values().all(|(_, proposal)| matches!(proposal.reason, ProposalReason::JoinerSynced(_))) {
+        if proposals.is_empty() {
+            window = None;
+            continue;
+        }
+        if proposals.are_joins() {
             let end = *window.get_or_insert_with(|| tokio::time::Instant::now() + JOIN_WINDOW);
             let more = tokio::time::timeout_at(end, queue.recv_many(&mut batch, BATCH)).await;
             if more.is_ok_and(|taken| taken > 0) {
@@ -120,11 +129,11 @@ async fn propose_all(server: Arc<Server>, mut queue: mpsc::Receiver<(DeviceId, P
             }
         }
         window = None;
-        let asked: Vec<_> = waiting.values().cloned().collect();
+        let asked = proposals.put();
         match propose(&server, &asked).await {
             Ok(reply) => {
                 pause = PROPOSAL_PAUSE;
-                waiting.clear();
+                proposals.clear();
                 for ((device, proposal), result) in asked.iter().zip(reply.results) {
                     decided(&server, *device, proposal, &result);
                 }

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use pflex_common::{clock::MonotonicTime, map::ClusterMap};
 use pflex_proto::{
     data::Hello,
-    ids::{DeviceId, Epoch, LogTime, PgId},
+    ids::{DeviceId, Epoch, LogTime, Member, PgId},
     pb::{BadTokens, TokenUse},
     token::Secret,
 };
@@ -54,6 +54,8 @@ pub(crate) enum Command {
 pub(crate) enum Report {
     /// A configuration change for the MDM to decide.
     Propose { device: DeviceId, proposal: Proposal },
+    /// A copy that this device fills, or has filled, is gone: what was not proposed for it yet is not proposed.
+    JoinerGone { device: DeviceId, joiner: Member },
     /// A token named a key that this process does not have (S21).
     UnknownKey,
     /// Uses of tokens since the last report.

@@ -554,9 +554,20 @@ impl Worker {
             Party::Lease(member) => self.links.lease_down(member, id),
             Party::Replication(member) => {
                 if self.links.replication_down(member, id) {
+                    self.joiner_gone(member);
                     self.tell_all(|| Event::PeerDisconnected(member));
                 }
             }
+        }
+    }
+
+    /// Writes wait for a joiner from proposing on (S3), and joins wait for others before they are proposed.
+    fn joiner_gone(&self, joiner: Member) {
+        let fills = |slot: &Slot| slot.core.status().joining.is_some_and(|(member, _)| member == joiner);
+        if self.slots.values().any(fills) {
+            let (reports, device) = (self.reports.clone(), self.own.device);
+            // Behind the proposals that it is about.
+            tokio::task::spawn_local(async move { drop(reports.send(Report::JoinerGone { device, joiner }).await) });
         }
     }
 
