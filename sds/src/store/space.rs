@@ -4,7 +4,9 @@
 //! read from it. It waits in quarantine until both are over.
 //!
 //! On a thin device, a file that takes its space from a file system, free units are *backed* some way ahead of their use:
-//! a file system that is full is found out before a write is ordered that would need it, and the device is full then.
+//! a file system that is full is found out before a write is ordered that would need it, and the device is full then. Units that
+//! were in use when the device was opened are not known to be backed: builds of before took them without. They are backed beside,
+//! a few each second ([`OLD_BATCHES`]), and one for which there is no space makes the device full, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +17,9 @@ use super::{chunk::Freed, record::UnitId};
 /// Backed units beyond what is reserved: more than the chunks that come into being while one allocation runs. The owner
 /// takes 64 requests before it hears of an allocation's end.
 const AHEAD: usize = 128;
+/// Allocations for units of before, between two looks of the owner, which come each second: 1 GiB a second. Nearly all find their
+/// space there, which is a look at an extent.
+const OLD_BATCHES: u32 = 64;
 /// Of one allocation. One that fails is tried again in halves: the last megabytes of a file system count too.
 const BATCH: u32 = 16;
 
@@ -29,6 +34,10 @@ pub(super) struct Space {
     thin: bool,
     /// Units that were taken before they were backed: they are backed as soon as may be.
     trusted: BTreeSet<UnitId>,
+    /// Units that were in use when the device was opened.
+    old: BTreeSet<UnitId>,
+    /// Allocations for those until the owner looks again.
+    old_batches: u32,
     /// Being backed: the first, and how many.
     backing: Option<(UnitId, u32)>,
     /// Those being backed are in use already.
@@ -66,7 +75,8 @@ impl Space {
         }
         let units: Vec<_> = (0..total).rev().filter(|unit| !taken[*unit as usize]).map(UnitId).collect();
         let (free, unbacked) = if thin { (Vec::new(), units) } else { (units, Vec::new()) };
-        Ok(Self { total, free, unbacked, thin, batch: BATCH, ..Self::default() })
+        let old = (0..total).filter(|unit| thin && taken[*unit as usize]).map(UnitId).collect();
+        Ok(Self { total, free, unbacked, thin, old, batch: BATCH, ..Self::default() })
     }
 
     pub(super) const fn total(&self) -> u32 {
@@ -159,7 +169,7 @@ impl Space {
 
     /// A unit is free. `discarded`: its space went back to the file system.
     pub(super) fn give_back(&mut self, unit: UnitId, discarded: bool) {
-        let unbacked = self.trusted.remove(&unit);
+        let unbacked = self.trusted.remove(&unit) | self.old.remove(&unit);
         if (discarded || unbacked) && self.thin {
             self.unbacked.push(unit);
             self.again = true;
@@ -174,22 +184,25 @@ impl Space {
         if self.backing.is_some() || vain {
             return None;
         }
-        self.in_use = !self.trusted.is_empty();
-        let first = match self.trusted.first() {
-            Some(first) => *first,
-            None if self.free.len() >= self.reserved_count + AHEAD => return None,
-            None => self.unbacked.pop()?,
-        };
+        let first = self.trusted.first().copied();
+        let short = self.free.len() < self.reserved_count + AHEAD;
+        let ahead = if first.is_none() && short { self.unbacked.pop() } else { None };
+        let old =
+            if first.is_none() && ahead.is_none() && self.old_batches > 0 { self.old.first().copied() } else { None };
+        self.in_use = ahead.is_none();
+        self.old_batches -= u32::from(old.is_some());
+        let first = first.or(ahead).or(old)?;
         self.again = false;
         let mut count = 1;
         while count < self.batch {
             let next = UnitId(first.0 + count);
-            let follows = if self.in_use { self.trusted.contains(&next) } else { self.unbacked.last() == Some(&next) };
+            let follows = match (ahead, old) {
+                (Some(_), _) => self.unbacked.pop_if(|unit| *unit == next).is_some(),
+                (None, Some(_)) => self.old.contains(&next),
+                (None, None) => self.trusted.contains(&next),
+            };
             if !follows {
                 break;
-            }
-            if !self.in_use {
-                self.unbacked.pop();
             }
             count += 1;
         }
@@ -203,7 +216,7 @@ impl Space {
         let units = (first.0..first.0 + count).rev().map(UnitId);
         if done {
             if self.in_use {
-                units.for_each(|unit| _ = self.trusted.remove(&unit));
+                units.for_each(|unit| _ = self.trusted.remove(&unit) | self.old.remove(&unit));
             } else {
                 self.free.splice(0..0, units);
             }
@@ -219,12 +232,27 @@ impl Space {
             self.again = true;
             return false;
         }
+        self.give_up_hopes();
         !std::mem::replace(&mut self.refused, true)
     }
 
-    /// Somebody else may have given space back.
+    /// What was set aside of units that there turned out to be no space for. Whoever counts on it is refused, which costs a group its
+    /// copy here; to write there would cost the device.
+    fn give_up_hopes(&mut self) {
+        while self.reserved_count > self.free.len() {
+            let Some(mut group) = self.reserved.last_entry() else { return };
+            group.get_mut().pop_last();
+            self.reserved_count -= 1;
+            if group.get().is_empty() {
+                group.remove();
+            }
+        }
+    }
+
+    /// Each second: somebody else may have given space back, and some units of before are due.
     pub(super) const fn ask_again(&mut self) {
         self.again = true;
+        self.old_batches = OLD_BATCHES;
     }
 }
 
@@ -318,6 +346,46 @@ mod tests {
         assert_eq!((space.available(), space.back_next()), (0, Some((UnitId(0), 10))));
         space.backed(true);
         assert_eq!(space.back_next(), None);
+    }
+
+    #[test]
+    fn units_of_before_are_backed_beside_a_few_at_a_time_and_show_when_there_is_no_space() {
+        let mut space = Space::new(3000, true, (0..2000).map(UnitId)).unwrap();
+        assert!(!back(&mut space, 5000));
+        assert_eq!(space.old.len(), 2000, "what is to come goes first, and the rest when the owner looks");
+        space.ask_again();
+        assert!(!back(&mut space, 5000));
+        assert_eq!(space.old.len(), 2000 - (OLD_BATCHES * BATCH) as usize);
+        assert_eq!(space.available(), 1000);
+        // One of them is let go: it may have no space.
+        space.give_back(UnitId(1999), false);
+        assert!(space.unbacked.contains(&UnitId(1999)));
+        space.ask_again();
+        assert!(back(&mut space, 30), "news");
+        assert_eq!(
+            (space.old.len(), space.refused()),
+            (2000 - (OLD_BATCHES * BATCH) as usize - 31, space.unbacked.len())
+        );
+        assert_eq!(space.available(), space.free.len(), "only what is backed");
+        for _ in 0..3 {
+            space.ask_again();
+            back(&mut space, 5000);
+        }
+        assert_eq!((space.old.len(), space.refused(), space.available()), (0, 0, 1001));
+        assert!(Space::new(3, false, [UnitId(1)].into_iter()).unwrap().old.is_empty());
+    }
+
+    #[test]
+    fn what_was_set_aside_in_hope_is_given_back_when_there_is_no_space() {
+        let mut space = Space::new(100, true, std::iter::empty()).unwrap();
+        let group = |index| PgId { index: pflex_proto::ids::PgIndex(index), ..PgId::default() };
+        (0..20).for_each(|index| assert!(space.reserve(group(index % 3), id(index.into()), 0)));
+        assert!(back(&mut space, 4), "news");
+        assert_eq!((space.reserved(), space.available()), (4, 0));
+        let taken = (0..20).filter(|index| space.take(group(index % 3), id(u64::from(*index))).is_some());
+        assert_eq!(taken.count(), 4, "what is left of it is there, and nothing is taken on trust");
+        assert!(space.trusted.is_empty());
+        assert_eq!((space.reserved(), space.reserved.len()), (0, 0));
     }
 
     #[test]
