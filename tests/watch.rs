@@ -8,7 +8,7 @@ mod told;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,23 +24,25 @@ use pflex_proto::{
     status::{self, Reason},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
-use told::{History, check, spoiled_histories_are_found_out};
+use told::{History, can_be_spoiled, check, spoiled_histories_are_found_out};
 
 const KILLS: usize = 4;
+/// There may be 1,024.
+const MOST_DOMAINS: usize = 1_000;
 const PATIENCE: Patience = Patience::within(Duration::from_secs(60));
 /// Servers say something each second.
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// Watches from where it was, again and again, until it has `goal`: one member, or with each stream the next one, as
-/// clients do.
-async fn follow(members: Vec<Endpoint>, first: usize, roams: bool, goal: Arc<AtomicU64>) -> History {
-    let mut history = History::default();
-    let there = |history: &History| {
+/// clients do. What it was told so far can be seen.
+async fn follow(members: Vec<Endpoint>, first: usize, roams: bool, goal: Arc<AtomicU64>, history: Arc<Mutex<History>>) {
+    let newest = || history.lock().expect("nobody panics with it").newest;
+    let there = || {
         let goal = goal.load(Ordering::Acquire);
-        goal > 0 && history.newest >= goal
+        goal > 0 && newest() >= goal
     };
     let (mut from_revision, mut at) = (0, first);
-    while !there(&history) {
+    while !there() {
         let request = WatchRequest { from_revision, ..Default::default() };
         let opened = MapClient::new(members[at % members.len()].channel()).watch(request).await;
         at += usize::from(roams);
@@ -54,15 +56,14 @@ async fn follow(members: Vec<Endpoint>, first: usize, roams: bool, goal: Arc<Ato
                 continue;
             }
         };
-        while !there(&history) {
+        while !there() {
             match tokio::time::timeout(SILENCE, stream.message()).await {
-                Ok(Ok(Some(reply))) => history.take(reply),
+                Ok(Ok(Some(reply))) => history.lock().expect("nobody panics with it").take(reply),
                 Ok(Ok(None) | Err(_)) | Err(_) => break,
             }
         }
-        from_revision = history.newest;
+        from_revision = newest();
     }
-    history
 }
 
 async fn create_domain(client: &MdmClient, name: &str) {
@@ -95,7 +96,12 @@ fn watchers_are_told_every_change_once_and_in_order_while_leaders_are_killed() {
     let members: Vec<Endpoint> = (0..3).map(|k| Endpoint::new("127.0.0.1", cluster.at(8001 + 10 * k).port())).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let (goal, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let watchers: Vec<_> = (0..6).map(|n| runtime.spawn(follow(members.clone(), n, n >= 3, goal.clone()))).collect();
+    let told: Vec<Arc<Mutex<History>>> = (0..6).map(|_| Arc::default()).collect();
+    let watching = told.iter().enumerate();
+    let watchers: Vec<_> = watching
+        .map(|(n, told)| runtime.spawn(follow(members.clone(), n, n >= 3, goal.clone(), told.clone())))
+        .collect();
+    let so_far = || told.iter().map(|told| told.lock().expect("nobody panics with it").clone()).collect::<Vec<_>>();
     let writers: Vec<_> = (0..3).map(|n| runtime.spawn(write(n, members.clone(), over.clone()))).collect();
     for round in 0..KILLS {
         let leader = cluster.json("cluster status")["leader"].as_u64().expect("somebody leads");
@@ -111,15 +117,24 @@ fn watchers_are_told_every_change_once_and_in_order_while_leaders_are_killed() {
             made.extend(writer.await.expect("it writes"));
         }
         let client = MdmClient::new("last", members);
-        create_domain(&client, "last").await;
+        // A member that has just started holds few changes, and a watcher that was behind begins anew with a full map.
+        for n in 0.. {
+            if can_be_spoiled(&so_far(), &made) {
+                break;
+            }
+            let name = format!("last-{n}");
+            create_domain(&client, &name).await;
+            made.push(name);
+            assert!(made.len() < MOST_DOMAINS, "no watcher is told of all these changes");
+        }
         let revision = cluster.json("cluster status")["revision"].as_u64().expect("a number");
         // Not every entry of the log changes the map: one that does comes after the goal.
         goal.store(revision, Ordering::Release);
         create_domain(&client, "after").await;
-        let mut histories = Vec::new();
         for watcher in watchers {
-            histories.push(watcher.await.expect("it watches"));
+            watcher.await.expect("it watches");
         }
+        let histories: Vec<History> = so_far();
         assert_eq!(check(&histories, &made), Ok(()), "seed {seed}");
         spoiled_histories_are_found_out(&histories, &made, &mut StdRng::seed_from_u64(seed));
         histories

@@ -1,6 +1,6 @@
 //! A cluster of daemons on loopback ports.
 
-use std::{net::TcpListener, sync::Mutex, time::Duration};
+use std::{sync::Mutex, time::Duration};
 
 use pflex_common::{
     mdm::{MdmClient, MdmError, Patience},
@@ -19,6 +19,8 @@ use pflex_proto::{
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
+
+use crate::ports;
 
 pub(crate) const PATIENCE: Patience = Patience::within(Duration::from_secs(20));
 pub(crate) const GIB: u64 = 1 << 30;
@@ -68,10 +70,7 @@ impl Cluster {
     /// As [`start`](Self::start), with members that take less at a time.
     pub(crate) async fn start_within(n: u64, limits: Limits) -> Self {
         let id = ClusterId(Uuid::new_v4());
-        // Held until all are chosen, so that no two are the same.
-        let held: Vec<_> = (0..2 * n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> = held.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-        drop(held);
+        let ports: Vec<u16> = (0..2 * n).map(|_| ports::claim()).collect();
         let files: Vec<MemberFile> = (1..=n)
             .zip(ports.chunks(2))
             .map(|(id, ports)| MemberFile {
@@ -191,8 +190,7 @@ impl Cluster {
     }
 
     pub(crate) fn joining(&self, id: u64, mdm: Vec<Endpoint>) -> Member {
-        let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [api, raft] = held.map(|held| Endpoint::new("127.0.0.1", held.local_addr().unwrap().port()));
+        let [api, raft] = [(); 2].map(|()| Endpoint::new("127.0.0.1", ports::claim()));
         let dir = tempfile::tempdir().unwrap();
         let file = MdmConfigFile {
             cluster: self.id,

@@ -5,8 +5,8 @@ use pflex_common::mdm::MdmError;
 use pflex_proto::{
     ids::{PgId, PgIndex},
     pb::{
-        ComponentKind, MapUpdate, Pool, RegisterReply, RegisterRequest, SetPgCountRequest, WatchRequest,
-        admin_client::AdminClient, discovery_client::DiscoveryClient, map_client::MapClient,
+        ComponentKind, MapUpdate, Pool, RegisterReply, RegisterRequest, SetPgCountRequest, admin_client::AdminClient,
+        discovery_client::DiscoveryClient,
     },
     status::Reason,
 };
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{Cluster, GIB, PATIENCE},
     sds::FakeSds,
+    watch::open_when_there,
 };
 
 async fn set(cluster: &Cluster, pool: &str, pg_count: u32) -> Result<Pool, MdmError> {
@@ -48,8 +49,7 @@ async fn a_watcher_gets_the_pool_and_all_of_its_groups_in_one_update() {
     cluster.create_volume("v", GIB).await.unwrap();
     let before = one.sees(|map| map.pgs.len() == 512 && map.volume_named("v").is_some()).await;
     let api = cluster.members.lock().unwrap()[1].api();
-    let request = WatchRequest { from_revision: before.revision.get(), ..Default::default() };
-    let mut stream = MapClient::new(api.channel()).watch(request).await.unwrap().into_inner();
+    let mut stream = open_when_there(&api, before.revision.get()).await;
 
     let pool = set(&cluster, "p", 1_024).await.unwrap();
     assert_eq!((pool.name.as_str(), pool.pg_count, pool.first_pg_count), ("p", 1_024, 512));

@@ -17,6 +17,7 @@ mod maintenance;
 mod map;
 mod membership;
 mod metadata;
+mod ports;
 mod registration;
 mod revocation;
 mod sds;

@@ -127,6 +127,30 @@ pub(crate) fn check(histories: &[History], acknowledged: &[String]) -> Result<()
     Ok(())
 }
 
+/// Whether each watcher was told enough since its last full map that its history can be spoiled. One that had to begin
+/// anew late has little: a test goes on to make changes until this is so.
+pub(crate) fn can_be_spoiled(histories: &[History], acknowledged: &[String]) -> bool {
+    (0..histories.len()).all(|victim| !places(histories, acknowledged, victim).is_empty())
+}
+
+/// Where a watcher was told of two neighbours, of which the first made a domain and was told to somebody else too.
+fn places(good: &[History], acknowledged: &[String], victim: usize) -> Vec<usize> {
+    let told_to_others = |revision| {
+        let others = good.iter().enumerate().filter(|(n, _)| *n != victim);
+        others.flat_map(|(_, other)| other.updates()).any(|update| update.revision == revision)
+    };
+    let told = &good[victim].told;
+    let Some(last_map) = told.iter().rposition(|told| matches!(told, Told::Full(..))) else { return Vec::new() };
+    // What was not acknowledged may rightly be known to nobody.
+    let must_be_told = |update: &MapUpdate| {
+        update.domains.iter().any(|domain| acknowledged.contains(&domain.name)) && told_to_others(update.revision)
+    };
+    (last_map + 1..told.len() - 1)
+        .filter(|at| matches!(&told[*at], Told::Update(update) if must_be_told(update)))
+        .filter(|at| matches!(&told[*at + 1], Told::Update(_)))
+        .collect()
+}
+
 /// Spoils good histories in each of the ways that matter.
 ///
 /// # Panics
@@ -134,21 +158,8 @@ pub(crate) fn check(histories: &[History], acknowledged: &[String]) -> Result<()
 pub(crate) fn spoiled_histories_are_found_out(good: &[History], acknowledged: &[String], rng: &mut impl Rng) {
     assert_eq!(check(good, acknowledged), Ok(()));
     let victim = rng.random_range(0..good.len());
-    // Two neighbours, of which the first made a domain and was told to somebody else too.
-    let told_to_others = |revision| {
-        let others = good.iter().enumerate().filter(|(n, _)| *n != victim);
-        others.flat_map(|(_, other)| other.updates()).any(|update| update.revision == revision)
-    };
     let told = &good[victim].told;
-    let last_map = told.iter().rposition(|told| matches!(told, Told::Full(..))).expect("it begins with one");
-    // What was not acknowledged may rightly be known to nobody.
-    let must_be_told = |update: &MapUpdate| {
-        update.domains.iter().any(|domain| acknowledged.contains(&domain.name)) && told_to_others(update.revision)
-    };
-    let places: Vec<usize> = (last_map + 1..told.len() - 1)
-        .filter(|at| matches!(&told[*at], Told::Update(update) if must_be_told(update)))
-        .filter(|at| matches!(&told[*at + 1], Told::Update(_)))
-        .collect();
+    let places = places(good, acknowledged, victim);
     assert!(!places.is_empty(), "watcher {victim} was told too little for this test");
     let at = places[rng.random_range(0..places.len())];
     let Told::Update(update) = told[at].clone() else { unreachable!("just looked") };

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -22,25 +22,40 @@ use tonic::{Status, Streaming};
 
 use crate::{
     cluster::{Cluster, PATIENCE},
-    told::{History, check, spoiled_histories_are_found_out},
+    told::{History, can_be_spoiled, check, spoiled_histories_are_found_out},
 };
 
 const LONG: Duration = Duration::from_secs(60);
+/// There may be 1,024.
+const MOST_DOMAINS: usize = 1_000;
+
+/// As clients do: a member that has not heard yet of what the watcher has seen is asked again.
+pub(crate) async fn open_when_there(api: &Endpoint, from_revision: u64) -> Streaming<WatchReply> {
+    loop {
+        match open(api, from_revision).await {
+            Ok(stream) => return stream,
+            Err(error) if status::reason(&error) == Some(Reason::Behind) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
 
 async fn open(api: &Endpoint, from_revision: u64) -> Result<Streaming<WatchReply>, Status> {
     let request = WatchRequest { from_revision, ..Default::default() };
     MapClient::new(api.channel()).watch(request).await.map(tonic::Response::into_inner)
 }
 
-/// Watches one member, again and again from where it was, until `goal` is told.
-async fn follow(api: Endpoint, goal: Arc<AtomicU64>) -> History {
-    let mut history = History::default();
+/// Watches one member, again and again from where it was, until `goal` is told. What it was told so far can be seen.
+async fn follow(api: Endpoint, goal: Arc<AtomicU64>, history: Arc<Mutex<History>>) {
     let mut from = 0;
-    let there = |history: &History| {
+    let newest = || history.lock().unwrap().newest;
+    let there = || {
         let goal = goal.load(Ordering::Acquire);
-        goal > 0 && history.newest >= goal
+        goal > 0 && newest() >= goal
     };
-    while !there(&history) {
+    while !there() {
         let mut stream = match open(&api, from).await {
             Ok(stream) => stream,
             Err(error) => {
@@ -53,15 +68,14 @@ async fn follow(api: Endpoint, goal: Arc<AtomicU64>) -> History {
                 continue;
             }
         };
-        while !there(&history) {
+        while !there() {
             match tokio::time::timeout(Duration::from_millis(1_500), stream.message()).await {
-                Ok(Ok(Some(reply))) => history.take(reply),
+                Ok(Ok(Some(reply))) => history.lock().unwrap().take(reply),
                 Ok(Ok(None) | Err(_)) | Err(_) => break,
             }
         }
-        from = history.newest;
+        from = newest();
     }
-    history
 }
 
 async fn transfer(cluster: &Cluster) {
@@ -82,8 +96,11 @@ async fn watchers_of_all_members_are_told_the_same_once_and_in_order_while_leade
     cluster.create_pool("p", 8).await;
     let goal = Arc::new(AtomicU64::new(0));
     let apis: Vec<Endpoint> = cluster.members.lock().unwrap().iter().map(super::cluster::Member::api).collect();
+    let histories: Vec<Arc<Mutex<History>>> = (0..2 * apis.len()).map(|_| Arc::default()).collect();
+    let watching = apis.iter().flat_map(|api| [api, api]).zip(&histories);
     let watchers: Vec<_> =
-        apis.iter().flat_map(|api| [api, api]).map(|api| tokio::spawn(follow(api.clone(), goal.clone()))).collect();
+        watching.map(|(api, history)| tokio::spawn(follow(api.clone(), goal.clone(), history.clone()))).collect();
+    let so_far = || histories.iter().map(|history| history.lock().unwrap().clone()).collect::<Vec<History>>();
 
     let over = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3)
@@ -117,15 +134,24 @@ async fn watchers_of_all_members_are_told_the_same_once_and_in_order_while_leade
     for writer in writers {
         made.extend(writer.await.unwrap());
     }
-    cluster.create_domain("last").await.unwrap();
+    // Members that have just started hold few changes, and a watcher that was behind begins anew with a full map.
+    for n in 0.. {
+        if can_be_spoiled(&so_far(), &made) {
+            break;
+        }
+        let name = format!("last-{n}");
+        cluster.create_domain(&name).await.unwrap();
+        made.push(name);
+        assert!(made.len() < MOST_DOMAINS, "no watcher is told of all these changes");
+    }
     goal.store(cluster.status().await.revision - 1, Ordering::Release);
     // Something after the goal, so that whoever lacks only commands without a change of the map gets there.
     cluster.create_domain("after").await.unwrap();
 
-    let mut all = Vec::new();
     for watcher in watchers {
-        all.push(tokio::time::timeout(LONG, watcher).await.expect("every watcher gets there").unwrap());
+        tokio::time::timeout(LONG, watcher).await.expect("every watcher gets there").unwrap();
     }
+    let all = so_far();
     let seed = std::env::var("PFLEX_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("PFLEX_TEST_SEED={seed}");
     assert_eq!(check(&all, &made), Ok(()));
