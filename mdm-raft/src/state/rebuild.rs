@@ -13,7 +13,7 @@ use super::{
     Hold, Outlook, State,
     limits::{MAX_REBUILD_WHY_BYTES, MAX_REBUILDS_KEPT},
     missing::Missing,
-    model::{EventPart, JobId, JobKind, JobState, Moment, Pg, RebuildJob},
+    model::{Device, EventPart, JobId, JobKind, JobState, Moment, Pg, RebuildJob},
     rows::cluster::ConfigRow,
 };
 
@@ -182,8 +182,7 @@ impl State {
             done.moved += u64::from(moved);
         }
         for (_, before, after) in self.devices.changes() {
-            let told =
-                |row: Option<&super::model::Device>| row.map(|row| (row.alive, row.draining.is_some(), row.pool));
+            let told = |row: Option<&Device>| row.map(|row| (row.alive, row.draining.is_some(), row.pool, row.owed));
             if told(before) != told(after) {
                 for pool in [before, after].into_iter().filter_map(|device| device?.pool) {
                     hit.entry(pool).or_default();
@@ -199,6 +198,7 @@ impl State {
                 self.forget_rebuilds(pool);
                 continue;
             };
+            self.plan_what_is_owed(pool, now);
             for kind in JobKind::ALL {
                 news.extend(self.follow_job(pool, &name, kind, done.of(kind), now));
             }
@@ -224,10 +224,41 @@ impl State {
             }
             (Some(job), None) => {
                 self.advance(&job, 0, done, JobState::Done, now);
+                if kind == JobKind::Rebalance {
+                    self.owes_nothing(pool, Device::is_here);
+                }
                 let took = now.at.get().saturating_sub(job.opened.at.get());
                 Some(part("done", format!("{kind} {} of pool {name} is done after {took} ms", job.id)))
             }
         }
+    }
+
+    /// Devices in service to which their shares of a pool come back now.
+    fn owed_in(&self, pool: PoolId) -> impl Iterator<Item = &Device> {
+        let holds = self.pools.get(pool).is_some_and(|pool| pool.used) && !self.is_recovering();
+        let devices = self.devices.values().filter(move |device| holds && device.pool == Some(pool));
+        devices.filter(|device| device.owed && device.is_here())
+    }
+
+    /// What left for a protected maintenance comes back: as many copies as shares say, so the planner is asked how many. A
+    /// rebalance that was planned without a device that has just come goes on until it has been planned with it.
+    fn plan_what_is_owed(&mut self, pool: PoolId, now: Moment) {
+        if self.owed_in(pool).next().is_some() && self.open_job(pool, JobKind::Rebalance).is_none() {
+            self.begin_rebalance(pool, 1, now, "a protected maintenance is over");
+            return;
+        }
+        let is = |row: Option<&Device>| row.is_some_and(|row| row.owed && row.is_here() && row.pool == Some(pool));
+        let came = self.devices.changes().any(|(_, before, after)| is(after) && !is(before));
+        if let Some(job) = self.open_job(pool, JobKind::Rebalance).filter(|_| came).map(|job| (pool, job.id)) {
+            self.jobs.update(job, |job| job.planned = job.planned.max(1));
+        }
+    }
+
+    /// These devices of a pool have what was to come back to them, or are not to have it.
+    pub(super) fn owes_nothing(&mut self, pool: PoolId, which: impl Fn(&Device) -> bool) {
+        let owed = self.devices.values().filter(|device| device.owed && device.pool == Some(pool) && which(device));
+        let owed: Vec<_> = owed.map(|device| device.id).collect();
+        owed.into_iter().for_each(|id| self.devices.update(id, |device| device.owed = false));
     }
 
     /// What a rebalance waits for: what its planner looks at.

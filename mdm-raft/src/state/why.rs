@@ -393,7 +393,10 @@ impl State {
 
     /// That a device is being emptied, and what that waits for.
     fn drain_causes(&self, device: &Device, now: LogTime) -> Vec<Cause> {
-        let Some(since) = device.draining else { return Vec::new() };
+        let Some(since) = device.draining else {
+            let what = "its share of the pool comes back once it is in service: a protected maintenance is over";
+            return device.owed.then(|| says(what.to_owned())).into_iter().collect();
+        };
         let left = self.copies_on(device.id);
         let what = match left {
             0 if device.lent => format!("device {} is empty until the protected maintenance is over", device.id),

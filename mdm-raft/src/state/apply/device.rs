@@ -203,6 +203,7 @@ impl State {
             faults: None,
             draining: lent,
             lent: lent.is_some(),
+            owed: false,
             no_room: None,
         });
         id
@@ -269,6 +270,7 @@ impl State {
         self.devices.update(id, |device| {
             device.pool = Some(pool);
             device.draining = device.draining.filter(|_| device.lent);
+            device.owed = false;
         });
         self.leave_alone_no_more(pool);
         self.place_pool(pool);

@@ -62,7 +62,9 @@ impl State {
             let since = Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms };
             for id in &devices {
                 if !self.is_drained_for_good(*id) {
-                    self.devices.update(*id, |device| (device.draining, device.lent) = (Some(since), false));
+                    self.devices.update(*id, |device| {
+                        (device.draining, device.lent, device.owed) = (Some(since), false, false);
+                    });
                 }
             }
             self.nothing_comes_to(&devices);

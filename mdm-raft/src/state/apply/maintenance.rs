@@ -7,7 +7,8 @@
 //!
 //! A protected one costs no redundancy: first its devices are lent to it, which is a drain that ends with the maintenance, so
 //! all copies move elsewhere (`liveness::moves`) and no group ever has fewer. It is entered when none is left, which the
-//! leader says (`liveness::maintenance`) and apply proves again. Its end gives the devices back, and a rebalance their shares.
+//! leader says (`liveness::maintenance`) and apply proves again. Its end gives the devices back, and a rebalance their shares:
+//! once they are in service, should the server still be down (`State::follow_rebuilds`).
 
 use std::collections::BTreeSet;
 
@@ -18,7 +19,7 @@ use crate::{
     command::{ErrorCode, proto},
     state::{
         State,
-        model::{JobKind, Moment, Pg, Sds},
+        model::{Moment, Pg, Sds},
     },
 };
 
@@ -80,7 +81,9 @@ impl State {
         }
         for device in &devices {
             if !self.is_draining(*device) {
-                self.devices.update(*device, |device| (device.draining, device.lent) = (Some(since), true));
+                self.devices.update(*device, |device| {
+                    (device.draining, device.lent, device.owed) = (Some(since), true, false);
+                });
             }
         }
         self.nothing_comes_to(&devices);
@@ -95,7 +98,7 @@ impl State {
             let object = format!("sds {}", exit.name);
             return Err(Refusal::new(ErrorCode::Precondition, object, "it is not in maintenance"));
         };
-        let (away, protected) = (sds.maintenance.is_some(), sds.protected.is_some());
+        let away = sds.maintenance.is_some();
         self.sds.update(id, |sds| (sds.maintenance, sds.protected) = (None, None));
         let devices: BTreeSet<DeviceId> = self.devices_of(id).map(|device| device.id).collect();
         for device in &devices {
@@ -105,27 +108,14 @@ impl State {
                     device.lost_at = Some(context.log_time);
                 }
                 if std::mem::take(&mut device.lent) {
-                    device.draining = None;
+                    (device.draining, device.owed) = (None, true);
                 }
             });
         }
         self.call_off(|state, leaving| devices.contains(&leaving) && !state.is_draining(leaving));
         // Pools that hold nothing yet may use it again.
-        let pools = self.pools_of(&devices);
-        pools.iter().for_each(|pool| self.place_pool(*pool));
-        if protected {
-            let since = Moment { revision: context.revision, at: context.log_time, wall_ms: context.wall_time_ms };
-            pools.into_iter().for_each(|pool| self.shares_come_back(pool, since));
-        }
+        self.pools_of(&devices).into_iter().for_each(|pool| self.place_pool(pool));
         done(id.get())
-    }
-
-    /// What left for a protected maintenance comes back: as many copies as shares say, so the planner is asked how many.
-    fn shares_come_back(&mut self, pool: PoolId, since: Moment) {
-        let holds = self.pools.get(pool).is_some_and(|pool| pool.used);
-        if holds && !self.is_recovering() && self.open_job(pool, JobKind::Rebalance).is_none() {
-            self.begin_rebalance(pool, 1, since, "a protected maintenance is over");
-        }
     }
 
     /// Copies that an SDS has a place for.

@@ -88,6 +88,7 @@ impl State {
                 self.pools.update(pool, |pool| pool.left_alone = true);
                 let here: Vec<DeviceId> = self.moving_in(pool).map(|(device, _)| device).collect();
                 self.call_off(|state, leaving| here.contains(&leaving) && !state.is_draining(leaving));
+                self.owes_nothing(pool, |_| true);
             }
             (false, _) if self.is_recovering() => {
                 return Err(Refusal::new(ErrorCode::Precondition, object, "the recovery after a restore is not over"));

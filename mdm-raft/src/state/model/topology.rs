@@ -219,6 +219,9 @@ pub struct Device {
     pub draining: Option<Moment>,
     /// It is emptied only for a protected maintenance of its SDS, and draining ends with that.
     pub lent: bool,
+    /// Its copies left for a protected maintenance that is over. Its share comes back once it is in service, whatever
+    /// `rebalance.auto` is; until a rebalance has seen to that.
+    pub owed: bool,
     /// It had no room for a copy that was to be filled there.
     pub no_room: Option<NoRoom>,
 }
@@ -249,6 +252,11 @@ impl Device {
     /// Until when it is given no copies, because it had no room for one.
     pub fn without_room(&self, now: LogTime) -> Option<LogTime> {
         self.no_room.map(|no_room| no_room.until).filter(|until| now < *until)
+    }
+
+    /// Whether it may have copies: in service, and not to be emptied.
+    pub const fn is_here(&self) -> bool {
+        self.alive && self.draining.is_none()
     }
 
     /// Takes it into service or out of it. One that is out already keeps the time since when.

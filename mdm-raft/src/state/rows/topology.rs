@@ -279,6 +279,7 @@ impl Row for Device {
             faults: self.faults.map(faults_row),
             draining: self.draining.map(moment_row),
             lent: self.lent,
+            owed: self.owed,
             no_room: self
                 .no_room
                 .map(|no_room| proto::NoRoom { until_log_ms: no_room.until.get(), pause_ms: no_room.pause_ms }),
@@ -307,6 +308,7 @@ impl Row for Device {
             faults: row.faults.map(faults),
             draining: row.draining.map(moment),
             lent: row.lent,
+            owed: row.owed,
             no_room: row.no_room.map(|row| NoRoom { until: LogTime(row.until_log_ms), pause_ms: row.pause_ms }),
         })
     }

@@ -83,6 +83,66 @@ fn all_copies_are_elsewhere_before_it_is_entered_and_come_back_afterwards() {
     }
 }
 
+/// Its maintenance is ended while it is down, or it is lost again before anything has come back.
+#[test]
+fn what_left_comes_back_when_its_server_does_whatever_rebalance_auto_is() {
+    for (down_at_exit, auto) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
+        let mut world = and_one(3);
+        let mut looks = Looks::default();
+        settle(&mut world, &mut looks);
+        world.ok(set(Setting::RebalanceAuto, auto));
+        let held = on(&world, 1);
+        world.ok(protect("s1"));
+        settle(&mut world, &mut looks);
+        assert_eq!(on(&world, 1), 0);
+        if down_at_exit {
+            world.ok(lost(1, 1));
+        }
+        world.ok(exit("s1"));
+        if !down_at_exit {
+            assert!(world.state.open_job(POOL, JobKind::Rebalance).is_some());
+            world.ok(lost(1, 1));
+        }
+        settle(&mut world, &mut looks);
+        assert!(world.state.all_rebuilds().all(|job| job.is_finished()), "nothing waits for it");
+        let [why] = world.state.why("device 1").try_into().unwrap();
+        assert!(why.causes.iter().any(|cause| cause.what.contains("comes back once it is in service")), "{why:?}");
+        assert!(world.reloaded() == world.state);
+
+        world.ok(register_sds(1, 11, 2));
+        let job = world.state.open_job(POOL, JobKind::Rebalance).unwrap();
+        assert_eq!(job.why, "a protected maintenance is over");
+        settle(&mut world, &mut looks);
+        assert_eq!((on(&world, 1), world.state.device(DeviceId(1)).unwrap().owed), (held, false));
+        assert!(world.state.all_rebuilds().all(|job| job.is_finished()) && world.reloaded() == world.state);
+        world.ok(lost(1, 11));
+        world.ok(register_sds(1, 12, 3));
+        assert!(world.state.open_job(POOL, JobKind::Rebalance).is_none(), "it has come back");
+    }
+}
+
+#[test]
+fn an_operator_who_ends_the_rebalance_ends_what_comes_back() {
+    let mut world = and_one(3);
+    let mut looks = Looks::default();
+    world.ok(protect("s1"));
+    settle(&mut world, &mut looks);
+    world.ok(exit("s1"));
+    world.ok(rebalance("p", 0, true));
+    world.ok(lost(1, 1));
+    world.ok(register_sds(1, 11, 2));
+    settle(&mut world, &mut looks);
+    assert_eq!(on(&world, 1), 0);
+
+    // One that is taken out for good is owed nothing when that is given up.
+    world.ok(protect("s1"));
+    world.ok(exit("s1"));
+    assert!(world.state.device(DeviceId(1)).unwrap().owed);
+    world.ok(drain("s1"));
+    world.ok(cancel("s1"));
+    assert!(!world.state.device(DeviceId(1)).unwrap().owed);
+}
+
 #[test]
 fn it_is_refused_when_the_others_cannot_take_the_copies() {
     let mut world = World::with_sds(2);
