@@ -18,9 +18,10 @@ mod units;
 
 use std::process::ExitCode;
 
-/// For the daemons, which allocate and free small messages on many threads all the time.
+/// For the daemons, which allocate and free small messages on many threads all the time. What stays free for ten seconds goes
+/// back to the system.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     cli::main()
