@@ -272,6 +272,11 @@ impl<D: Clone> Primary<D> {
             return;
         }
         let equal = version == Some(asking.version) || base.planted.is(Bug::RepairFromOtherVersion);
+        // The chunk stands still, and this copy had its last write before it was asked: an older version is in the answer to an
+        // earlier question, of a repair that a write has ended, and says nothing of what the copy has now.
+        if !equal && version.is_some_and(|version| version < asking.version) {
+            return;
+        }
         if let Some(data) = data.filter(|_| equal) {
             asking.blocks.pop_front();
             asking.untried = asking.copies.clone();
