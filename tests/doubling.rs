@@ -51,6 +51,11 @@ fn groups_double_under_io_and_while_a_server_is_away() {
     assert_eq!(number(&shown, "pgs"), 4 * GROUPS as u64);
     // Every chunk is where the map says: all copies are compared.
     cluster.expect(0, "pool scrub default --wait");
+    // Several steps in one command: each waits until all devices have followed the one before.
+    cluster.expect(0, &format!("pool set-pgs default {}", 16 * GROUPS));
+    until(&cluster, "pool show default", |row| row["devices_to_follow"] == 0 && row["pgs"] == 16 * GROUPS);
+    until(&cluster, "pg list", all_whole);
+    expect_kept(&mut reader, KEPT);
     for refused in [4 * GROUPS as u64 - 1, 2 * GROUPS as u64, 1 << 20] {
         let said = cluster.run(&format!("pool set-pgs default {refused}"), &[]);
         assert_ne!(said.status.code(), Some(0), "{refused} groups");

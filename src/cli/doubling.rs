@@ -16,7 +16,7 @@ use crate::{
 
 /// As many as the MDM gives a pool. It refuses more itself, but only after the steps up to there.
 const MOST: u32 = 4_096;
-/// Between two steps: servers sort their chunks again within seconds.
+/// Between two steps: servers put a map into force within seconds.
 const LONG: Duration = Duration::from_secs(600);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -29,8 +29,10 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Each step is one change, and the next waits until every group has a primary again: what was begun is no worse than
-/// before if this command ends in between, and goes on when it is given again.
+/// Each step is one change, which is over at once: no group loses its primary by it. The next one waits until every server
+/// in service that has devices of the pool has said that it has put the last one into force, so that no server has more than
+/// one to follow. That is not yet that its chunks are sorted again on disk: it serves meanwhile, and follows several steps as
+/// well as one. If this command ends in between nothing is worse than before, and given again it goes on.
 pub(super) async fn run(tool: &Tool, session: &Session, name: &str, asked: u32) -> Result<(), Failure> {
     let what = format!("set the placement groups of pool {name}");
     let limit = tool.options.timeout.unwrap_or(LONG);
@@ -46,14 +48,16 @@ pub(super) async fn run(tool: &Tool, session: &Session, name: &str, asked: u32) 
         let deadline = Instant::now() + limit;
         loop {
             let row = look(session, &what, name).await?;
-            if row.pgs_unavailable == 0 {
+            let left = row.devices_to_follow;
+            if left == 0 {
                 break;
             }
             if Instant::now() >= deadline {
-                let left = row.pgs_unavailable;
-                let why = format!("{what}: it has {now}, and after {} {left} have no primary", format_duration(limit));
-                return Err(Failure::new(Exit::TimedOut, why)
-                    .remedy(format!("`pflex why pool {name}` says why; then give the same command again")));
+                let waited = format_duration(limit);
+                let why = format!("{what}: it has {now}, and after {waited} {left} devices have not followed that");
+                return Err(Failure::new(Exit::TimedOut, why).remedy(format!(
+                    "`pflex sds list` and `pflex why pool {name}` say which servers are behind; then give the same command again"
+                )));
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -215,7 +215,8 @@ fn record(row: &PoolRow, domains: &Names) -> Record {
         .wide("pgs_active", "ACTIVE", row.pgs_active)
         .column("pgs_degraded", "DEGRADED", row.pgs_degraded)
         .column("pgs_unavailable", "UNAVAILABLE", row.pgs_unavailable)
-        .wide("pgs_unassigned", "UNASSIGNED", row.pgs_unassigned);
+        .wide("pgs_unassigned", "UNASSIGNED", row.pgs_unassigned)
+        .wide("devices_to_follow", "TO FOLLOW", row.devices_to_follow);
     scrub::columns(record, row.scrub.as_ref())
 }
 

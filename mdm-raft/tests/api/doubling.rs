@@ -5,8 +5,8 @@ use pflex_common::mdm::MdmError;
 use pflex_proto::{
     ids::{PgId, PgIndex},
     pb::{
-        ComponentKind, MapUpdate, Pool, RegisterReply, RegisterRequest, SetPgCountRequest, admin_client::AdminClient,
-        discovery_client::DiscoveryClient,
+        ComponentKind, ListRequest, MapUpdate, Pool, RegisterReply, RegisterRequest, SetPgCountRequest,
+        admin_client::AdminClient, discovery_client::DiscoveryClient,
     },
     status::Reason,
 };
@@ -78,6 +78,37 @@ async fn a_watcher_gets_the_pool_and_all_of_its_groups_in_one_update() {
     }
     assert_eq!(set(&cluster, "q", 16).await.unwrap_err().reason(), Some(Reason::NotFound));
     cluster.stop().await;
+}
+
+/// What somebody waits for who doubles in steps.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pool_says_how_many_devices_have_not_followed() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_pool("p", 8).await;
+    let (_one, two) = (FakeSds::create(&cluster, 1).await, FakeSds::create(&cluster, 2).await);
+    cluster.create_volume("v", GIB).await.unwrap();
+    until_there_are(&cluster, 0).await;
+    two.says.send_modify(|says| says.stuck = true);
+    set(&cluster, "p", 16).await.unwrap();
+    // The other one is there soon, and this one is not, however long anybody asks.
+    until_there_are(&cluster, 1).await;
+    assert_eq!(to_follow(&cluster).await, 1);
+    two.says.send_modify(|says| says.stuck = false);
+    until_there_are(&cluster, 0).await;
+    cluster.stop().await;
+}
+
+async fn to_follow(cluster: &Cluster) -> u32 {
+    let asked = cluster.client.read(PATIENCE, |connection| async move {
+        AdminClient::new(connection).list_pools(ListRequest::default()).await
+    });
+    asked.await.unwrap().pools[0].devices_to_follow
+}
+
+async fn until_there_are(cluster: &Cluster, devices: u32) {
+    while to_follow(cluster).await != devices {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,13 +44,29 @@ impl Api {
     pub(super) async fn pools(&self, request: ListRequest) -> Result<pb::ListPoolsReply, Status> {
         let name = request.name;
         let (used, disks) = (self.reports().used_bytes(), self.liveness().faults());
+        let row = |state: &State, pool: &Pool| pb::PoolRow {
+            devices_to_follow: self.to_follow(state, pool),
+            ..pool_row(state, pool, &used, &disks)
+        };
         let (_, rows) = self
             .read(request.stale, |state| {
                 named("pool", &name, state.pool_by_name(&name), state.all_pools())
-                    .map(|rows| rows.into_iter().map(|pool| pool_row(state, pool, &used, &disks)).collect())
+                    .map(|rows| rows.into_iter().map(|pool| row(state, pool)).collect())
             })
             .await?;
         Ok(pb::ListPoolsReply { pools: rows? })
+    }
+
+    /// Devices in service of a pool whose server has not put the newest configurations of its groups into force, as far as
+    /// its beats say. A leader that has not heard a server yet takes it for one that has not.
+    fn to_follow(&self, state: &State, pool: &Pool) -> u32 {
+        let newest = state.pgs_of(pool.id).map(|pg| pg.since).max().unwrap_or_default();
+        let here = state.all_devices().filter(|device| device.pool == Some(pool.id) && device.alive);
+        let lags = |sds: SdsId| {
+            let process = state.sds(sds).and_then(|sds| sds.registration.as_ref()).map(|start| start.process);
+            process.and_then(|process| self.liveness().applied(sds, process)).is_none_or(|at| at < newest)
+        };
+        here.filter(|device| lags(device.sds)).count() as u32
     }
 
     pub(super) async fn sds_rows(&self, request: ListRequest) -> Result<pb::ListSdsReply, Status> {
@@ -121,6 +137,7 @@ fn pool_row(state: &State, pool: &Pool, used: &BTreeMap<SdsId, u64>, disks: &Dis
         pgs_unavailable: usage.unavailable,
         pgs_unassigned: usage.unassigned,
         scrub: pool.scrub.map(|scrub| scrub_of(state, pool, scrub, disks)),
+        devices_to_follow: 0,
     }
 }
 
