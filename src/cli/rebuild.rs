@@ -96,7 +96,7 @@ pub(super) enum Verb {
 /// When the limits of a policy hold.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Never: as fast as it goes.
+    /// Never: as fast as it goes, though a device that applications use copies four chunks at a time at most.
     Unlimited,
     /// Always.
     Limit,
